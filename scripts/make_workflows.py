@@ -1,0 +1,698 @@
+"""Write workflows/*.json (canvas), workflows/api/*.json (API twins), their thumbnails and subgraphs/*.json.
+
+    python scripts/make_workflows.py                          write everything
+    python scripts/make_workflows.py --signatures URL         first take the node signatures from a running ComfyUI
+
+Both forms of a workflow come from one description here, so they cannot drift apart. The order of a node's inputs and widgets
+comes from scripts/node_signatures.json, an excerpt of ComfyUI's /object_info for the node types used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.request
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNATURES = Path(__file__).with_name("node_signatures.json")
+
+CHECKPOINT = "LTX-2.3-22B-HLWQ-Q5"
+TEXT_ENCODER = "gemma_3_12B_it.safetensors"
+LORA = "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors"
+SPATIAL = "ltx-2.3-spatial-upscaler-x2-1.1.safetensors"
+TEMPORAL = "ltx-2.3-temporal-upscaler-x2-1.0.safetensors"
+
+HUGGING_FACE = "https://huggingface.co"
+LORA_URL = f"{HUGGING_FACE}/Comfy-Org/ltx-2.3/resolve/main/split_files/loras/{LORA}"
+GEMMA_URL = f"{HUGGING_FACE}/Comfy-Org/ltx-2/resolve/main/split_files/text_encoders/{TEXT_ENCODER}"
+CHECKPOINT_URL = f"{HUGGING_FACE}/caiovicentino1/LTX-2.3-22B-HLWQ-Q5"
+
+# The distilled model's own noise schedule, and the part of it that refines an upscaled latent.
+SIGMAS_1 = "1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0"
+SIGMAS_2 = "0.85, 0.725, 0.421875, 0.0"
+
+# Every node type used; --signatures fetches these.
+NODE_TYPES = (
+    "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQLoadCheckpoint",
+    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQSaveAudioVideo", "HLWQUpscaleLatent", "ImageScale", "KSamplerSelect",
+    "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVEmptyLatentAudio",
+    "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoraLoaderModelOnly",
+    "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
+    "SolidMask", "TrimAudioDuration", "VAEDecodeTiled",
+)  # fmt: skip
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+# ---- node signatures -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slot:
+    name: str
+    type: str
+    widget: bool
+    extra: int  # widget values that the frontend keeps behind this one (seed control, upload button)
+
+
+def slots(signature: dict[str, Any]) -> list[Slot]:
+    """A node's inputs, in the order of its definition."""
+    result = []
+    for part in ("required", "optional"):
+        for name, spec in signature["input"].get(part, {}).items():
+            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+            if kind == "COMFY_AUTOGROW_V3":
+                template = options["template"]
+                inner = template["input"]["required"]["value"][0]
+                # The frontend keeps one free socket after those in use; two are enough for every graph here.
+                result += [Slot(f"{name}.{letter}", inner, False, 0) for letter in template["names"][:2]]
+                continue
+            if isinstance(kind, list):
+                kind = "COMBO"
+            widget = kind in WIDGET_TYPES or "widgetType" in options
+            extra = 0
+            if options.get("control_after_generate"):
+                extra = 1
+            elif options.get("image_upload"):
+                extra = 1
+            elif options.get("audio_upload"):
+                extra = 2
+            result.append(Slot(name, kind, widget, extra))
+    return result
+
+
+def fetch_signatures(server: str, types: Iterable[str]) -> dict[str, Any]:
+    """The excerpt of /object_info that the workflows need; lists of the user's files are left out."""
+    with urllib.request.urlopen(f"{server}/object_info", timeout=60) as answer:
+        info = json.load(answer)
+    excerpt = {}
+    for name in sorted(types):
+        node = info[name]
+        inputs = {part: dict(entries) for part, entries in node["input"].items() if part != "hidden"}
+        for entries in inputs.values():
+            for key, spec in entries.items():
+                options = {
+                    k: v
+                    for k, v in (spec[1] if len(spec) > 1 else {}).items()
+                    if k in ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template")
+                }
+                entries[key] = ["COMBO" if isinstance(spec[0], list) else spec[0], options]
+        excerpt[name] = {
+            "input": inputs,
+            "output": node["output"],
+            "output_name": node["output_name"],
+            "python_module": node["python_module"],
+        }
+    return excerpt
+
+
+# ---- one description, two forms --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Out:
+    node: Node
+    slot: int
+
+
+@dataclass(eq=False)
+class Node:
+    id: int
+    type: str
+    title: str | None
+    inputs: dict[str, Any]
+    signature: dict[str, Any]
+    size: tuple[int, int]
+    after: list[Any] = field(default_factory=list)  # values behind a seed or an upload widget
+    models: list[dict[str, str]] = field(default_factory=list)
+    color: tuple[str, str] | None = None
+    pos: tuple[int, int] = (0, 0)
+
+    def __getitem__(self, output: str) -> Out:
+        return Out(self, self.signature["output_name"].index(output))
+
+    def slots(self) -> list[Slot]:
+        """Sockets first, then widgets: the order in which the frontend numbers inputs."""
+        every = slots(self.signature)
+        return [s for s in every if not s.widget] + [s for s in every if s.widget]
+
+
+@dataclass
+class Note:
+    title: str
+    text: str
+    size: tuple[int, int]
+
+
+class Workflow:
+    """A graph described node by node; groups stand side by side, nodes stand one below the other in a group."""
+
+    GAP, MARGIN, TITLE = 60, 30, 40
+
+    def __init__(self, stem: str, name: str, signatures: dict[str, Any]):
+        self.stem, self.name, self.signatures = stem, name, signatures
+        self.nodes: list[Node] = []
+        self.columns: list[list[tuple[str, str, list[Node | Note]]]] = []
+        self._group: list[Node | Note] = []
+
+    def column(self) -> None:
+        self.columns.append([])
+
+    def group(self, title: str, color: str = "#3f789e") -> None:
+        self._group = []
+        self.columns[-1].append((title, color, self._group))
+
+    def add(
+        self, type: str, title: str | None = None, *, wide: int = 320, lines: int = 0, after: list[Any] | None = None,
+        models: list[dict[str, str]] | None = None, color: tuple[str, str] | None = None, **inputs: Any,
+    ) -> Node:  # fmt: skip
+        """A node; an input is a value or another node's output. `__` in an input's name stands for a dot."""
+        signature = self.signatures[type]
+        entries = slots(signature)
+        values = {name.replace("__", "."): value for name, value in inputs.items()}
+        unknown = values.keys() - {s.name for s in entries}
+        if unknown:
+            raise KeyError(f"{type} has no input {sorted(unknown)}")
+        rows = max(sum(not s.widget for s in entries), len(signature["output"]))
+        height = 50 + 24 * rows + sum(30 + 30 * (s.extra == 1) for s in entries if s.widget) + 20 * lines
+        node = Node(
+            len(self.nodes) + 1, type, title, values, signature, (wide, height), after or [], models or [], color
+        )
+        self.nodes.append(node)
+        self._group.append(node)
+        return node
+
+    def note(self, title: str, text: str, size: tuple[int, int]) -> None:
+        self._group.append(Note(title, text, size))
+
+    # -- API form
+
+    def api(self) -> dict[str, Any]:
+        prompt = {}
+        for node in self.nodes:
+            inputs = {
+                slot.name: [str(value.node.id), value.slot] if isinstance(value, Out) else value
+                for slot in slots(node.signature)
+                if (value := node.inputs.get(slot.name)) is not None
+            }
+            title = node.title or node.type
+            prompt[str(node.id)] = {"inputs": inputs, "class_type": node.type, "_meta": {"title": title}}
+        return prompt
+
+    # -- canvas form
+
+    def _place(self) -> tuple[list[dict[str, Any]], list[tuple[Note, tuple[int, int]]]]:
+        groups, notes = [], []
+        x = 0
+        for column in self.columns:
+            y, widest = 0, 0
+            for title, color, members in column:
+                width = max(m.size[0] for m in members)
+                top, y = y, y + self.TITLE + 40
+                for member in members:
+                    at = (x + self.MARGIN, y)
+                    if isinstance(member, Note):
+                        notes.append((member, at))
+                    else:
+                        member.pos = at
+                        member.size = (width, member.size[1])
+                    y += member.size[1] + self.GAP
+                bounds = [x, top, width + 2 * self.MARGIN, y - self.GAP + self.MARGIN - top]
+                groups.append({"id": len(groups) + 1, "title": title, "bounding": bounds, "color": color, "flags": {}})
+                y += self.MARGIN + 20
+                widest = max(widest, width)
+            x += widest + 2 * self.MARGIN + 40
+        return groups, notes
+
+    def _links(self) -> list[tuple[int, Node, int, Node, int, str]]:
+        links = []
+        for node in self.nodes:
+            for index, slot in enumerate(node.slots()):
+                value = node.inputs.get(slot.name)
+                if isinstance(value, Out):
+                    kind = value.node.signature["output"][value.slot]
+                    links.append((len(links) + 1, value.node, value.slot, node, index, kind))
+        return links
+
+    def ui(self) -> dict[str, Any]:
+        groups, notes = self._place()
+        links = self._links()
+        nodes = [self._ui_node(node, order, links) for order, node in enumerate(self.nodes)]
+        for note, at in notes:
+            nodes.append(
+                {
+                    "id": len(nodes) + 1,
+                    "type": "MarkdownNote",
+                    "title": note.title,
+                    "pos": list(at),
+                    "size": list(note.size),
+                    "flags": {},
+                    "order": len(nodes),
+                    "mode": 0,
+                    "inputs": [],
+                    "outputs": [],
+                    "properties": {},
+                    "widgets_values": [note.text],
+                    "color": "#432",
+                    "bgcolor": "#000",
+                }
+            )
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{self.stem}")),
+            "revision": 0,
+            "last_node_id": len(nodes),
+            "last_link_id": len(links),
+            "nodes": nodes,
+            "links": [[i, a.id, sa, b.id, sb, kind] for i, a, sa, b, sb, kind in links],
+            "groups": groups,
+            "config": {},
+            "extra": {"ds": {"scale": 0.5, "offset": [120, 120]}, "frontendVersion": "1.47.12"},
+            "version": 0.4,
+        }
+
+    def _ui_node(self, node: Node, order: int, links: list[tuple[int, Node, int, Node, int, str]]) -> dict[str, Any]:
+        inputs = []
+        for index, slot in enumerate(node.slots()):
+            entry: dict[str, Any] = {"localized_name": slot.name, "name": slot.name, "type": slot.type}
+            if slot.widget:
+                entry["widget"] = {"name": slot.name}
+            entry["link"] = next((i for i, _, _, b, sb, _ in links if b is node and sb == index), None)
+            inputs.append(entry)
+        outputs = [
+            {
+                "localized_name": name,
+                "name": name,
+                "type": kind,
+                "links": [i for i, a, sa, *_ in links if a is node and sa == slot],
+            }
+            for slot, (name, kind) in enumerate(
+                zip(node.signature["output_name"], node.signature["output"], strict=True)
+            )
+        ]
+        ours = node.type.startswith("HLWQ")
+        properties: dict[str, Any] = {
+            "cnr_id": "comfyui-hlwq" if ours else "comfy-core",
+            "Node name for S&R": node.type,
+        }
+        if node.models:
+            properties["models"] = node.models
+        entry = {
+            "id": node.id,
+            "type": node.type,
+            "pos": list(node.pos),
+            "size": list(node.size),
+            "flags": {},
+            "order": order,
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": properties,
+            "widgets_values": self._widget_values(node),
+        }
+        if node.title:
+            entry["title"] = node.title
+        if node.color:
+            entry["color"], entry["bgcolor"] = node.color
+        return entry
+
+    def _widget_values(self, node: Node) -> list[Any]:
+        after = list(node.after)
+        values: list[Any] = []
+        for slot in slots(node.signature):
+            if not slot.widget:
+                continue
+            value = node.inputs.get(slot.name)
+            # A linked widget shows nothing of its own, but its place in the list has to be filled with its type.
+            values.append(self._resting_value(slot, value.node) if isinstance(value, Out) else value)
+            for _ in range(slot.extra):
+                values.append(after.pop(0) if after else None)
+        return values
+
+    @staticmethod
+    def _resting_value(slot: Slot, source: Node) -> Any:
+        own = source.inputs.get("value")
+        if own is not None and not isinstance(own, Out):
+            return own
+        return {"STRING": "", "BOOLEAN": False}.get(slot.type, 1)
+
+
+# ---- the workflows ---------------------------------------------------------------------------------------------------
+
+PROMPT = (
+    "A ginger cat sits at an upright piano in a small jazz club and plays a slow tune. Its paws press the keys in time with "
+    "the music. Warm lamps, smoke in the air, a double bass player out of focus behind. The camera moves slowly closer. "
+    "Soft piano, brushed drums, quiet murmur of the audience."
+)
+PROMPT_IMAGE = (
+    "The scene comes to life: the subject moves naturally, hair and clothes follow, light shifts softly. The camera moves "
+    "slowly closer. Quiet sounds of the place."
+)
+PROMPT_AUDIO = (
+    "A singer stands at a microphone on a small stage and sings with feeling, lips and breath following the voice. Warm "
+    "light, dark background, steady camera at chest height."
+)
+NEGATIVE = "blurry, low quality, distorted, watermark, subtitles, static picture, noise, clipped sound"
+
+WHERE = f"""## Which file goes where
+
+| node | file | folder |
+| --- | --- | --- |
+| Load Checkpoint | the folder [{CHECKPOINT}]({CHECKPOINT_URL}) | `models/hlwq/` |
+| Load Text Encoder | [{TEXT_ENCODER}]({GEMMA_URL}) | `models/text_encoders/` |
+| Distilled LoRA | [{LORA}]({LORA_URL}) | `models/loras/` |
+"""
+WHERE_UPSCALERS = """
+The upscalers come with the checkpoint, in its folder `upscalers/`.
+"""
+
+MODEL_COLOR = ("#223", "#335")
+INPUT_COLOR = ("#232", "#353")
+
+
+@dataclass
+class Base:
+    """The nodes that the later parts of a graph connect to."""
+
+    checkpoint: Node
+    lora: Node
+    width: Node
+    height: Node
+    length: Node
+    rate: Node
+    seed: Node
+    conditioning: Node
+    positive: Node
+    negative: Node
+    upscalers: dict[str, Node] = field(default_factory=dict)
+
+
+def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int = 760) -> None:
+    graph.column()
+    graph.group("Read me", "#a1309b")
+    graph.note(graph.name, text.strip() + "\n\n" + WHERE + (WHERE_UPSCALERS if upscalers else ""), (560, height))
+
+
+def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, dict[str, Node]]:
+    graph.column()
+    graph.group("Models")
+    checkpoint = graph.add(
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, checkpoint=CHECKPOINT, backend="auto", color=MODEL_COLOR
+    )
+    lora = graph.add(
+        "LoraLoaderModelOnly", "Distilled LoRA", model=checkpoint["MODEL"], lora_name=LORA, strength_model=0.5,
+        models=[{"name": LORA, "url": LORA_URL, "directory": "loras"}], color=MODEL_COLOR,
+    )  # fmt: skip
+    encoder = graph.add(
+        "HLWQLoadTextEncoder", "Load Text Encoder", text_encoder=TEXT_ENCODER, checkpoint=CHECKPOINT,
+        models=[{"name": TEXT_ENCODER, "url": GEMMA_URL, "directory": "text_encoders"}], color=MODEL_COLOR,
+    )  # fmt: skip
+    loaders = {
+        kind: graph.add("HLWQLoadUpscaler", f"{kind.capitalize()} upscaler", upscaler=file, color=MODEL_COLOR)
+        for kind, file in kinds.items()
+    }
+    return checkpoint, lora, encoder, loaders
+
+
+def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -> Base:
+    """Models, size and prompts: what every workflow begins with."""
+    checkpoint, lora, encoder, upscalers = models(graph, kinds or {})
+    graph.column()
+    graph.group("Size, length and seed")
+    width = graph.add("PrimitiveInt", "Width", value=768, after=["fixed"], color=INPUT_COLOR)
+    height = graph.add("PrimitiveInt", "Height", value=512, after=["fixed"], color=INPUT_COLOR)
+    length = graph.add("PrimitiveInt", "Length", value=121, after=["fixed"], color=INPUT_COLOR)
+    rate = graph.add("PrimitiveFloat", "Frame rate", value=24.0, color=INPUT_COLOR)
+    seed = graph.add("RandomNoise", "Seed", noise_seed=42, after=["randomize"], color=INPUT_COLOR)
+    graph.column()
+    graph.group("Prompt")
+    clip = encoder["CLIP"]
+    positive = graph.add("CLIPTextEncode", "Prompt", wide=460, lines=10, clip=clip, text=prompt, color=INPUT_COLOR)
+    negative = graph.add("CLIPTextEncode", "Negative prompt", lines=4, clip=clip, text=NEGATIVE, color=INPUT_COLOR)
+    conditioning = graph.add(
+        "LTXVConditioning", positive=positive["CONDITIONING"], negative=negative["CONDITIONING"], frame_rate=rate["FLOAT"]
+    )
+    return Base(
+        checkpoint, lora, width, height, length, rate, seed, conditioning, positive, negative, upscalers
+    )  # fmt: skip
+
+
+def empty_latents(graph: Workflow, base: Base, *, half: bool = False) -> tuple[Out, Out]:
+    """The empty video latent (at half the size if asked) and the empty audio latent."""
+    width, height = base.width["INT"], base.height["INT"]
+    graph.column()
+    graph.group("Empty latents")
+    if half:
+        width = graph.add("ComfyMathExpression", "Half the width", expression="a / 2", values__a=width)["INT"]
+        height = graph.add("ComfyMathExpression", "Half the height", expression="a / 2", values__a=height)["INT"]
+    video = graph.add("EmptyLTXVLatentVideo", width=width, height=height, length=base.length["INT"], batch_size=1)
+    audio = graph.add(
+        "LTXVEmptyLatentAudio", frames_number=base.length["INT"], frame_rate=base.rate["FLOAT"], batch_size=1,
+        audio_vae=base.checkpoint["AUDIO VAE"],
+    )  # fmt: skip
+    return video["LATENT"], audio["Latent"]
+
+
+def sample(
+    graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None
+) -> Node:
+    """A sampler and what feeds it: the distilled model's 8 steps, or the 3 that refine an upscaled latent."""
+    conditioning = conditioning or base.conditioning
+    suffix = ", stage 2" if second else ""
+    noise = base.seed
+    if second:
+        noise = graph.add("RandomNoise", "Seed, stage 2", noise_seed=42, after=["fixed"])
+    guider = graph.add(
+        "CFGGuider", model=base.lora["MODEL"], positive=conditioning["positive"], negative=conditioning["negative"], cfg=1.0
+    )
+    method = graph.add("KSamplerSelect", sampler_name="euler")
+    sigmas = graph.add("ManualSigmas", f"Sigmas{suffix}", sigmas=SIGMAS_2 if second else SIGMAS_1, wide=460)
+    return graph.add(
+        "SamplerCustomAdvanced", f"Sampler{suffix}", noise=noise["NOISE"], guider=guider["GUIDER"],
+        sampler=method["SAMPLER"], sigmas=sigmas["SIGMAS"], latent_image=latent,
+    )  # fmt: skip
+
+
+def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out | None = None) -> Node:
+    """Decode picture and sound, save both in one file. `audio` is saved as it is in place of the decoded one."""
+    graph.column()
+    graph.group("Decode and save", "#88a06e")
+    parts = graph.add("LTXVSeparateAVLatent", av_latent=latent)
+    images = graph.add(
+        "VAEDecodeTiled", samples=parts["video_latent"], vae=base.checkpoint["VAE"], tile_size=768, overlap=64,
+        temporal_size=4096, temporal_overlap=4,
+    )  # fmt: skip
+    if audio is None:
+        audio = graph.add(
+            "LTXVAudioVAEDecode", samples=parts["audio_latent"], audio_vae=base.checkpoint["AUDIO VAE"]
+        )["Audio"]
+    graph.column()
+    graph.group("Result", "#88a06e")
+    return graph.add(
+        "HLWQSaveAudioVideo", "Save", wide=560, lines=18, images=images["IMAGE"], audio=audio, frame_rate=rate,
+        filename_prefix=f"video/{graph.stem}", codec="h264", quality="high", audio_codec="aac", color=INPUT_COLOR,
+    )  # fmt: skip
+
+
+def joint(graph: Workflow, video: Out, audio: Out) -> Out:
+    return graph.add("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)["latent"]
+
+
+def text_to_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_text_to_video", "HLWQ LTX-2.3: text to video", signatures)
+    read_me(
+        graph,
+        """
+Picture and sound from a text, in one stage: 8 steps of the distilled LoRA.
+
+- **Width** and **Height**: multiples of 32.
+- **Length**: frames, 8 n + 1 (9, 17, … 121). At 24 frames a second 121 frames are 5 seconds.
+- The sound is as long as the video; **Save** cuts or pads it to the frame.
+- For a sharper picture at a larger size take the two-stage workflow.
+""",
+    )
+    base = opening(graph, PROMPT)
+    video, audio = empty_latents(graph, base)
+    latent = joint(graph, video, audio)
+    graph.column()
+    graph.group("Sampling")
+    result = sample(graph, base, latent)
+    closing(graph, base, result["output"], base.rate["FLOAT"])
+    return graph
+
+
+def start_image(graph: Workflow, base: Base) -> Out:
+    """The start image at the video's size, with the compression marks that the model was trained to move."""
+    graph.column()
+    graph.group("Start image")
+    image = graph.add("LoadImage", "Start image", lines=14, image="example.png", after=["image"], color=INPUT_COLOR)
+    scaled = graph.add(
+        "ImageScale", image=image["IMAGE"], upscale_method="lanczos", width=base.width["INT"],
+        height=base.height["INT"], crop="center",
+    )  # fmt: skip
+    return graph.add("LTXVPreprocess", image=scaled["IMAGE"], img_compression=18)["output_image"]
+
+
+def image_to_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_image_to_video", "HLWQ LTX-2.3: image to video", signatures)
+    read_me(
+        graph,
+        """
+A picture comes to life, with sound: the start image is the first frame.
+
+- **Start image**: any size; the middle is cut to the format of **Width** × **Height** (multiples of 32).
+- **Length**: frames, 8 n + 1.
+- The prompt says what happens, not what is in the picture already.
+- `strength` below 1 in *LTXVImgToVideoInplace* lets the first frame change a little.
+""",
+    )
+    base = opening(graph, PROMPT_IMAGE)
+    image = start_image(graph, base)
+    video, audio = empty_latents(graph, base)
+    begun = graph.add(
+        "LTXVImgToVideoInplace", vae=base.checkpoint["VAE"], image=image, latent=video, strength=1.0, bypass=False
+    )
+    latent = joint(graph, begun["latent"], audio)
+    graph.column()
+    graph.group("Sampling")
+    result = sample(graph, base, latent)
+    closing(graph, base, result["output"], base.rate["FLOAT"])
+    return graph
+
+
+def two_stage(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_two_stage", "HLWQ LTX-2.3: two stages, spatial ×2", signatures)
+    read_me(
+        graph,
+        """
+Lightricks' way to a large picture: 8 steps at half the size, the spatial upscaler, 3 steps at full size.
+
+- **Width** and **Height** are the result's: multiples of 64, because the first stage has half of them.
+- **Length**: frames, 8 n + 1.
+- The sound passes the upscaler untouched and is refined with the picture in the second stage.
+""",
+        upscalers=True,
+        height=800,
+    )
+    base = opening(graph, PROMPT, {"spatial": SPATIAL})
+    base.width.inputs["value"], base.height.inputs["value"] = 1536, 1024
+    video, audio = empty_latents(graph, base, half=True)
+    latent = joint(graph, video, audio)
+    graph.column()
+    graph.group("Stage 1: half the size")
+    first = sample(graph, base, latent)
+    graph.column()
+    graph.group("Spatial ×2", "#b58b2a")
+    larger = graph.add(
+        "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="spatial",
+        frame_rate=base.rate["FLOAT"], spatial_upscaler=base.upscalers["spatial"]["LATENT_UPSCALE_MODEL"],
+    )  # fmt: skip
+    graph.column()
+    graph.group("Stage 2: refine")
+    second = sample(graph, base, larger["latent"], second=True)
+    closing(graph, base, second["output"], larger["frame_rate"])
+    return graph
+
+
+def temporal_upscale(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_temporal_upscale", "HLWQ LTX-2.3: twice the frame rate", signatures)
+    read_me(
+        graph,
+        """
+Smooth motion: 8 steps at **Frame rate**, the temporal upscaler, 3 steps at twice the frame rate.
+
+- **Length** frames become 2 × Length − 1, **Frame rate** becomes twice as much: the video lasts as long as before, and the
+  sound stays in time. 121 frames at 24 become 241 at 48.
+- Everything behind the upscaler takes the frame rate that **Upscale Latent** hands on.
+- To double the size as well, add the spatial upscaler and set the mode to *both*.
+""",
+        upscalers=True,
+        height=860,
+    )
+    base = opening(graph, PROMPT, {"temporal": TEMPORAL})
+    video, audio = empty_latents(graph, base)
+    latent = joint(graph, video, audio)
+    graph.column()
+    graph.group("Stage 1")
+    first = sample(graph, base, latent)
+    graph.column()
+    graph.group("Temporal ×2", "#b58b2a")
+    longer = graph.add(
+        "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="temporal",
+        frame_rate=base.rate["FLOAT"], temporal_upscaler=base.upscalers["temporal"]["LATENT_UPSCALE_MODEL"],
+    )  # fmt: skip
+    doubled = graph.add(
+        "LTXVConditioning", positive=base.positive["CONDITIONING"], negative=base.negative["CONDITIONING"],
+        frame_rate=longer["frame_rate"],
+    )  # fmt: skip
+    graph.column()
+    graph.group("Stage 2: refine")
+    second = sample(graph, base, longer["latent"], second=True, conditioning=doubled)
+    closing(graph, base, second["output"], longer["frame_rate"])
+    return graph
+
+
+def audio_to_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_audio_to_video", "HLWQ LTX-2.3: audio to video", signatures)
+    read_me(
+        graph,
+        """
+A picture that follows a sound: speech, a song, a noise.
+
+- **Audio**: your file. **Trim** chooses where to begin; its length follows from **Length** and **Frame rate**.
+- The sound's latent is kept as it is (noise mask 0) while the picture is made.
+- The file gets the sound that you gave, not its decoded copy. A sound that is too short ends in silence.
+- The prompt describes who is heard and what is seen.
+""",
+    )
+    base = opening(graph, PROMPT_AUDIO)
+    graph.column()
+    graph.group("Audio")
+    sound = graph.add("LoadAudio", "Audio", lines=3, audio="audio.wav", color=INPUT_COLOR)
+    seconds = graph.add(
+        "ComfyMathExpression", "Seconds", expression="a / b", values__a=base.length["INT"], values__b=base.rate["FLOAT"]
+    )
+    trimmed = graph.add("TrimAudioDuration", "Trim", audio=sound["AUDIO"], start_index=0.0, duration=seconds["FLOAT"])
+    encoded = graph.add("LTXVAudioVAEEncode", audio=trimmed["AUDIO"], audio_vae=base.checkpoint["AUDIO VAE"])
+    keep = graph.add("SolidMask", "Keep the sound", value=0.0, width=64, height=64)
+    audio = graph.add("SetLatentNoiseMask", samples=encoded["Audio Latent"], mask=keep["MASK"])
+    graph.column()
+    graph.group("Empty latent")
+    video = graph.add(
+        "EmptyLTXVLatentVideo", width=base.width["INT"], height=base.height["INT"], length=base.length["INT"], batch_size=1
+    )
+    latent = joint(graph, video["LATENT"], audio["LATENT"])
+    graph.column()
+    graph.group("Sampling")
+    result = sample(graph, base, latent)
+    closing(graph, base, result["output"], base.rate["FLOAT"], audio=trimmed["AUDIO"])
+    return graph
+
+
+WORKFLOWS = (text_to_video, image_to_video, two_stage, temporal_upscale, audio_to_video)
+
+
+def dump(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--signatures", metavar="URL", help="take the node signatures from this ComfyUI first")
+    args = parser.parse_args()
+    if args.signatures:
+        dump(SIGNATURES, fetch_signatures(args.signatures, NODE_TYPES))
+    signatures = json.loads(SIGNATURES.read_text(encoding="utf-8"))
+    for build in WORKFLOWS:
+        graph = build(signatures)
+        dump(ROOT / "workflows" / f"{graph.stem}.json", graph.ui())
+        dump(ROOT / "workflows" / "api" / f"{graph.stem}.json", graph.api())
+
+
+if __name__ == "__main__":
+    main()
