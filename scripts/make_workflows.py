@@ -400,9 +400,11 @@ def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int 
 def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, dict[str, Node]]:
     graph.column()
     graph.group("Models")
+    # Nine lines: room for the report that web/hlwq.js puts under the widgets.
     checkpoint = graph.add(
-        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, checkpoint=CHECKPOINT, backend="auto", color=MODEL_COLOR
-    )
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=9, checkpoint=CHECKPOINT, backend="auto",
+        color=MODEL_COLOR,
+    )  # fmt: skip
     lora = graph.add(
         "LoraLoaderModelOnly", "Distilled LoRA", model=checkpoint["MODEL"], lora_name=LORA, strength_model=0.5,
         models=[{"name": LORA, "url": LORA_URL, "directory": "loras"}], color=MODEL_COLOR,
