@@ -1,0 +1,102 @@
+"""Weights of the video VAE, the audio VAE, the vocoder and the latent upscalers. Gains were found by trying, then fixed."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+import torchaudio
+
+from .noise import normal, smooth_kernel, tied
+
+VIDEO_CONTRAST = 0.8
+VIDEO_LATENT = 3.0
+MEL_CONTRAST = 1.5
+AUDIO_LATENT = 1.0
+
+
+def statistics(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Per-channel latent statistics: nearly those of a standard normal."""
+    return normal(name, *shape, std=0.1) + (1.0 if "std" in name else 0.0)
+
+
+def video_vae(name: str, shape: tuple[int, ...], upsamplings: list[int]) -> torch.Tensor:
+    """One tensor of the video VAE. `upsamplings`: voxels each decoder block makes of one, 1 where it is no upsampling."""
+    if "per_channel_statistics" in name:
+        return statistics(name, shape)
+    if name.endswith("bias"):
+        return normal(name, *shape, std=0.05)
+    weight = smooth_kernel(name, shape)
+    if ".conv2." in name:
+        return 0.5 * weight
+    if "decoder.conv_out" in name:
+        return VIDEO_CONTRAST * tied(weight, shape[0] // 3, 0.05, name)
+    if "encoder.conv_out" in name:
+        return VIDEO_LATENT * weight
+    block = re.search(r"decoder\.up_blocks\.(\d+)\.conv\.", name)
+    if block:
+        return tied(weight, upsamplings[int(block[1])], 0.1, name)
+    return weight
+
+
+def audio_vae(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """One tensor of the audio VAE (mel spectrogram ↔ latent)."""
+    if "per_channel_statistics" in name:
+        return statistics(name, shape)
+    if name.endswith("bias"):
+        # Speech has log-mel values around -4; the decoder's last bias puts the spectrogram there.
+        return normal(name, *shape, std=0.05) - (4.0 if "decoder.conv_out" in name else 0.0)
+    gain = 0.5 if ".conv2." in name else 1.0
+    if "decoder.conv_out" in name:
+        gain = MEL_CONTRAST
+    elif "encoder.conv_out" in name:
+        gain = AUDIO_LATENT
+    return gain * smooth_kernel(name, shape, noise=0.7)
+
+
+def vocoder(name: str, shape: tuple[int, ...], built: torch.Tensor) -> torch.Tensor:
+    """One tensor of the vocoder; `built` is what the module's constructor made (its resampling filters are kept)."""
+    if name.endswith("filter"):
+        return built.float()
+    if "mel_stft" in name:
+        return _mel_stft(name, shape)
+    if ".act.alpha" in name or ".act.beta" in name or "act_post.act" in name:
+        return normal(name, *shape, std=0.2)
+    if name.endswith("bias"):
+        return normal(name, *shape, std=0.02)
+    if "conv_post" in name:
+        # No constant passes: the snake activations are positive on average, sound is not.
+        weight = normal(name, *shape, std=(shape[1] * shape[2]) ** -0.5)
+        return (0.25 if "bwe" in name else 0.4) * (weight - weight.mean(-1, keepdim=True))
+    fan_in = shape[0] * 2 if ".ups." in name else shape[1] * shape[2]
+    return normal(name, *shape, std=(0.3 if "resblocks" in name else 0.7) * fan_in**-0.5)
+
+
+def _mel_stft(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    if name.endswith("mel_basis"):
+        return torchaudio.functional.melscale_fbanks(
+            n_freqs=shape[1],
+            f_min=0.0,
+            f_max=8000.0,
+            n_mels=shape[0],
+            sample_rate=16000,
+            norm="slaney",
+            mel_scale="slaney",
+        ).T.contiguous()
+    window = shape[-1]
+    bins = window // 2 + 1
+    angle = 2 * math.pi / window * torch.arange(bins).unsqueeze(1) * torch.arange(window)
+    basis = torch.cat((angle.cos(), -angle.sin())) * torch.hann_window(window)
+    scale = 1.0 if "forward" in name else 4.0 / (3.0 * window)
+    return (basis * scale).unsqueeze(1)
+
+
+def upscaler(name: str, shape: tuple[int, ...], factor: int) -> torch.Tensor:
+    """One tensor of a latent upscaler; `factor` is how many voxels its pixel shuffle makes of one."""
+    if "norm" in name:
+        return normal(name, *shape, std=0.1) + (1.0 if name.endswith("weight") else 0.0)
+    if name.endswith("bias"):
+        return normal(name, *shape, std=0.05)
+    weight = smooth_kernel(name, shape)
+    return tied(weight, factor, 0.3, name) if name.startswith("upsampler.") else weight

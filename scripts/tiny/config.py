@@ -1,0 +1,72 @@
+"""The tiny model's config: LTX-2.3's own with fewer layers and channels. Structure (which blocks, norms, gates) is untouched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hlwq_core.manifest import ltx23_config
+
+VIDEO_HEADS, VIDEO_HEAD = 4, 64
+AUDIO_HEADS, AUDIO_HEAD = 4, 24
+VIDEO_WIDTH = VIDEO_HEADS * VIDEO_HEAD  # two whole blocks of 128
+AUDIO_WIDTH = AUDIO_HEADS * AUDIO_HEAD  # less than one: padded
+BLOCKS = 2
+CONNECTOR_LAYERS = 2
+GEMMA_WIDTH = 64
+
+GEMMA = {
+    "hidden_size": GEMMA_WIDTH,
+    "intermediate_size": 128,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vision": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "image_size": 224,
+        "patch_size": 14,
+    },
+}
+
+
+def config() -> dict[str, Any]:
+    """The config as ComfyUI reads it from checkpoint metadata."""
+    tiny: dict[str, Any] = copy.deepcopy(ltx23_config())
+    tiny["transformer"].update(
+        num_layers=BLOCKS,
+        attention_head_dim=VIDEO_HEAD,
+        num_attention_heads=VIDEO_HEADS,
+        cross_attention_dim=VIDEO_WIDTH,
+        audio_attention_head_dim=AUDIO_HEAD,
+        audio_num_attention_heads=AUDIO_HEADS,
+        audio_cross_attention_dim=AUDIO_WIDTH,
+        caption_channels=GEMMA_WIDTH,
+        connector_num_layers=CONNECTOR_LAYERS,
+        connector_attention_head_dim=VIDEO_HEAD,
+        connector_num_attention_heads=VIDEO_HEADS,
+        audio_connector_attention_head_dim=AUDIO_HEAD,
+        audio_connector_num_attention_heads=AUDIO_HEADS,
+    )
+    tiny["vae"].update(encoder_base_channels=8, decoder_base_channels=8)
+    tiny["audio_vae"]["model"]["params"]["ddconfig"]["ch"] = 8
+    tiny["vocoder"]["vocoder"]["upsample_initial_channel"] = 64
+    tiny["vocoder"]["bwe"]["upsample_initial_channel"] = 32
+    return tiny
+
+
+def upscaler_config(kind: str) -> dict[str, Any]:
+    """An upscaler's config as the published files carry it in their metadata; `kind` is spatial or temporal."""
+    return {
+        "_class_name": "LatentUpsampler",
+        "in_channels": 128,
+        "mid_channels": 32,
+        "num_blocks_per_stage": 4,
+        "dims": 3,
+        "spatial_upsample": kind == "spatial",
+        "temporal_upsample": kind == "temporal",
+        "spatial_scale": 2.0,
+        "rational_resampler": False,
+    }

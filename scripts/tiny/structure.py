@@ -1,0 +1,80 @@
+"""Names and shapes of the tiny model, taken from ComfyUI's own classes (the only module here that imports ComfyUI)."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import comfy.options  # noqa: F401  (must come before comfy.cli_args)
+import torch
+from comfy.cli_args import args
+
+args.cpu = True
+
+import comfy.ops  # noqa: E402
+from comfy.ldm.lightricks.av_model import LTXAVModel  # noqa: E402
+from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler  # noqa: E402
+from comfy.ldm.lightricks.vae.audio_vae import AudioVAE  # noqa: E402
+from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE  # noqa: E402
+
+from . import codecs, transformer  # noqa: E402
+from .config import upscaler_config  # noqa: E402
+
+State = dict[str, torch.Tensor]
+
+
+def checkpoint(config: dict[str, Any]) -> State:
+    """Every tensor of the checkpoint under its published name, in the published dtype."""
+    weights: State = {}
+    for name, shape in _transformer_shapes(config).items():
+        weights[name] = transformer.weight(name, shape)
+    weights |= _video_vae(config["vae"])
+    weights |= _audio_vae(config)
+    return {
+        name: value.float() if "scale_shift_table" in name else value.bfloat16()
+        for name, value in weights.items()
+    }
+
+
+def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    model = LTXAVModel(**config["transformer"], device="meta", operations=comfy.ops.disable_weight_init)
+    shapes = {transformer.PREFIX + name: tuple(value.shape) for name, value in model.state_dict().items()}
+    states = (
+        config["transformer"]["caption_channels"] * 49
+    )  # the embeddings and 48 layers of the text encoder
+    for stream, width in (("video", model.inner_dim), ("audio", model.audio_inner_dim)):
+        name = f"text_embedding_projection.{stream}_aggregate_embed"
+        shapes |= {f"{name}.weight": (width, states), f"{name}.bias": (width,)}
+    return shapes
+
+
+def _video_vae(config: dict[str, Any]) -> State:
+    model = VideoVAE(config=config)
+    upsamplings = [math.prod(getattr(block, "stride", (1,))) for block in model.decoder.up_blocks]
+    return {
+        f"vae.{name}": codecs.video_vae(name, tuple(value.shape), upsamplings)
+        for name, value in model.state_dict().items()
+    }
+
+
+def _audio_vae(config: dict[str, Any]) -> State:
+    weights: State = {}
+    for name, value in AudioVAE({"config": json.dumps(config)}).state_dict().items():
+        part, _, rest = name.partition(".")
+        shape = tuple(value.shape)
+        if part == "vocoder":
+            weights[name] = codecs.vocoder(rest, shape, value)
+        else:
+            weights[f"audio_vae.{rest}"] = codecs.audio_vae(rest, shape)
+    return weights
+
+
+def upscaler(kind: str) -> State:
+    """A latent upscaler's tensors; `kind` is spatial or temporal."""
+    model = LatentUpsampler.from_config(upscaler_config(kind), operations=comfy.ops.disable_weight_init)
+    factor = 4 if kind == "spatial" else 2
+    return {
+        name: codecs.upscaler(name, tuple(value.shape), factor).bfloat16()
+        for name, value in model.state_dict().items()
+    }
