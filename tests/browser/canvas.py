@@ -1,0 +1,141 @@
+"""What a person does on ComfyUI's canvas, as methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30.0  # seconds, for every single wait
+
+_DROP = """
+async ([name, text]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([text], name, { type: "application/json" }));
+  const at = { bubbles: true, cancelable: true, clientX: 800, clientY: 500, dataTransfer: data };
+  const target = document.querySelector("#graph-canvas");
+  target.dispatchEvent(new DragEvent("dragover", at));
+  target.dispatchEvent(new DragEvent("drop", at));
+}
+"""
+
+# The boxes of nodes and groups as drawn: litegraph's own in the classic rendering, the elements' in the other.
+_BOXES = """
+() => app.graph.nodes.map((node) => {
+  const element = document.querySelector(`[data-node-id="${node.id}"]`);
+  const title = `${node.id} ${node.title}`;
+  if (element) {
+    const box = element.getBoundingClientRect();
+    return { title, box: [box.x, box.y, box.width, box.height] };
+  }
+  return { title, box: Array.from(node.getBounding()) };
+})
+"""
+
+
+class Canvas:
+    """One page of ComfyUI with an empty graph."""
+
+    def __init__(self, page: Any, url: str):
+        self.page = page
+        self.url = url
+        self.failures: list[str] = []
+        page.on("pageerror", lambda error: self.failures.append(str(error)))
+        page.goto(url)
+        self.wait("window.app?.vueAppReady && window.app.extensionManager?.spinner === false")
+        # The waiting screen's mask fades out after that; until it is gone it swallows clicks.
+        page.locator(".p-blockui-mask, .p-overlay-mask").first.wait_for(state="detached")
+        page.evaluate("() => app.graph.clear()")
+
+    def wait(self, expression: str, argument: Any = None) -> Any:
+        """Wait until the expression (or function of one argument) is truthy in the page; its value."""
+        return self.page.wait_for_function(
+            expression, arg=argument, timeout=PATIENCE * 1000
+        ).json_value()
+
+    def drop(self, workflow: dict[str, Any], name: str = "workflow.json") -> None:
+        """Drag a workflow file onto the canvas; returns when all its nodes are there."""
+        self.page.evaluate(_DROP, [name, json.dumps(workflow)])
+        ids = sorted(str(node["id"]) for node in workflow["nodes"])
+        self.wait(
+            "(ids) => { const there = new Set(app.graph.nodes.map((n) => String(n.id)));"
+            " return there.size === ids.length && ids.every((id) => there.has(id)); }",
+            ids,
+        )
+
+    def drop_file(self, path: Path) -> None:
+        self.drop(json.loads(path.read_text("utf-8")), path.name)
+
+    def add(self, node_type: str, **widgets: Any) -> None:
+        """Put a node on the canvas and choose its widgets' values as the widget itself would."""
+        self.page.evaluate(
+            """([type, values]) => {
+              const node = LiteGraph.createNode(type);
+              node.pos = [420, 200];
+              app.graph.add(node);
+              for (const [name, value] of Object.entries(values)) {
+                const widget = node.widgets.find((w) => w.name === name);
+                widget.value = value;
+                widget.callback?.(value);
+              }
+              app.canvas.ds.offset = [0, 0];
+              app.canvas.ds.scale = 1;
+              app.canvas.setDirty(true, true);
+            }""",
+            [node_type, widgets],
+        )
+
+    def missing_nodes(self) -> list[str]:
+        """Types of nodes on the canvas that no installed pack defines."""
+        return self.page.evaluate(
+            "() => { const missing = [];"
+            " const walk = (graph) => graph.nodes.forEach((n) => n.isSubgraphNode?.() ? walk(n.subgraph)"
+            " : LiteGraph.registered_node_types[n.type] || missing.push(n.type));"
+            " walk(app.graph); return missing; }"
+        )
+
+    def red_inputs(self) -> list[str]:
+        """Choices that no longer exist, as ComfyUI marks them: 'node: widget = value'."""
+        return self.page.evaluate(
+            "() => app.graph.nodes.flatMap((n) => (n.widgets ?? []).filter((w) => w.type === 'combo'"
+            " && Array.isArray(w.options?.values) && !w.options.values.includes(w.value))"
+            ".map((w) => `${n.title}: ${w.name} = ${w.value}`))"
+        )
+
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Pairs of nodes of which one covers the other."""
+        entries = self.page.evaluate(_BOXES)
+        pairs = []
+        for i, a in enumerate(entries):
+            for b in entries[i + 1 :]:
+                (ax, ay, aw, ah), (bx, by, bw, bh) = a["box"], b["box"]
+                if ax < bx + bw and bx < ax + aw and ay < by + bh and by < ay + ah:
+                    pairs.append((a["title"], b["title"]))
+        return pairs
+
+    def fit_view(self) -> None:
+        """Zoom so that everything is in view (also lets every widget be drawn)."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+    def node_ids(self, node_type: str) -> list[str]:
+        return self.page.evaluate(
+            "(type) => app.graph.nodes.filter((n) => n.type === type).map((n) => String(n.id))", node_type
+        )
+
+    def run(self) -> None:
+        """Press the Run button."""
+        self.page.get_by_test_id("queue-button").click()
+
+    def video(self, timeout: float = PATIENCE) -> dict[str, Any]:
+        """Wait for a video element with data, play it a little; what it played."""
+        self.page.locator("video").first.wait_for(state="attached", timeout=timeout * 1000)
+        return self.wait(
+            """() => {
+              const video = [...document.querySelectorAll("video")].find((v) => v.readyState >= 2);
+              if (!video) return false;
+              if (video.paused) { video.play(); return false; }
+              if (!(video.currentTime > 0) || !(video.webkitAudioDecodedByteCount > 0)) return false;
+              return { width: video.videoWidth, height: video.videoHeight, duration: video.duration,
+                       controls: video.controls, muted: video.muted };
+            }"""
+        )

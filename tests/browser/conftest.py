@@ -1,0 +1,121 @@
+"""A real browser on the real frontend: Debian's Chromium, headless, driven by Playwright.
+
+Screenshots of failed tests are kept in $HLWQ_SCREENSHOTS (else <temp>/hlwq-screenshots).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .canvas import PATIENCE, Canvas
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+]
+# What a person who has used ComfyUI before has behind them: no tutorial, no news, no survey.
+SETTINGS: dict[str, Any] = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Locale": "en",
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Workflow.WarnBlueprintOverwrite": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.VueNodes.AutoScaleLayout": False,
+    "Comfy.RightSidePanel.ShowErrorsTab": True,
+}
+SCREENSHOTS = Path(os.environ.get("HLWQ_SCREENSHOTS") or Path(tempfile.gettempdir(), "hlwq-screenshots"))
+
+
+def _chromium() -> str | None:
+    given = os.environ.get("CHROMIUM_PATH")
+    return given or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser, once for the session; each test takes a fresh context of it."""
+    path = _chromium()
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("No Chromium: install Debian's package chromium")
+        pytest.skip("No Chromium here: install it (apt-get install chromium) or set CHROMIUM_PATH")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@pytest.fixture(scope="session")
+def comfyui(server: Any) -> str:
+    """The URL of the session's ComfyUI."""
+    return str(getattr(server, "url", server)).rstrip("/")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.stash[OUTCOME] = report
+    return report
+
+
+OUTCOME = pytest.StashKey[pytest.TestReport]()
+
+
+@pytest.fixture
+def open_canvas(
+    chromium: Any, comfyui: str, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Canvas]]:
+    """`open_canvas(**settings) -> Canvas`: a fresh context with these settings, on an empty graph."""
+    contexts = []
+
+    def make(**settings: Any) -> Canvas:
+        values = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+        seed = urllib.request.Request(
+            f"{comfyui}/api/settings", json.dumps(values).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(seed, timeout=PATIENCE).close()
+        context = chromium.new_context(
+            viewport={"width": 1600, "height": 900}, service_workers="block", locale="en-US"
+        )
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE * 1000)
+        # Nothing outside the test's own server: no telemetry, no news, the same with and without a network.
+        context.route(lambda url: not url.startswith((comfyui, "data:", "blob:")), lambda route: route.abort())
+        return Canvas(context.new_page(), comfyui)
+
+    yield make
+    report = request.node.stash.get(OUTCOME, None)
+    for number, context in enumerate(contexts):
+        if report is not None and report.failed:
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            for page in context.pages:
+                page.screenshot(path=SCREENSHOTS / f"{request.node.name}-{number}.png", timeout=10_000)
+        context.close()
+
+
+@pytest.fixture
+def canvas(open_canvas: Callable[..., Canvas]) -> Canvas:
+    """An empty graph in the classic rendering."""
+    return open_canvas()
