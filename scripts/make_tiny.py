@@ -1,35 +1,37 @@
 #!/usr/bin/env python3
-"""Make a tiny LTX-2.3 of real structure: same modules and tensor names, a few channels wide, seeded random weights.
+"""Make a tiny LTX-2.3 of real structure: same modules and tensor names, few channels, seeded random weights.
 
     python scripts/make_tiny.py DEST --comfyui PATH_OF_COMFYUI
 
-Every test, the demo and the screenshots run on it. ComfyUI's own classes give names and shapes, so ComfyUI's own code
-loads, samples and decodes it; nothing in the pack knows that it is tiny. The pictures are drifting blobs of colour, the
-sound a texture of tones; both depend on seed, prompt, start image and LoRA.
+Every test, the demo and the screenshots run on it. ComfyUI's own classes give names and shapes, so ComfyUI's
+own code loads, samples and decodes it; nothing in the pack knows that it is tiny. The pictures are drifting
+blobs of colour, the sound a texture of tones; both depend on seed, prompt, start image and LoRA.
 
-What is made (about 45 MB, the same bytes on every run of one machine):
+What is made (about 60 MB, the same bytes on every run of one machine), under DEST:
 
-    DEST/models/hlwq/LTX-2.3-tiny-HLWQ-Q5/      the checkpoint in the published layout
-        polarquant/codes/chunk_00_codes.safetensors …   4 chunks, variant V1, 5 bits, MSB-first, "infinite" codebook
-        polarquant/bf16/ltx23_bf16.safetensors          everything else, without metadata
-        upscalers/ltx-2.3-{spatial-upscaler-x2-1.1,temporal-upscaler-x2-1.0}.safetensors   without metadata
-        config.json                                     the tiny widths: the one file the published folder lacks
-    DEST/models/reference/ltx23_tiny_bf16.safetensors   the same weights decoded, in core's format, with config metadata:
-                                                        for core's CheckpointLoaderSimple and LTXVAudioVAELoader
-    DEST/models/text_encoders/gemma_3_tiny.safetensors  48 narrow layers, a vision tower, a sentencepiece model.
-                                                        Core's LTXAVTextEncoderLoader knows only Gemma 3 12B's widths;
-                                                        HLWQLoadTextEncoder reads them from the file
-    DEST/models/hlwq/gemma-3-tiny-HLWQ-Q5/              the same Gemma quantized (V2 naming, 5 bits)
-    DEST/models/loras/ltx-2.3-tiny-distilled-lora.safetensors   rank 4, every block linear and the output projections
-    DEST/models/latent_upscale_models/…                 the upscalers with config metadata, for core's loader
-    DEST/input/start.png, DEST/input/voice.wav          768×512 picture; 3 s of stereo tones
+    models/hlwq/LTX-2.3-tiny-HLWQ-Q5/             the checkpoint in the published layout
+        polarquant/codes/chunk_NN_codes.safetensors   4 chunks, V1 naming, 5 bits, MSB-first, infinite codebook
+        polarquant/bf16/ltx23_bf16.safetensors        everything else, without metadata
+        upscalers/ltx-2.3-*.safetensors               spatial and temporal, without metadata
+        config.json                                   the tiny widths: what the published folder lacks
+    models/hlwq/gemma-3-tiny-HLWQ-Q5/             the text encoder quantized (V2 naming, 5 bits)
+    models/text_encoders/gemma_3_tiny.safetensors     48 narrow layers, vision tower, sentencepiece model
+    models/reference/ltx23_tiny_bf16.safetensors      the checkpoint decoded, one file with config metadata
+    models/loras/ltx-2.3-tiny-distilled-lora.safetensors        rank 4, on every quantized Linear
+    models/latent_upscale_models/ltx-2.3-*-tiny.safetensors     the upscalers with config metadata
+    input/start.png, input/voice.wav              768×512 picture; 3 s of stereo tones
 
-Quantized, as in the published checkpoint (28 a block and 3): every attention q, k, v, out and feed-forward weight of every
-block, `proj_out`, `audio_proj_out`, and `vocoder.mel_stft.mel_basis`, which is no Linear and 257 wide. The audio stream is
-96 wide, so its blocks are padded; the video stream is 256, two whole blocks. Two blocks instead of 48.
+The reference file is for core's CheckpointLoaderSimple and LTXVAudioVAELoader (put its folder on the path of
+`checkpoints`). Core's LTXAVTextEncoderLoader knows only Gemma 3 12B's widths; HLWQLoadTextEncoder reads them
+from the file.
 
-The smallest video is 64×64, 9 frames; 64×64×25 with 20 steps takes a few seconds on one core, most of it the 1,024
-tokens that the text encoder always pads to.
+Quantized, as in the published checkpoint (28 a block and 3): the attentions' q, k, v, out and the feed-forward
+weights of every block, `proj_out`, `audio_proj_out`, and `vocoder.mel_stft.mel_basis`, which is no Linear and
+257 wide. The audio stream is 96 wide, so its blocks are padded; the video stream is 256, two whole blocks. Two
+transformer blocks instead of 48.
+
+The smallest video is 64×64, 9 frames. 64×64×25 with 20 steps takes 0.7 s on one core, the text encoder about
+2 s: it always pads to 1,024 tokens.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+
 from hlwq_core.codec import Encoded, encode
 from hlwq_core.writer import write_safetensors
-from PIL import Image
 
 from . import gemma, structure
 from .config import config, upscaler_config
@@ -115,7 +116,7 @@ def _write_gemma(models: Path) -> None:
 
 
 def _lora(weights: State, names: list[str]) -> State:
-    """A distillation LoRA as published: `diffusion_model.…lora_A/B.weight`, about a tenth of each weight's size."""
+    """A distillation LoRA under the published names, about a tenth of each weight's size."""
     lora: State = {}
     for name in names:
         if not name.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""Weights of the video VAE, the audio VAE, the vocoder and the latent upscalers. Gains were found by trying, then fixed."""
+"""Weights of the VAEs, the vocoder and the latent upscalers. Gains were found by trying, then fixed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torchaudio
 
 from .noise import normal, smooth_kernel, tied
 
-VIDEO_CONTRAST = 0.8
+VIDEO_CONTRAST = 0.9
 VIDEO_LATENT = 3.0
 MEL_CONTRAST = 1.5
 AUDIO_LATENT = 1.0
@@ -22,22 +22,30 @@ def statistics(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def video_vae(name: str, shape: tuple[int, ...], upsamplings: list[int]) -> torch.Tensor:
-    """One tensor of the video VAE. `upsamplings`: voxels each decoder block makes of one, 1 where it is no upsampling."""
+    """One tensor of the video VAE. `upsamplings`: voxels that each decoder block makes of one (mostly 1)."""
     if "per_channel_statistics" in name:
         return statistics(name, shape)
     if name.endswith("bias"):
         return normal(name, *shape, std=0.05)
-    weight = smooth_kernel(name, shape)
-    if ".conv2." in name:
-        return 0.5 * weight
+    if ".res_blocks." in name or "decoder.conv_in" in name:
+        # Only the up- and downsamplings blur: over 18 residual blocks all shapes would melt away.
+        weight = normal(name, *shape, std=0.3 * (shape[1] * 27) ** -0.5)
+        weight[..., 1, 1, 1] += normal(name + "+", *shape[:2], std=shape[1] ** -0.5)
+        return _balanced(weight) * (0.5 if ".conv2." in name else 1.0)
+    weight = _balanced(smooth_kernel(name, shape))
     if "decoder.conv_out" in name:
-        return VIDEO_CONTRAST * tied(weight, shape[0] // 3, 0.05, name)
+        return VIDEO_CONTRAST * tied(weight, shape[0] // 3, 0.03, name)
     if "encoder.conv_out" in name:
         return VIDEO_LATENT * weight
     block = re.search(r"decoder\.up_blocks\.(\d+)\.conv\.", name)
     if block:
         return tied(weight, upsamplings[int(block[1])], 0.1, name)
     return weight
+
+
+def _balanced(weight: torch.Tensor) -> torch.Tensor:
+    """Sum zero over the input channels: what SiLU adds to all would paint one colour and a frame."""
+    return weight - weight.mean(1, keepdim=True)
 
 
 def audio_vae(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -56,7 +64,7 @@ def audio_vae(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def vocoder(name: str, shape: tuple[int, ...], built: torch.Tensor) -> torch.Tensor:
-    """One tensor of the vocoder; `built` is what the module's constructor made (its resampling filters are kept)."""
+    """One tensor of the vocoder; `built`, what the constructor made, holds the resampling filters."""
     if name.endswith("filter"):
         return built.float()
     if "mel_stft" in name:

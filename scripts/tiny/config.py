@@ -1,4 +1,4 @@
-"""The tiny model's config: LTX-2.3's own with fewer layers and channels. Structure (which blocks, norms, gates) is untouched."""
+"""The tiny model's config: LTX-2.3's own with fewer layers and channels; all else is the same."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def config() -> dict[str, Any]:
 
 
 def upscaler_config(kind: str) -> dict[str, Any]:
-    """An upscaler's config as the published files carry it in their metadata; `kind` is spatial or temporal."""
+    """An upscaler's config as it stands in file metadata; `kind` is spatial or temporal."""
     return {
         "_class_name": "LatentUpsampler",
         "in_channels": 128,

@@ -116,7 +116,7 @@ def _weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     if name.startswith("vision_model.") and "norm" in name:
         return 1 + normal(name, *shape, std=0.05)
     if len(shape) == 1:
-        # Gemma's norms multiply by 1 + w. Small ones after attention and feed-forward keep the tokens apart over 48 layers.
+        # Gemma's norms multiply by 1 + w: small ones keep the tokens apart over 48 layers.
         quiet = "post_attention" in name or "post_feedforward" in name
         return normal(name, *shape, std=0.05) - (0.8 if quiet else 0.0)
     if "embed_tokens" in name:

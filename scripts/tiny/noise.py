@@ -1,4 +1,4 @@
-"""Seeded values: each tensor's random numbers depend on its name alone, so adding a tensor changes no other."""
+"""Seeded values: a tensor's random numbers depend on its name alone, so adding one changes no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def normal(name: str, *shape: int, std: float = 1.0) -> torch.Tensor:
 
 
 def smooth_kernel(name: str, shape: tuple[int, ...], noise: float = 0.2) -> torch.Tensor:
-    """A convolution's weight `[out, in, *kernel]` that blurs: pictures made with it have shapes, not only grain."""
+    """A convolution's weight `[out, in, *kernel]` that blurs: pictures get shapes, not only grain."""
     window = torch.ones(())
     for size in shape[2:]:
         side = torch.hann_window(size + 2, periodic=False)[1:-1]
@@ -28,6 +28,6 @@ def smooth_kernel(name: str, shape: tuple[int, ...], noise: float = 0.2) -> torc
 
 
 def tied(weight: torch.Tensor, copies: int, noise: float, name: str) -> torch.Tensor:
-    """Make groups of `copies` neighbouring output channels nearly equal: what a pixel shuffle spreads stays smooth."""
+    """Make each `copies` neighbouring output channels nearly equal, so that a pixel shuffle stays smooth."""
     base = weight[::copies].repeat_interleave(copies, 0)
     return base + normal(name + "~", *weight.shape, std=noise * float(weight.std()))

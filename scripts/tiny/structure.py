@@ -1,4 +1,4 @@
-"""Names and shapes of the tiny model, taken from ComfyUI's own classes (the only module here that imports ComfyUI)."""
+"""Names and shapes of the tiny model, from ComfyUI's classes: the only module that imports ComfyUI."""
 
 from __future__ import annotations
 

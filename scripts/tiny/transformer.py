@@ -1,7 +1,8 @@
 """Weights of the transformer, its connectors and the text projection.
 
-Random, but so that sampling behaves: the output projection undoes the input projection (noise is taken away step by step),
-gates are moderate, and text tokens stand out from the connectors' registers, so that the prompt is heard.
+Random, but so that sampling behaves: the output projection undoes the input projection (noise is taken away
+step by step), gates are moderate, and text tokens stand out from the connectors' registers, so that the prompt
+is heard.
 """
 
 from __future__ import annotations
@@ -57,6 +58,6 @@ def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _towards_text(name: str, stream: str, width: int) -> torch.Tensor:
-    """A query bias that points where the keys of text tokens lie; without it 1,000 registers drown twenty tokens."""
+    """A query bias towards the keys of text tokens; without it 1,000 registers drown twenty tokens."""
     key = weight(name.replace("to_q.bias", "to_k.weight"), (width, width)) @ _text_direction(stream, width)
     return 1.5 * key / key.square().mean().sqrt()
