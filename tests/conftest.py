@@ -1,0 +1,189 @@
+"""What all tests share: golden data, the tiny model, ComfyUI in this process and as a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+CI = os.environ.get("CI", "") not in ("", "0", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: without this neither the
+    # session deadline of .ci/run nor the tests of Ctrl-C would reach anybody.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failed test that used the server shows the end of its log."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and server is not None:
+        report.sections.append(("ComfyUI's log", server.tail(60)))
+
+
+def missing(what: str) -> None:
+    """Skip where something that a test needs is not there; in CI that is a failure."""
+    if CI:
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the vectors made by the format's author's own code (see its README.md)."""
+    return REPO / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """Folder of the ComfyUI to test with."""
+    given = os.environ.get("COMFYUI_PATH")
+    if not given or not (Path(given) / "main.py").is_file():
+        missing("no ComfyUI: run the tests with `python3 scripts/test.py`, or set COMFYUI_PATH to its folder")
+    assert given
+    return Path(given).resolve()
+
+
+def _tiny_key(comfyui: Path) -> str:
+    sources = [REPO / "scripts" / "make_tiny.py", *sorted((REPO / "scripts" / "tiny").rglob("*.py"))]
+    core = ("codebook", "codec", "hadamard", "packing", "search_norms", "writer")
+    sources += [path for name in core if (path := REPO / "hlwq_core" / f"{name}.py").is_file()]
+    digest = hashlib.sha256((comfyui / "comfyui_version.py").read_bytes())
+    for path in sources:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def tiny(comfyui_path: Path) -> Path:
+    """Folder with models/ and input/ of the tiny LTX-2.3 (scripts/make_tiny.py); made once, then cached."""
+    cache = Path(os.environ.get("HLWQ_CACHE", "~/.cache/comfyui-hlwq")).expanduser() / "tiny"
+    dest = cache / _tiny_key(comfyui_path)
+    if dest.is_dir():
+        return dest
+    cache.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
+    try:
+        command = [sys.executable, str(REPO / "scripts" / "make_tiny.py"), str(beside / "tiny")]
+        done = subprocess.run(
+            [*command, "--comfyui", str(comfyui_path)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=REPO,
+        )
+        assert done.returncode == 0, f"scripts/make_tiny.py failed:\n{done.stdout}{done.stderr}"
+        with contextlib.suppress(OSError):  # another run was faster
+            (beside / "tiny").rename(dest)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for old in sorted(cache.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-6]:
+        shutil.rmtree(old, ignore_errors=True)
+    return dest
+
+
+def link_tree(source: Path, dest: Path) -> None:
+    """Folders made, files linked: what a test writes into `dest` does not reach `source`."""
+    for path in sorted(source.rglob("*")):
+        place = dest / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+
+
+def load_pack(name: str = "comfyui_hlwq") -> ModuleType:
+    """Import the repository's root as the package `name`, as ComfyUI does with a folder of custom_nodes."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(
+        name, REPO / "__init__.py", submodule_search_locations=[str(REPO)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI booted in this process on the CPU, with its extra nodes; the (empty) base directory it uses."""
+    base = tmp_path_factory.mktemp("comfy-base")
+    for folder in ("models", "input", "output", "temp", "user", "custom_nodes"):
+        (base / folder).mkdir()
+    sys.path.insert(0, str(comfyui_path))
+    import comfy.cli_args  # it reads no command line here: comfy.options.enable_args_parsing was not called
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.base_directory = str(base)
+    comfy.cli_args.args.disable_api_nodes = True
+    import nodes
+    import server
+
+    assert Path(nodes.__file__).parent == comfyui_path, "another `nodes` was imported before ComfyUI's"
+    loop = asyncio.new_event_loop()
+    server.PromptServer(loop)
+    loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    return base
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: Path) -> ModuleType:
+    """The pack, imported in this process as `comfyui_hlwq`, with ComfyUI behind it on the CPU."""
+    return load_pack()
+
+
+@pytest.fixture(scope="session")
+def comfy_base(comfy: Path, tiny: Path) -> Path:
+    """The in-process ComfyUI's base directory with the tiny's models and inputs linked into it."""
+    link_tree(tiny / "models", comfy / "models")
+    link_tree(tiny / "input", comfy / "input")
+    return comfy
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A real ComfyUI over HTTP, with the tiny's models and the pack as a custom node.
+
+    Has `url`, `base` (Path: models/, input/, output/, custom_nodes/, user/), `log` (Path) and `tail(lines)`.
+    """
+    from hlwq_core.server import LocalServer
+
+    base = tmp_path_factory.mktemp("server-base")
+    for folder in ("output", "user", "custom_nodes"):
+        (base / folder).mkdir()
+    link_tree(tiny / "models", base / "models")
+    shutil.copytree(tiny / "input", base / "input")
+    (base / "custom_nodes" / "ComfyUI-HLWQ").symlink_to(REPO, target_is_directory=True)
+    extra = ["--cpu", "--disable-api-nodes", "--output-directory", str(base / "output")]
+    started = time.monotonic()
+    log = base / "comfyui.log"
+    with LocalServer(comfyui_path, base=base, extra=extra, timeout=150, log=log) as running:
+        print(f"ComfyUI answered after {time.monotonic() - started:.1f} s; its log: {log}")
+        yield running
