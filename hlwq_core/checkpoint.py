@@ -1,0 +1,683 @@
+"""Opening an HLWQ checkpoint: which tensors there are, where their bytes lie, and decoding any range of them.
+
+A checkpoint is a folder (published layout, or any other arrangement of safetensors files) or a single file. It is
+recognised by its tensors' names, never by file names. Four variants of names exist; one checkpoint may mix them:
+
+| variant | keys |
+| --- | --- |
+| V1 | the model's name with `__` for `.`, then `__packed`, `__norms`, `__meta` |
+| V2 | the model's name with dots, then `__packed`, `__norms`, `__meta` |
+| V3 | `P__codes`, `P__norms`: one code a byte |
+| V4 | `L.codes`, `L.norms`, `L.ct_scaled` or `L.ct`: the codebook is stored |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import manifest, ops
+from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, register_stored, scaled_table
+from .detect import SAMPLE_LAYERS, Detection, detect
+from .errors import FormatError, IncompleteError, InputError, UnsupportedError
+from .packing import BITS, row_bytes
+from .safefile import DTYPES, SafeFile
+
+_SUFFIXES = {"packed": "codes", "codes": "codes", "norms": "norms", "meta": "meta"}
+# The tensors that only latent upscalers have (ComfyUI recognises them by the same names).
+_UPSCALER_KEYS = ("initial_conv.weight", "post_upsample_res_blocks.0.conv1.weight")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is known of a quantized tensor without decoding it.
+
+    Attributes:
+        name: the model's name.
+        shape: `(out_features, in_features)`.
+        bits: bits a code.
+        variant: `V1` to `V4`.
+        packing: `msb`, `lsb`, `nibble` or `byte`.
+        codebook: `infinite`, `finite`, or `stored-…` for one that the file carries.
+        num_blocks: blocks a row.
+        nbytes: bytes of codes and norms.
+        files: where they lie.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bits: int
+    variant: str
+    packing: str
+    codebook: str
+    num_blocks: int
+    nbytes: int
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A quantized weight as it lies in the files: views of the mapped bytes.
+
+    Attributes:
+        codes: uint8 `[out_features, row_bytes]`.
+        norms: float16 `[out_features, num_blocks]`.
+        bits, packing, codebook: as in `LayerInfo`.
+        shape: `(out_features, in_features)`.
+    """
+
+    codes: torch.Tensor
+    norms: torch.Tensor
+    bits: int
+    packing: str
+    codebook: str
+    shape: tuple[int, int]
+
+    def table(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The codebook / √128, float32 `[2**bits]`."""
+        return scaled_table(self.codebook, self.bits, str(device))
+
+
+@dataclass
+class _Layer:
+    """The parts of one quantized tensor: part → (file, key)."""
+
+    base: str
+    variant: str
+    parts: dict[str, tuple[SafeFile, str]] = field(default_factory=dict)
+    bits: int = 0
+    num_blocks: int = 0
+    rows: int = 0
+    byte_codes: bool = False
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    codebook: str | None = None,
+    bit_order: str | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint; headers are read, no weight is.
+
+    Args:
+        path: a folder or a `.safetensors` file.
+        codebook: `infinite` or `finite` to insist on a version; None finds it in the data.
+        bit_order: `msb` or `lsb` to insist; None finds it in the data.
+        shapes: the model's shapes by name, for files that do not tell a padded layer's width.
+
+    Raises:
+        InputError: no such path, or an unknown choice.
+        UnsupportedError: a known other format, named as such.
+        FormatError: a file is corrupt, or its tensors contradict each other.
+        IncompleteError: a layer's codes or norms are in no file.
+    """
+    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes)
+
+
+class Checkpoint:
+    """An index of an HLWQ checkpoint; see `open_checkpoint`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        codebook: str | None = None,
+        bit_order: str | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ):
+        for what, value, choices in (
+            ("codebook", codebook, VERSIONS),
+            ("bit order", bit_order, ("msb", "lsb")),
+        ):
+            if value is not None and value not in choices:
+                raise InputError(f"unknown {what}", expected=", ".join(choices), found=value)
+        self.path = path
+        self._forced_codebook = codebook
+        self._forced_order = bit_order
+        self._shapes = dict(shapes or {})
+        self._files: list[SafeFile] = []
+        self.upscalers: list[Path] = []
+        self.metadata: dict[str, str] = {}
+        for file in _safetensors_files(path):
+            opened = SafeFile(file)
+            if path.is_dir() and all(key in opened for key in _UPSCALER_KEYS):
+                self.upscalers.append(file)
+                continue
+            self._files.append(opened)
+            self.metadata.update(opened.metadata)
+        self.claim = _polar_config(path)
+        self._layers: dict[str, _Layer] = {}
+        self._plain: dict[str, tuple[SafeFile, str]] = {}
+        self._index()
+        self._detections: dict[tuple[int, str], Detection] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of codes and of plain tensors (not the upscalers)."""
+        return [file.path for file in self._files]
+
+    def names(self) -> list[str]:
+        """The model's names of the quantized tensors."""
+        return list(self._layers)
+
+    def plain_names(self) -> list[str]:
+        """The names of the tensors that are stored as they are."""
+        return list(self._plain)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers or name in self._plain
+
+    # -- the index ---------------------------------------------------------------------------------------------------
+
+    def _index(self) -> None:
+        layers: dict[str, _Layer] = {}
+        rest: list[tuple[SafeFile, str]] = []
+        for file in self._files:
+            _refuse_eoq(file)
+            dotted_codes = {key[: -len(".codes")] for key in file if key.endswith(".codes")}
+            for key in file:
+                split = _split_key(key, dotted_codes, self._files)
+                if split is None:
+                    rest.append((file, key))
+                    continue
+                base, part, variant = split
+                layer = layers.setdefault(base, _Layer(base, variant))
+                if variant in ("V3", "V4") and part == "codes":
+                    layer.variant = variant
+                if part in layer.parts:
+                    raise FormatError(
+                        "one tensor lies in two files",
+                        file=file.path,
+                        tensor=key,
+                        found=f"also in {layer.parts[part][0].path}",
+                        fix="remove the file that does not belong to this checkpoint",
+                    )
+                layer.parts[part] = (file, key)
+        for file, key in rest:
+            if key in self._plain:
+                raise FormatError(
+                    "one tensor lies in two files",
+                    file=file.path,
+                    tensor=key,
+                    found=f"also in {self._plain[key][0].path}",
+                    fix="remove the file that does not belong to this checkpoint",
+                )
+            self._plain[key] = (file, key)
+        if not layers:
+            raise FormatError(
+                "there are no quantized tensors: this is no HLWQ checkpoint",
+                file=self.path,
+                expected="tensors that end in __packed, __codes or .codes",
+                found=f"{len(self._plain)} plain tensors in {len(self._files)} files",
+                fix="choose the folder that holds polarquant/ (or hlwq/), or quantize this model: "
+                "python -m hlwq_core quantize",
+            )
+        known = manifest.undotted_names()
+        for layer in layers.values():
+            self._check_layer(layer)
+            name = _model_name(layer, known)
+            if name in self._layers or name in self._plain:
+                where = self._layers[name].parts["codes"][0] if name in self._layers else self._plain[name][0]
+                raise FormatError(
+                    "one weight is stored twice",
+                    file=layer.parts["codes"][0].path,
+                    tensor=name,
+                    found=f"also in {where.path}",
+                    fix="remove the file that does not belong to this checkpoint",
+                )
+            self._layers[name] = layer
+
+    def _check_layer(self, layer: _Layer) -> None:
+        for part in ("codes", "norms") + (("meta",) if layer.variant == "V1" else ()):
+            if part not in layer.parts:
+                there = next(iter(layer.parts.values()))
+                raise IncompleteError(
+                    f"a layer has no {part}",
+                    file=there[0].path,
+                    tensor=layer.base,
+                    expected=f"its {part} in one of {len(self._files)} files",
+                    found=", ".join(key for _, key in layer.parts.values()),
+                    fix="a chunk is missing: download the checkpoint again, or complete it with "
+                    "python -m hlwq_core repair",
+                )
+        codes_file, codes_key = layer.parts["codes"]
+        norms_file, norms_key = layer.parts["norms"]
+        codes, norms = codes_file.entries[codes_key], norms_file.entries[norms_key]
+        if codes.dtype not in ("U8", "I8"):
+            raise FormatError(
+                "codes of a wrong dtype",
+                file=codes_file.path,
+                tensor=codes_key,
+                expected="U8 or I8",
+                found=codes.dtype,
+            )
+        if norms.dtype not in ("F16", "F32", "BF16") or len(norms.shape) != 2 or 0 in norms.shape:
+            raise FormatError(
+                "norms of a wrong form",
+                file=norms_file.path,
+                tensor=norms_key,
+                expected="F16 [out_features, blocks a row]",
+                found=f"{norms.dtype} {list(norms.shape)}",
+            )
+        layer.rows, layer.num_blocks = norms.shape
+        blocks = layer.rows * layer.num_blocks
+        layer.bits, left = divmod(codes.nbytes * 8, BLOCK * blocks)
+        layer.byte_codes = layer.bits == 8
+        if left or not 1 <= layer.bits <= 8:
+            raise FormatError(
+                "codes and norms contradict each other: the codes are too short, or cut off",
+                file=codes_file.path,
+                tensor=codes_key,
+                expected=f"16 · bits bytes for each of {blocks} blocks (5 bits: {80 * blocks})",
+                found=f"{codes.nbytes} bytes",
+                fix="download this file again and compare its size",
+            )
+        if layer.variant == "V3":
+            layer.bits = int((self.claim or {}).get("bits", 5))
+        elif layer.variant == "V4" and "table" in layer.parts:
+            file, key = layer.parts["table"]
+            levels = math.prod(file.entries[key].shape)
+            layer.bits = levels.bit_length() - 1
+            if levels != 1 << layer.bits or not 1 <= layer.bits <= 8:
+                raise FormatError(
+                    "a codebook of a wrong size",
+                    file=file.path,
+                    tensor=key,
+                    expected="2, 4, 8 … 256 levels",
+                    found=levels,
+                )
+        if layer.bits not in BITS and layer.variant != "V4":
+            raise UnsupportedError(
+                "a number of bits that HLWQ does not have",
+                file=codes_file.path,
+                tensor=codes_key,
+                expected=", ".join(map(str, BITS)),
+                found=layer.bits,
+            )
+        claimed = (self.claim or {}).get("bits")
+        if claimed is not None and layer.variant == "V2" and layer.bits != claimed:
+            raise FormatError(
+                "the codes have other bits than polar_config.json claims",
+                file=codes_file.path,
+                tensor=codes_key,
+                expected=f"{claimed} bits",
+                found=f"{layer.bits} bits",
+                fix="download the checkpoint again: these files do not belong together",
+            )
+
+    # -- names and shapes --------------------------------------------------------------------------------------------
+
+    def resolve_names(self, expected: Iterable[str]) -> None:
+        """Give V1 tensors the names that a model expects: undoing `__` for `.` is ambiguous, the reverse is not."""
+        wanted = {name.replace(".", "__"): name for name in expected}
+        self._layers = {
+            (wanted.get(_undouble(layer.base), name) if layer.variant == "V1" else name): layer
+            for name, layer in self._layers.items()
+        }
+
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Tell the model's shapes, for layers whose files do not tell how wide a padded row is."""
+        self._shapes.update(shapes)
+
+    def _layer(self, name: str) -> _Layer:
+        try:
+            return self._layers[name]
+        except KeyError:
+            raise InputError(
+                "the checkpoint has no quantized tensor of this name",
+                file=self.path,
+                tensor=name,
+                fix="names() lists them",
+            ) from None
+
+    def _meta(self, layer: _Layer) -> list[int]:
+        if "meta" not in layer.parts:
+            return []
+        file, key = layer.parts["meta"]
+        entry = file.entries[key]
+        if entry.dtype != "I64" or entry.shape not in ((4,), (5,)):
+            raise FormatError(
+                "a meta tensor of a wrong form",
+                file=file.path,
+                tensor=key,
+                expected="I64 [4] or [5]",
+                found=f"{entry.dtype} {list(entry.shape)}",
+            )
+        meta = file.tensor(key).tolist()
+        expected = [layer.rows, layer.num_blocks, BLOCK, layer.rows * layer.num_blocks * BLOCK]
+        if meta[:4] != expected:
+            raise FormatError(
+                "meta contradicts the norms",
+                file=file.path,
+                tensor=key,
+                expected=f"{expected} (out, blocks, block size, codes)",
+                found=meta[:4],
+                fix="download this file again",
+            )
+        return meta
+
+    def _in_features(self, name: str, layer: _Layer) -> int:
+        padded = layer.num_blocks * BLOCK
+        meta = self._meta(layer)
+        candidates = [
+            self._shapes.get(name),
+            manifest.shape(name),
+            (layer.rows, meta[4]) if len(meta) == 5 else None,
+        ]
+        for shape in candidates:
+            if (
+                shape is not None
+                and len(shape) == 2
+                and shape[0] == layer.rows
+                and -(-shape[1] // BLOCK) == layer.num_blocks
+            ):
+                return shape[1]
+        if len(meta) == 5:
+            file, key = layer.parts["meta"]
+            raise FormatError(
+                "meta contradicts the norms",
+                file=file.path,
+                tensor=key,
+                expected=f"an in_features that pads to {padded}",
+                found=meta[4],
+                fix="download this file again",
+            )
+        return padded
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _codes(self, layer: _Layer) -> torch.Tensor:
+        file, key = layer.parts["codes"]
+        codes = file.tensor(key)
+        return (codes.view(torch.uint8) if codes.dtype == torch.int8 else codes).reshape(layer.rows, -1)
+
+    def _norms(self, layer: _Layer) -> torch.Tensor:
+        file, key = layer.parts["norms"]
+        return file.tensor(key).to(torch.float16)
+
+    def _reading(self, layer: _Layer) -> tuple[str, str]:
+        """Packing and codebook of a layer."""
+        packings = _packings(layer)
+        if layer.variant == "V4" and "table" in layer.parts:
+            file, key = layer.parts["table"]
+            table = file.tensor(key).reshape(-1).float()
+            return packings[0], register_stored(table if key.endswith("ct_scaled") else table / SQRT_BLOCK)
+        found = self._detection(layer.bits, packings)
+        codebook = self._forced_codebook or found.codebook
+        packing = self._forced_order if self._forced_order in packings else found.packing
+        return packing, codebook
+
+    def _detection(self, bits: int, packings: tuple[str, ...]) -> Detection:
+        key = (bits, packings[0])
+        if key not in self._detections:
+            order = self.metadata.get("hlwq.bit_order")
+            version = self.metadata.get("hlwq.codebook")
+            alike = [
+                layer
+                for layer in self._layers.values()
+                if layer.bits == bits and _packings(layer) == packings
+            ]
+            # The largest layers: their rows are the least like special cases.
+            alike.sort(key=lambda layer: layer.rows * layer.num_blocks, reverse=True)
+            step = max(1, len(alike) // SAMPLE_LAYERS)
+            sample = [(self._codes(layer), self._norms(layer)) for layer in alike[::step][:SAMPLE_LAYERS]]
+            self._detections[key] = detect(
+                sample,
+                bits,
+                (order,) if order in packings else packings,
+                (version,) if version in VERSIONS else VERSIONS,
+            )
+        return self._detections[key]
+
+    def info(self, name: str) -> LayerInfo:
+        """What is known of a quantized tensor. Reads its meta, and once a sample of the codes for the detection."""
+        layer = self._layer(name)
+        packing, codebook = self._reading(layer)
+        return LayerInfo(
+            name=name,
+            shape=(layer.rows, self._in_features(name, layer)),
+            bits=layer.bits,
+            variant=layer.variant,
+            packing=packing,
+            codebook=codebook,
+            num_blocks=layer.num_blocks,
+            nbytes=sum(
+                layer.parts[part][0].entries[layer.parts[part][1]].nbytes for part in ("codes", "norms")
+            ),
+            files=tuple(dict.fromkeys(file.path for file, _ in layer.parts.values())),
+        )
+
+    def packed(self, name: str) -> PackedLayer:
+        """A quantized tensor as it lies in the files; nothing is decoded or copied."""
+        layer = self._layer(name)
+        packing, codebook = self._reading(layer)
+        return PackedLayer(
+            codes=self._codes(layer),
+            norms=self._norms(layer),
+            bits=layer.bits,
+            packing=packing,
+            codebook=codebook,
+            shape=(layer.rows, self._in_features(name, layer)),
+        )
+
+    def check_norms(self, name: str) -> None:
+        """Refuse a layer whose norms are not finite. Reads the norms (2.4 % of a layer's bytes).
+
+        Raises:
+            FormatError: a norm is NaN or infinite.
+        """
+        layer = self._layer(name)
+        finite = torch.isfinite(self._norms(layer))
+        if not bool(finite.all()):
+            file, key = layer.parts["norms"]
+            raise FormatError(
+                "norms are not finite: the layer would decode to NaN",
+                file=file.path,
+                tensor=key,
+                expected="finite norms",
+                found=f"{int((~finite).sum())} of {finite.numel()} NaN or infinite",
+                fix="download this file again, or replace the layer with python -m hlwq_core repair",
+            )
+
+    def plain(self, name: str) -> torch.Tensor:
+        """A tensor that is stored as it is, a view of the mapped file."""
+        file, key = self._plain[name]
+        return file.tensor(key)
+
+    def plain_info(self, name: str) -> tuple[tuple[int, ...], torch.dtype, Path]:
+        """Shape, dtype and file of a plain tensor."""
+        file, key = self._plain[name]
+        entry = file.entries[key]
+        return entry.shape, DTYPES[entry.dtype][0], file.path
+
+    def decode(
+        self,
+        name: str,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        rows: slice = slice(None),
+    ) -> torch.Tensor:
+        """Decode a quantized tensor, or a range of its rows alone.
+
+        Args:
+            name: one of `names()`.
+            dtype: of the result; the arithmetic is float32.
+            device: where to decode; the packed rows travel there.
+            rows: a range of output rows, with step 1.
+
+        Returns:
+            `[rows, in_features]`.
+        """
+        if rows.step not in (None, 1):
+            raise InputError(
+                "only whole ranges of rows can be decoded", tensor=name, expected="a step of 1", found=rows
+            )
+        packed = self.packed(name)
+        return ops.decode(
+            packed.codes[rows].to(device),
+            packed.norms[rows].to(device),
+            packed.table(device),
+            packed.bits,
+            packed.packing,
+            packed.shape[1],
+            dtype,
+        )
+
+    # -- the report --------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """What the checkpoint is, for people and programs: JSON-ready."""
+        infos = [self.info(name) for name in self.names()]
+        weights = sum(info.shape[0] * info.shape[1] for info in infos)
+        coded = sum(info.nbytes for info in infos)
+        plain = sum(file.entries[key].nbytes for file, key in self._plain.values())
+
+        def each(attribute: str) -> dict[str, int]:
+            counts: dict[str, int] = {}
+            for info in infos:
+                key = str(getattr(info, attribute))
+                counts[key] = counts.get(key, 0) + 1
+            return counts
+
+        return {
+            "path": str(self.path),
+            "files": len(self._files),
+            "quantized": len(infos),
+            "plain": len(self._plain),
+            "variants": each("variant"),
+            "bits": each("bits"),
+            "packings": each("packing"),
+            "codebooks": each("codebook"),
+            "detected": [
+                {
+                    "bits": bits,
+                    "packing": d.packing,
+                    "codebook": d.codebook,
+                    "rms": round(d.rms, 5),
+                    "sure": d.sure,
+                }
+                for (bits, _), d in self._detections.items()
+            ],
+            "weights": weights,
+            "bytes_quantized": coded,
+            "bytes_plain": plain,
+            "bits_a_weight": round(coded * 8 / weights, 4),
+            "upscalers": [path.name for path in self.upscalers],
+        }
+
+
+def _safetensors_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(
+            "no such file or folder", file=path, fix="check the path; a checkpoint is a folder or a file"
+        )
+    files = sorted(
+        file
+        for file in path.rglob("*.safetensors")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        other = next((file for file in path.rglob("*.gguf")), None)
+        if other is not None:
+            raise UnsupportedError(
+                "this folder holds a GGUF file, not an HLWQ checkpoint",
+                file=other,
+                fix="load it with the ComfyUI-GGUF nodes",
+            )
+        raise FormatError(
+            "there are no safetensors files in this folder",
+            file=path,
+            expected="polarquant/codes/*.safetensors and polarquant/bf16/*.safetensors",
+            fix="download the checkpoint: python -m hlwq_core download",
+        )
+    return files
+
+
+def _polar_config(path: Path) -> dict[str, Any] | None:
+    """The author's polar_config.json, with the `bits` that its format claims."""
+    for file in (path / "polar_config.json", path / "polarquant" / "polar_config.json"):
+        if path.is_dir() and file.is_file():
+            try:
+                config = json.loads(file.read_text(encoding="utf-8"))
+                name = str(config.get("format", ""))
+            except (ValueError, AttributeError) as error:
+                raise FormatError("polar_config.json is no JSON object", file=file, found=error) from error
+            if int(config.get("block_size", BLOCK)) != BLOCK:
+                raise UnsupportedError(
+                    "blocks of another size", file=file, expected=BLOCK, found=config.get("block_size")
+                )
+            prefix, _, bits = name.rpartition("-q")
+            if prefix in ("hlwq", "polarquant") and bits.isdigit():
+                config.setdefault("bits", int(bits))
+            return config
+    return None
+
+
+def _refuse_eoq(file: SafeFile) -> None:
+    for key in file:
+        if key.endswith(".scales") and key[: -len("scales")] + "codes" in file:
+            raise UnsupportedError(
+                "this is an EOQ checkpoint (.codes and .scales), which this pack does not read",
+                file=file.path,
+                tensor=key,
+                expected="HLWQ: codes with norms",
+                found="codes with scales",
+                fix="get the HLWQ (PolarQuant) version of the model",
+            )
+
+
+def _split_key(key: str, dotted_codes: set[str], files: list[SafeFile]) -> tuple[str, str, str] | None:
+    """Base name, part and variant of a key that belongs to a quantized tensor; None for a plain tensor."""
+    base, double, suffix = key.rpartition("__")
+    if double and suffix in _SUFFIXES:
+        if suffix == "codes":
+            return base, "codes", "V3"
+        return base, _SUFFIXES[suffix], "V2" if "." in base else "V1"
+    base, dot, suffix = key.rpartition(".")
+    if dot and suffix in ("codes", "norms", "ct_scaled", "ct"):
+        if base in dotted_codes or any(base + ".codes" in file for file in files):
+            return base, "table" if suffix.startswith("ct") else suffix, "V4"
+    return None
+
+
+def _undouble(base: str) -> str:
+    """Some writers append `weight` to names that already end in it."""
+    for tail in ("__weight", ".weight"):
+        if base.endswith(tail * 2):
+            return base[: -len(tail)]
+    return base
+
+
+def _model_name(layer: _Layer, known: Mapping[str, str]) -> str:
+    base = _undouble(layer.base)
+    if layer.variant == "V1":
+        return known.get(base, base.replace("__", "."))
+    if layer.variant in ("V3", "V4"):
+        base = known.get(base, base.replace("__", ".") if "." not in base else base)
+        named = base.rpartition(".")[2] == "weight" or manifest.shape(base) is not None
+        return base if named else f"{base}.weight"
+    return base
+
+
+def _packings(layer: _Layer) -> tuple[str, ...]:
+    if layer.byte_codes:
+        return ("byte",)
+    if layer.variant == "V4":
+        return ("nibble",) if layer.bits <= 4 else ("lsb", "msb")
+    return ("msb", "lsb")
+
+
+def layer_bytes(shape: tuple[int, int], bits: int) -> int:
+    """Bytes of codes and norms of a weight, as V1 stores it."""
+    num_blocks = -(-shape[1] // BLOCK)
+    return shape[0] * (row_bytes(num_blocks, bits, "msb") + 2 * num_blocks)

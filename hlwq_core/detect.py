@@ -1,0 +1,116 @@
+"""What no header tells: bit order and codebook version, found from a sample of the codes.
+
+Blocks have length √128 in units of the codebook, so RMS(level of code) over many blocks is close to 1 when both are right:
+1.0004 to 1.0007 for 5 bits; 0.993 and 1.0085 with the other version, about 1.69 with the wrong bit order. Strongly smooth
+rows break the rule for a single layer, hence the median over layers.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from .codebook import BLOCK, VERSIONS, centroids
+from .packing import unpack
+
+SAMPLE_LAYERS = 15
+SAMPLE_BLOCKS = 1024
+# How far the best hypothesis may be from its expectation and still count as found in the data.
+TOLERANCE = 0.003
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Bit order and codebook version of a group of layers.
+
+    Attributes:
+        packing: `msb`, `lsb`, `nibble` or `byte`.
+        codebook: codebook version.
+        rms: median RMS of the levels under this reading.
+        sure: whether the data decides; if not, the published files' way is assumed.
+    """
+
+    packing: str
+    codebook: str
+    rms: float
+    sure: bool
+
+
+@functools.lru_cache(maxsize=64)
+def expected_rms(bits: int, version: str, written: str | None = None) -> float:
+    """RMS of the levels for normally distributed coordinates, written with a version and read with another (or the same)."""
+    from scipy.stats import norm
+
+    levels = centroids(bits, written or version).double()
+    edges = torch.cat((torch.tensor([-40.0]), (levels[1:] + levels[:-1]) / 2, torch.tensor([40.0])))
+    mass = torch.from_numpy(norm.cdf(edges[1:].numpy()) - norm.cdf(edges[:-1].numpy()))
+    return float((centroids(bits, version).double() ** 2 * mass).sum().sqrt())
+
+
+def level_rms(
+    codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor
+) -> float | None:
+    """RMS of the levels over up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
+
+    Args:
+        codes: uint8 `[out, row_bytes]`.
+        norms: float16 `[out, num_blocks]`.
+        levels: float32 `[2**bits]`, of unit variance.
+    """
+    rows, num_blocks = norms.shape
+    step = max(1, rows * num_blocks // SAMPLE_BLOCKS // 8)
+    # Whole runs of blocks rather than single ones, so that few pages of the file are touched.
+    starts = range(0, rows, max(1, rows * num_blocks // SAMPLE_BLOCKS)) if step else range(rows)
+    total, count = 0.0, 0
+    for row in starts:
+        keep = norms[row] > 0
+        if not bool(keep.any()):
+            continue
+        values = levels[unpack(codes[row : row + 1], bits, packing).reshape(num_blocks, BLOCK)[keep].long()]
+        total += float((values.double() ** 2).sum())
+        count += values.numel()
+        if count >= SAMPLE_BLOCKS * BLOCK:
+            break
+    return (total / count) ** 0.5 if count else None
+
+
+def detect(
+    layers: list[tuple[torch.Tensor, torch.Tensor]],
+    bits: int,
+    packings: tuple[str, ...],
+    versions: tuple[str, ...] = VERSIONS,
+) -> Detection:
+    """Find the reading under which layers look as HLWQ makes them.
+
+    Args:
+        layers: codes uint8 `[out, row_bytes]` and norms float16 `[out, num_blocks]` of layers of `bits` bits.
+        packings: hypotheses for the packing, the most common first.
+        versions: hypotheses for the codebook version.
+    """
+    best: Detection | None = None
+    found: list[tuple[float, Detection]] = []
+    for packing in packings:
+        for version in versions:
+            levels = centroids(bits, version)
+            samples = [level_rms(codes, norms, bits, packing, levels) for codes, norms in layers]
+            values = [value for value in samples if value is not None]
+            if not values:
+                return Detection(packings[0], versions[0], float("nan"), False)
+            rms = statistics.median(values)
+            found.append((abs(rms - expected_rms(bits, version)), Detection(packing, version, rms, True)))
+    found.sort(key=lambda item: item[0])
+    distance, best = found[0]
+    rivals = [other for other, detection in found[1:] if other - distance < 1e-4]
+    if distance <= TOLERANCE and not rivals:
+        return best
+    # The bit order shows in the histogram even where norms were searched and the RMS is not 1.
+    by_packing = {packing: min(d for d, x in found if x.packing == packing) for packing in packings}
+    packing = min(packings, key=lambda p: by_packing[p])
+    if any(other != packing and by_packing[other] - by_packing[packing] < 0.05 for other in packings):
+        packing = packings[0]
+    version = versions[0]
+    rms = next(x.rms for _, x in found if x.packing == packing and x.codebook == version)
+    return Detection(packing, version, rms, False)

@@ -1,0 +1,80 @@
+"""The errors of the pack. Each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+import os
+
+
+class HLWQError(Exception):
+    """Base of every error that a user can meet.
+
+    Args:
+        what: one sentence, what is wrong.
+        file: the file or folder concerned.
+        tensor: the tensor's name.
+        expected, found: what should have been there, and what was.
+        fix: what the user can do next.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+        fix: str | None = None,
+    ):
+        self.what = what
+        self.file = os.fspath(file) if file is not None else None
+        self.tensor = tensor
+        self.expected = expected
+        self.found = found
+        self.fix = fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for label, value in (
+            ("file", self.file),
+            ("tensor", self.tensor),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("what to do", self.fix),
+        ):
+            if value is not None:
+                lines.append(f"  {label}: {value}")
+        return "\n".join(lines)
+
+
+class FormatError(HLWQError):
+    """A file is not what it claims to be: truncated, corrupt, contradictory."""
+
+
+class IncompleteError(HLWQError):
+    """Something that the model needs is in no file."""
+
+
+class UnsupportedError(HLWQError):
+    """A known format that is out of scope (GGUF, EOQ, pq3_0), named as such."""
+
+
+class InputError(HLWQError):
+    """A value that the user gave does not fit."""
+
+
+class ConfigError(HLWQError):
+    """The model's config is missing or contradicts the tensors."""
+
+
+class DownloadError(HLWQError):
+    """A download failed or was refused."""
+
+
+class ServerError(HLWQError):
+    """ComfyUI could not be started, reached, or refused the work."""
+
+
+class MediaError(HLWQError):
+    """Frames or sound could not be coded or written."""

@@ -1,0 +1,100 @@
+"""`torch.ops.hlwq.decode`: decoding as an operator that torch.compile sees as one piece, and the scratch it decodes into."""
+
+from __future__ import annotations
+
+import torch
+
+from . import backends
+
+
+def _decode(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> torch.Tensor:
+    return backends.choose(codes.device, backend).decode(
+        codes, norms, table, bits, packing, in_features, dtype
+    )
+
+
+def _register() -> None:
+    # The pack may be imported twice in a process (as a custom node and as a library); the operator exists once.
+    if hasattr(torch.ops.hlwq, "decode"):
+        return
+    operator = torch.library.custom_op("hlwq::decode", _decode, mutates_args=())
+
+    @operator.register_fake
+    def _(codes, norms, table, bits, packing, in_features, dtype, backend="auto"):
+        return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
+
+
+_register()
+
+
+def decode(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Decode packed rows; arguments and result as `backends.eager.decode`, `backend` as in `backends.choose`."""
+    return torch.ops.hlwq.decode(codes, norms, table, bits, packing, in_features, dtype, backend)
+
+
+# One buffer a device, as bytes: layers run one after another, so the next may overwrite the last.
+_scratch: dict[torch.device, torch.Tensor] = {}
+
+
+def scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A `[rows, columns]` view of the device's scratch buffer, valid until the next call; grown to the largest layer."""
+    size = rows * columns * dtype.itemsize
+    buffer = _scratch.get(device)
+    if buffer is None or buffer.numel() < size:
+        _scratch.pop(device, None)
+        # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
+        with torch.inference_mode(False):
+            buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        _scratch[device] = buffer
+    return buffer[:size].view(dtype).view(rows, columns)
+
+
+def release_scratch(device: torch.device | None = None) -> None:
+    """Give the scratch buffer of a device (or of all) back to torch's allocator."""
+    if device is None:
+        _scratch.clear()
+    else:
+        _scratch.pop(device, None)
+
+
+def scratch_bytes(device: torch.device) -> int:
+    """Size of the device's scratch buffer."""
+    buffer = _scratch.get(device)
+    return 0 if buffer is None else buffer.numel()
+
+
+def decode_into_scratch(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Decode packed rows into the device's scratch buffer: use the result before the next layer is decoded.
+
+    Not for weights that autograd keeps, and not under torch.compile: use `decode` there.
+    """
+    out = scratch(codes.shape[0], in_features, dtype, codes.device)
+    chosen = backends.choose(codes.device, backend)
+    return chosen.decode(codes, norms, table, bits, packing, in_features, dtype, out=out)

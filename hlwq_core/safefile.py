@@ -1,0 +1,204 @@
+"""Safetensors files as maps: headers read and checked here, tensors as views of the mapped file by the safetensors library.
+
+What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a header
+longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that overlap or
+leave holes, a file cut short or with a tail.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import FormatError, InputError, UnsupportedError
+
+MAX_HEADER = 100_000_000
+DTYPES: dict[str, tuple[torch.dtype, int]] = {
+    "F64": (torch.float64, 8),
+    "F32": (torch.float32, 4),
+    "F16": (torch.float16, 2),
+    "BF16": (torch.bfloat16, 2),
+    "F8_E4M3": (torch.float8_e4m3fn, 1),
+    "F8_E5M2": (torch.float8_e5m2, 1),
+    "I64": (torch.int64, 8),
+    "I32": (torch.int32, 4),
+    "I16": (torch.int16, 2),
+    "I8": (torch.int8, 1),
+    "U8": (torch.uint8, 1),
+    "BOOL": (torch.bool, 1),
+}
+NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
+
+_AGAIN = "the download may have been cut off: fetch the file again and compare its size and sha256"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: `dtype` as safetensors names it, bytes `start` to `stop` of the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read and check a file's header; no tensor is read.
+
+    Returns:
+        Entries by tensor name, and the file's metadata.
+
+    Raises:
+        InputError: no such file.
+        UnsupportedError: a known other format (GGUF, pickle).
+        FormatError: not a whole safetensors file.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            _refuse_other_formats(path, head)
+            if len(head) < 8:
+                raise FormatError(
+                    "the file is too short to be safetensors",
+                    file=path,
+                    expected="8 bytes and more",
+                    found=f"{size} bytes",
+                    fix=_AGAIN,
+                )
+            length = int.from_bytes(head, "little")
+            if length > min(MAX_HEADER, size - 8):
+                raise FormatError(
+                    "the header is longer than the file: it is cut off, or no safetensors file",
+                    file=path,
+                    expected=f"at most {min(MAX_HEADER, size - 8)} bytes of header",
+                    found=length,
+                    fix=_AGAIN,
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise InputError("the file cannot be read", file=path, found=error.strerror or error) from error
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {name: _entry(path, name, fields) for name, fields in header.items()}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(
+            "the header is no valid safetensors header",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix=_AGAIN,
+        ) from error
+    _check_layout(path, entries, size - 8 - length)
+    return entries, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    if head[:4] == b"GGUF":
+        raise UnsupportedError(
+            "this is a GGUF file, not an HLWQ checkpoint",
+            file=path,
+            fix="load it with the ComfyUI-GGUF nodes",
+        )
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise UnsupportedError(
+            "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
+            file=path,
+            fix="get the model as .safetensors",
+        )
+
+
+def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
+    dtype, shape = fields["dtype"], tuple(fields["shape"])
+    start, stop = fields["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
+        raise ValueError(f"{name}: shape and offsets must be integers, none negative")
+    if dtype not in DTYPES:
+        raise UnsupportedError(
+            "a dtype that this pack does not know",
+            file=path,
+            tensor=name,
+            expected=", ".join(DTYPES),
+            found=dtype,
+        )
+    if stop - start != math.prod(shape) * DTYPES[dtype][1]:
+        raise FormatError(
+            "the tensor's bytes do not fit its shape",
+            file=path,
+            tensor=name,
+            expected=f"{math.prod(shape) * DTYPES[dtype][1]} bytes for {dtype} {list(shape)}",
+            found=f"{stop - start} bytes",
+            fix=_AGAIN,
+        )
+    return Entry(dtype, shape, start, stop)
+
+
+def _check_layout(path: Path, entries: dict[str, Entry], data_size: int) -> None:
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != position:
+            raise FormatError(
+                "tensors overlap or leave holes",
+                file=path,
+                tensor=name,
+                expected=f"data at byte {position}",
+                found=f"byte {entry.start}",
+                fix=_AGAIN,
+            )
+        position = entry.stop
+    if position != data_size:
+        raise FormatError(
+            "the file is cut off" if position > data_size else "the file has bytes after its last tensor",
+            file=path,
+            expected=f"{position} bytes of tensors",
+            found=f"{data_size} bytes",
+            fix=_AGAIN,
+        )
+
+
+class SafeFile:
+    """An open safetensors file: checked header, tensors as views of the mapped bytes.
+
+    Attributes:
+        path: the file.
+        entries: what it holds, by tensor name.
+        metadata: its `__metadata__`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.entries, self.metadata = read_header(self.path)
+        self._handle: Any = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU, a view of the mapped file: no memory is taken until it is read. Do not write into it."""
+        if self._handle is None:
+            try:
+                self._handle = safe_open(str(self.path), framework="pt", device="cpu").__enter__()
+            except (OSError, SafetensorError) as error:
+                raise FormatError(
+                    "the file cannot be mapped", file=self.path, found=error, fix=_AGAIN
+                ) from error
+        if self.entries[name].nbytes == 0:
+            entry = self.entries[name]
+            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype][0])
+        return self._handle.get_tensor(name)

@@ -1,0 +1,334 @@
+"""Opening checkpoints: every variant, what the data tells, what is refused, and how much memory it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hlwq_core
+from hlwq_core.codec import encode
+from hlwq_core.errors import FormatError, HLWQError, IncompleteError, InputError, UnsupportedError
+from hlwq_core.find import find_checkpoints
+from hlwq_core.packing import pack
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["mini_msb_infinite", "mini_lsb_infinite", "mini_dotted_meta5"])
+def test_author_files_decode(golden, name):
+    expected = load_file(golden / name / "expected_bf16.safetensors")
+    folder = golden / name
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    path = folder / "model.safetensors" if name == "mini_dotted_meta5" else folder / "polarquant"
+    ckpt = hlwq_core.open_checkpoint(path, shapes=shapes)
+    ckpt.resolve_names(expected)
+    quantized = set(ckpt.names())
+    assert quantized and quantized | set(ckpt.plain_names()) == set(expected)
+    for key in quantized:
+        info = ckpt.info(key)
+        assert info.shape == shapes[key] and info.bits == 5 and info.codebook == "infinite"
+        assert info.packing == ("lsb" if "lsb" in name else "msb")
+        assert info.variant == ("V2" if "dotted" in name else "V1")
+        found = ckpt.decode(key)
+        assert float((found == expected[key]).float().mean()) >= 0.999
+        assert torch.equal(ckpt.decode(key, rows=slice(3, 9)), found[3:9])
+    original = load_file(golden / "mini_original_bf16.safetensors")
+    for key in set(ckpt.plain_names()) & set(original):
+        assert torch.equal(ckpt.plain(key), original[key])
+
+
+def legacy(golden, folder: Path, bits: int) -> Path:
+    data = load_file(golden / "legacy_outlier_32x1024.safetensors")
+    path = folder / "model.safetensors"
+    save_file(
+        {f"blocks.0.q.{part}": data[f"q{bits}.{part}"] for part in ("codes", "norms", "ct_scaled")}, path
+    )
+    return path
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+def test_v4(golden, tmp_path, bits):
+    ckpt = hlwq_core.open_checkpoint(legacy(golden, tmp_path, bits))
+    assert ckpt.names() == ["blocks.0.q.weight"]
+    info = ckpt.info("blocks.0.q.weight")
+    assert (info.variant, info.bits, info.shape) == ("V4", bits, (32, 1024))
+    author = load_file(golden / "legacy_outlier_32x1024.safetensors")[f"q{bits}_dequant_f32"]
+    found = ckpt.decode("blocks.0.q.weight", dtype=torch.float32)[: len(author)]
+    assert torch.allclose(
+        found,
+        author,
+        rtol=1e-4,
+        atol=1e-5 * float(author[torch.isfinite(author)].abs().max()),
+        equal_nan=True,
+    )
+
+
+def test_v3(golden, tmp_path):
+    data = load_file(golden / "skill_t3_16x384_infinite.safetensors")
+    save_file(
+        {"a.b.weight__codes": data["q5_codes"].view(torch.int8), "a.b.weight__norms": data["q5__norms"]},
+        tmp_path / "m.safetensors",
+    )
+    ckpt = hlwq_core.open_checkpoint(tmp_path)
+    assert ckpt.info("a.b.weight").variant == "V3"
+    assert torch.allclose(ckpt.decode("a.b.weight", torch.float32), data["q5_dequant_f32"], atol=1e-5)
+
+
+def write(path: Path, bits=5, version="infinite", order="msb", layers=6, meta=True, **changes) -> Path:
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for i in range(layers):
+        made = encode(torch.randn(64, 256, generator=generator) * 0.02, bits, version)
+        base = f"model__diffusion_model__transformer_blocks__{i}__attn1__to_q__weight"
+        tensors[f"{base}__packed"] = pack(made.codes, bits, order).reshape(-1)
+        tensors[f"{base}__norms"] = made.norms
+        tensors[f"{base}__meta"] = torch.tensor([64, 2, 128, 64 * 256])
+    tensors.update(changes.get("replace", {}))
+    for key in changes.get("drop", ()):
+        del tensors[key]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
+
+
+BASE = "model__diffusion_model__transformer_blocks__0__attn1__to_q__weight"
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6])
+@pytest.mark.parametrize("version", ["infinite", "finite"])
+@pytest.mark.parametrize("order", ["msb", "lsb"])
+def test_bit_order_and_codebook_are_found_in_the_data(tmp_path, bits, version, order):
+    ckpt = hlwq_core.open_checkpoint(write(tmp_path / "x.safetensors", bits, version, order))
+    info = ckpt.info(ckpt.names()[0])
+    assert info.packing == order
+    if bits >= 5:  # the two versions of smaller codebooks differ by less than the data can show
+        assert info.codebook == version
+
+
+def test_the_user_may_insist(tmp_path):
+    path = write(tmp_path / "x.safetensors")
+    ckpt = hlwq_core.open_checkpoint(path, codebook="finite", bit_order="lsb")
+    assert (ckpt.info(ckpt.names()[0]).packing, ckpt.info(ckpt.names()[0]).codebook) == ("lsb", "finite")
+    with pytest.raises(InputError):
+        hlwq_core.open_checkpoint(path, codebook="best")
+
+
+def test_report_counts_bits(tmp_path):
+    report = hlwq_core.open_checkpoint(write(tmp_path / "x.safetensors")).report()
+    assert report["bits_a_weight"] == 5.125 and report["quantized"] == 6
+    json.dumps(report)
+
+
+BAD = {
+    "packed missing": ({"drop": [f"{BASE}__packed"]}, IncompleteError, "__norms"),
+    "norms missing": ({"drop": [f"{BASE}__norms"]}, IncompleteError, "__packed"),
+    "meta missing": ({"drop": [f"{BASE}__meta"]}, IncompleteError, "__packed"),
+    "codes short": (
+        {"replace": {f"{BASE}__packed": torch.zeros(1000, dtype=torch.uint8)}},
+        FormatError,
+        "__packed",
+    ),
+    "meta contradicts": (
+        {"replace": {f"{BASE}__meta": torch.tensor([64, 3, 128, 64 * 384])}},
+        FormatError,
+        "__meta",
+    ),
+    "codes of floats": ({"replace": {f"{BASE}__packed": torch.zeros(10240)}}, FormatError, "__packed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_contradictions_are_named(tmp_path, case):
+    changes, kind, where = BAD[case]
+    with pytest.raises(kind) as caught:
+        ckpt = hlwq_core.open_checkpoint(write(tmp_path / "x.safetensors", **changes))
+        ckpt.info("model.diffusion_model.transformer_blocks.0.attn1.to_q.weight")
+    text = str(caught.value)
+    assert "x.safetensors" in text and BASE in text and (where in text or where == "__meta")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_norms_that_are_not_finite(tmp_path, value):
+    norms = torch.ones(64, 2, dtype=torch.float16)
+    norms[3, 1] = value
+    ckpt = hlwq_core.open_checkpoint(write(tmp_path / "x.safetensors", replace={f"{BASE}__norms": norms}))
+    with pytest.raises(FormatError, match="not finite"):
+        ckpt.check_norms(ckpt.names()[0])
+
+
+def test_claimed_bits(tmp_path, golden):
+    shutil.copytree(golden / "mini_dotted_meta5", tmp_path / "m")
+    (tmp_path / "m" / "expected_bf16.safetensors").unlink()
+    (tmp_path / "m" / "polar_config.json").write_text('{"format": "hlwq-q4", "block_size": 128}')
+    with pytest.raises(FormatError, match="claims"):
+        hlwq_core.open_checkpoint(tmp_path / "m")
+
+
+def attacks(path: Path) -> dict[str, bytes]:
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+
+    def with_header(change) -> bytes:
+        copy = json.loads(json.dumps(header))
+        change(copy)
+        raw = json.dumps(copy).encode()
+        return len(raw).to_bytes(8, "little") + raw + whole[8 + length :]
+
+    first = next(key for key in header if key.endswith("__packed"))
+    return {
+        "empty": b"",
+        "seven bytes": whole[:7],
+        "cut in the header": whole[:100],
+        "cut in the data": whole[:-1000],
+        "a tail": whole + b"x",
+        "header of 2**63 bytes": (1 << 63).to_bytes(8, "little") + whole[8:],
+        "no JSON": whole[:8] + b"{" * length + whole[8 + length :],
+        "a list": (2).to_bytes(8, "little") + b"[]",
+        "overlap": with_header(lambda h: h[first].update(data_offsets=[8, 8 + 10240])),
+        "negative": with_header(lambda h: h[first].update(shape=[-1])),
+        "unknown dtype": with_header(lambda h: h[first].update(dtype="F4")),
+        "shape lies": with_header(lambda h: h[first].update(shape=[5])),
+        "gguf": b"GGUF" + whole[4:],
+        "pickle": b"PK\x03\x04" + whole[4:],
+    }
+
+
+ATTACKS = [
+    "empty", "seven bytes", "cut in the header", "cut in the data", "a tail", "header of 2**63 bytes", "no JSON", "a list",
+    "overlap", "negative", "unknown dtype", "shape lies", "gguf", "pickle",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_broken_files_are_refused_by_name(tmp_path, name):
+    path = write(tmp_path / "x.safetensors")
+    data = attacks(path)
+    assert sorted(data) == sorted(ATTACKS)
+    path.write_bytes(data[name])
+    with pytest.raises((FormatError, UnsupportedError)) as caught:
+        hlwq_core.open_checkpoint(path)
+    assert "x.safetensors" in str(caught.value)
+
+
+def test_other_formats_are_named(tmp_path):
+    save_file(
+        {"a.codes": torch.zeros(8, dtype=torch.uint8), "a.scales": torch.zeros(2)},
+        tmp_path / "eoq.safetensors",
+    )
+    with pytest.raises(UnsupportedError, match="EOQ"):
+        hlwq_core.open_checkpoint(tmp_path)
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedError, match="GGUF"):
+        hlwq_core.open_checkpoint(tmp_path / "g")
+    with pytest.raises(InputError):
+        hlwq_core.open_checkpoint(tmp_path / "nothing")
+    save_file({"a.weight": torch.zeros(2, 2)}, tmp_path / "g" / "plain.safetensors")
+    with pytest.raises(FormatError, match="no quantized"):
+        hlwq_core.open_checkpoint(tmp_path / "g")
+
+
+def test_one_tensor_in_two_chunks(tmp_path):
+    write(tmp_path / "a.safetensors")
+    write(tmp_path / "b.safetensors")
+    with pytest.raises(FormatError, match="two files"):
+        hlwq_core.open_checkpoint(tmp_path)
+
+
+def test_parts_of_a_layer_may_lie_in_different_chunks(tmp_path):
+    data = load_file(write(tmp_path / "x.safetensors"))
+    os.remove(tmp_path / "x.safetensors")
+    for part in ("packed", "norms", "meta"):
+        save_file(
+            {key: value for key, value in data.items() if key.endswith(part)},
+            tmp_path / f"{part}.safetensors",
+        )
+    ckpt = hlwq_core.open_checkpoint(tmp_path)
+    assert len(ckpt.names()) == 6 and ckpt.decode(ckpt.names()[0]).shape == (64, 256)
+
+
+def test_find(tmp_path):
+    root = tmp_path / "hlwq"
+    write(root / "LTX" / "polarquant" / "codes" / "any name.safetensors")
+    write(root / "sub" / "Other" / "part1.safetensors")
+    write(root / "single.safetensors")
+    save_file({"a": torch.zeros(1)}, root / "dense.safetensors")
+    (root / "broken.safetensors").write_bytes(b"xx")
+    assert list(find_checkpoints([root, tmp_path / "absent"])) == ["LTX", "single.safetensors", "sub/Other"]
+
+
+def test_errors_survive_their_text():
+    error = HLWQError("what", file="f", tensor="t", expected=1, found=2, fix="do this")
+    assert str(error) == "what\n  file: f\n  tensor: t\n  expected: 1\n  found: 2\n  what to do: do this"
+
+
+MEASURE = """
+import sys, resource, torch
+sys.path.insert(0, sys.argv[2])
+import hlwq_core
+from hlwq_core import backends, codec
+torch.set_num_threads(1)
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+backends.get("eager").decode(torch.zeros(1, 80, dtype=torch.uint8), torch.ones(1, 1).half(), torch.zeros(32), 5, "msb", 128, torch.bfloat16)
+before = anonymous()
+ckpt = hlwq_core.open_checkpoint(sys.argv[1])
+opened = anonymous() - before
+largest = peak = 0
+for name in ckpt.names():
+    weight = ckpt.decode(name)
+    largest = max(largest, weight.numel() * 2)
+    peak = max(peak, anonymous() - before)
+    del weight
+print(opened, peak, largest, len(ckpt.names()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_opening_and_decoding_2_gb(tmp_path):
+    """2 GB of codes: under 100 MB to open, never more than twice the largest layer while decoding."""
+    rows, blocks = 8192, 64
+    nbytes = rows * blocks * 80
+    count = 2_000_000_000 // nbytes + 1
+    header, position = {}, 0
+    for i in range(count):
+        base = f"model__diffusion_model__transformer_blocks__{i}__ff__net__2__weight"
+        for part, dtype, shape, size in (
+            ("packed", "U8", [nbytes], nbytes),
+            ("norms", "F16", [rows, blocks], rows * blocks * 2),
+            ("meta", "I64", [4], 32),
+        ):
+            header[f"{base}__{part}"] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": [position, position + size],
+            }
+            position += size
+    raw = json.dumps(header).encode()
+    path = tmp_path / "big.safetensors"
+    with open(path, "wb") as file:  # sparse: the holes read as zeros and take no disk
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + position)
+        for fields in header.values():
+            if fields["dtype"] == "I64":
+                file.seek(8 + len(raw) + fields["data_offsets"][0])
+                file.write(torch.tensor([rows, blocks, 128, rows * blocks * 128]).numpy().tobytes())
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), str(REPO)], capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr
+    opened, peak, largest, layers = map(int, result.stdout.split())
+    assert layers == count
+    assert opened < 100_000_000, f"opening took {opened / 1e6:.0f} MB"
+    assert peak < 2 * largest, f"decoding took {peak / 1e6:.0f} MB; the largest layer has {largest / 1e6:.0f}"
