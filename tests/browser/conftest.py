@@ -119,3 +119,16 @@ def open_canvas(
 def canvas(open_canvas: Callable[..., Canvas]) -> Canvas:
     """An empty graph in the classic rendering."""
     return open_canvas()
+
+
+@pytest.fixture
+def picture() -> Callable[..., None]:
+    """`picture(canvas, name, of=selector)`: keep a screenshot for the README, if $HLWQ_PICTURES names a folder."""
+
+    def keep(canvas: Canvas, name: str, of: str | None = None) -> None:
+        folder = os.environ.get("HLWQ_PICTURES")
+        if folder:
+            target = canvas.page.locator(of).first if of else canvas.page
+            target.screenshot(path=Path(folder, f"{name}.jpg"), type="jpeg", quality=80)
+
+    return keep

@@ -1,0 +1,264 @@
+"""What the front end asks the server: GET /hlwq/checkpoint and /hlwq/coverage, POST /hlwq/verify, /hlwq/download, /hlwq/cancel.
+
+Only names that the pack itself offers are taken, never paths. Long work runs in a thread and reports through the event
+`hlwq.job`: `{job, kind, state: running|done|failed|cancelled, text, done, total}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from server import PromptServer
+
+from ..hlwq_core import backends, inspect, ltx_config, manifest
+from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
+from ..hlwq_core.errors import HLWQError, InputError
+from . import compat, locations
+
+log = logging.getLogger(__name__)
+
+EVENT = "hlwq.job"
+_SECONDS_BETWEEN_EVENTS = 0.2
+
+
+class Cancelled(Exception):
+    """The user pressed Cancel."""
+
+
+class Job:
+    """One piece of long work in a thread of its own; `tick` reports progress and stops it when cancelled."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, kind: str, target: str):
+        self.id = f"{kind}-{next(self._numbers)}"
+        self.kind = kind
+        self.target = target
+        self._cancelled = threading.Event()
+        self._told = 0.0
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def tell(self, state: str, text: str, done: float = 0, total: float = 0) -> None:
+        event = {"job": self.id, "kind": self.kind, "state": state, "text": text, "done": done, "total": total}
+        PromptServer.instance.send_sync(EVENT, event)
+
+    def tick(self, text: str, done: float, total: float) -> None:
+        if self.cancelled():
+            raise Cancelled
+        if time.monotonic() - self._told >= _SECONDS_BETWEEN_EVENTS:
+            self._told = time.monotonic()
+            self.tell("running", text, done, total)
+
+    def run(self, work: Callable[[Job], str]) -> None:
+        try:
+            text = work(self)
+        except Cancelled:
+            self.tell("cancelled", "Cancelled.")
+        except HLWQError as error:
+            self.tell("failed", str(error))
+        except Exception as error:
+            log.exception("HLWQ: %s of %s failed", self.kind, self.target)
+            self.tell("failed", f"{type(error).__name__}: {error}")
+        else:
+            self.tell("done", text)
+        finally:
+            _jobs.pop(self.id, None)
+
+
+_jobs: dict[str, Job] = {}
+
+
+def _start(kind: str, target: str, work: Callable[[Job], str]) -> Job:
+    for job in _jobs.values():
+        if (job.kind, job.target) == (kind, target):
+            return job  # pressed twice: watch the one that runs
+    job = _jobs.setdefault((new := Job(kind, target)).id, new)
+    threading.Thread(target=job.run, args=(work,), name=f"hlwq-{job.id}", daemon=True).start()
+    return job
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def report(label: str) -> dict[str, Any]:
+    """What a checkpoint is, from its headers, as web/panel.js shows it."""
+    if not label:
+        raise InputError(
+            "there is no HLWQ checkpoint in the model folders",
+            expected="a folder under models/hlwq with the published files",
+            fix="download one, or move yours there and press R",
+        )
+    path = locations.checkpoint(label)
+    ckpt = open_checkpoint(path)
+    ckpt.resolve_names(manifest.expected())
+    found = ckpt.report()
+    names = [*ckpt.names(), *ckpt.plain_names()]
+    needed = _needed(ckpt, names)
+    there = set(names)
+    missing = [name for name in needed if name not in there]
+    blocks = sorted({int(match[1]) for name in missing if (match := _BLOCK.search(name))})
+    return {
+        "name": label,
+        "variant": " + ".join(sorted(found["variants"])),
+        "bits": "/".join(sorted(found["bits"])),
+        "files": found["files"] + len(ckpt.upscalers),
+        "size_bytes": sum(file.stat().st_size for file in (*ckpt.files, *ckpt.upscalers)),
+        "quantized": found["quantized"],
+        "plain": found["plain"],
+        "expected": len(needed),
+        "complete": not missing,
+        "missing": len(missing),
+        "missing_names": missing[:5],
+        "missing_blocks": blocks,
+        "coverage": bool(missing),
+        "vram": _memory(ckpt, names),
+        "backend": _backend(),
+        "repository": manifest.REPOSITORIES[0],
+        "fixes": ["download", "repair", "verify"] if missing else ["verify"],
+    }
+
+
+_BLOCK = re.compile(r"\btransformer_blocks\.(\d+)\.")
+
+
+def _needed(ckpt: Checkpoint, names: list[str]) -> list[str]:
+    """The names that the model must have; what is there where the architecture is not ours to know."""
+    if not ltx_config.is_ltx(names):
+        return names
+    shapes: dict[str, tuple[int, ...]] = {name: ckpt.info(name).shape for name in ckpt.names()}
+    shapes |= {name: ckpt.plain_info(name)[0] for name in ckpt.plain_names()}
+    folder = ckpt.path if ckpt.path.is_dir() else ckpt.path.parent
+    config = ltx_config.find_config(folder, ckpt.metadata, shapes, manifest.ltx23_config)
+    return list(ltx_config.needed_names(config.values, manifest.expected()))
+
+
+def _memory(ckpt: Checkpoint, names: list[str]) -> dict[str, Any]:
+    """Bytes of the diffusion model's weights as they stay in memory, one decoded layer included, and the card's."""
+    prefix = compat.unet_prefix(names)
+    layers = [ckpt.info(name) for name in ckpt.names() if name.startswith(prefix)]
+    plain = [ckpt.plain_info(name) for name in ckpt.plain_names() if name.startswith(prefix)]
+    scratch = max((2 * layer.shape[0] * layer.shape[1] for layer in layers), default=0)
+    needed = sum(layer.nbytes for layer in layers) + scratch
+    needed += sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in plain)
+    device = compat.model_management.get_torch_device()
+    total = 0 if device.type == "cpu" else compat.model_management.get_total_memory(device)
+    name = "CPU" if device.type == "cpu" else compat.model_management.get_torch_device_name(device)
+    return {"device": name, "needed_bytes": needed, "total_bytes": total, "fits": needed < total}
+
+
+def _backend() -> dict[str, Any]:
+    device = compat.model_management.get_torch_device()
+    reasons = backends.unavailable_reasons(device)
+    return {
+        "name": backends.choose(device).NAME,
+        "unavailable": {name: reason for name, reason in reasons.items() if reason is not None},
+    }
+
+
+# ---- the routes ------------------------------------------------------------------------------------------------------
+
+
+def _same_origin(request: web.Request) -> None:
+    """Refuse what another site's page sends; ComfyUI itself checks this only without --enable-cors-header."""
+    origin = request.headers.get("Origin")
+    foreign = origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
+    if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        raise web.HTTPForbidden(text="HLWQ takes requests from ComfyUI's own page only")
+
+
+def _refusal(error: HLWQError) -> web.Response:
+    return web.json_response({"error": str(error), "fixes": ["download"]}, status=422)
+
+
+async def get_checkpoint(request: web.Request) -> web.Response:
+    """?name= -> the report, or 422 `{error, fixes}`."""
+    _same_origin(request)
+    try:
+        return web.json_response(await asyncio.to_thread(report, request.query.get("name", "")))
+    except HLWQError as error:
+        return _refusal(error)
+
+
+async def get_coverage(request: web.Request) -> web.Response:
+    """?name= -> a PNG of what is there and what is missing."""
+    _same_origin(request)
+
+    def draw() -> bytes:
+        path = locations.checkpoint(request.query.get("name", ""))
+        png = io.BytesIO()
+        inspect.coverage_picture(inspect.inspect(path)).save(png, "PNG")
+        return png.getvalue()
+
+    try:
+        return web.Response(body=await asyncio.to_thread(draw), content_type="image/png")
+    except HLWQError as error:
+        return _refusal(error)
+
+
+async def post_verify(request: web.Request) -> web.Response:
+    """{name} -> {job}; the findings come with the job's last event."""
+    name = (await _body(request)).get("name", "")
+    try:
+        path = locations.checkpoint(name)
+    except HLWQError as error:
+        return _refusal(error)
+
+    return web.json_response({"job": _start("verify", name, lambda job: _verify(job, path)).id})
+
+
+async def post_download(request: web.Request) -> web.Response:
+    """{repository} -> {job}; only the repositories that the pack knows."""
+    repository = (await _body(request)).get("repository", "")
+    if repository not in manifest.REPOSITORIES:
+        return _refusal(
+            InputError("unknown repository", expected=" or ".join(manifest.REPOSITORIES), found=repository)
+        )
+    return web.json_response({"job": _start("download", repository, lambda job: _download(job, repository)).id})
+
+
+async def post_cancel(request: web.Request) -> web.Response:
+    """{job} -> {}; the job stops at its next step."""
+    job = _jobs.get((await _body(request)).get("job", ""))
+    if job is not None:
+        job.cancel()
+    return web.json_response({})
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    _same_origin(request)
+    # A form of another site cannot send this type without being asked first.
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="application/json is expected")
+    body = await request.json()
+    if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
+        raise web.HTTPBadRequest(text="an object of strings is expected")
+    return body
+
+
+def register() -> None:
+    """Add the routes to ComfyUI's server; nothing where there is none (import in a test or a script)."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    server.routes.get("/hlwq/checkpoint")(get_checkpoint)
+    server.routes.get("/hlwq/coverage")(get_coverage)
+    server.routes.post("/hlwq/verify")(post_verify)
+    server.routes.post("/hlwq/download")(post_download)
+    server.routes.post("/hlwq/cancel")(post_cancel)

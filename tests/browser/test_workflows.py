@@ -1,0 +1,89 @@
+"""Each shipped workflow, dragged onto the canvas as a user drags it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .canvas import Canvas
+from .tiny_workflow import WORKFLOWS, tiny, upload_media
+
+RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+TEXT_TO_VIDEO = next(path for path in WORKFLOWS if path.stem.endswith("text_to_video"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def media(comfyui: str) -> None:
+    upload_media(comfyui)
+
+
+@RENDERINGS
+def test_drop(open_canvas: Callable[..., Canvas], vue: bool) -> None:
+    """No missing node, no red input, readable notes, nothing on top of anything else."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    for path in WORKFLOWS:
+        canvas.drop(tiny(path), path.name)
+        canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+        canvas.fit_view()
+        assert canvas.missing_nodes() == [], path.name
+        assert canvas.red_inputs() == [], path.name
+        assert canvas.overlaps() == [], path.name
+        assert not canvas.page.get_by_test_id("error-overlay").is_visible(), path.name
+        for note in canvas.notes():
+            assert note["text"].strip(), path.name
+            assert note["hidden"] <= 0, f"{path.name}: {note['hidden']} px of the note must be scrolled"
+    assert canvas.failures == []
+
+
+@pytest.mark.timeout(180)
+@RENDERINGS
+def test_text_to_video(open_canvas: Callable[..., Canvas], vue: bool, picture: Callable[..., None]) -> None:
+    """Press Run; the saved video plays in the node, with its sound."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    canvas.drop(tiny(TEXT_TO_VIDEO))
+    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    canvas.fit_view()
+    canvas.run()
+    canvas.finish()
+    played = canvas.video()
+    assert (played["width"], played["height"]) == (128, 64)
+    assert played["duration"] == pytest.approx(9 / 24, abs=1 / 24)
+    assert played["controls"]
+    assert not played["muted"]
+    picture(canvas, "workflow-nodes2" if vue else "workflow")
+    assert canvas.failures == []
+
+
+def test_templates(canvas: Canvas, picture: Callable[..., None]) -> None:
+    """The template browser lists every workflow of the pack, with its thumbnail, and opens it."""
+    page = canvas.page
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(re.compile("^ComfyUI-HLWQ$")).first.click()
+    for path in WORKFLOWS:
+        card = page.get_by_test_id(f"template-workflow-{path.stem}")
+        card.wait_for()
+        card.scroll_into_view_if_needed()
+        canvas.wait(
+            "(id) => document.querySelector(`[data-testid='${id}'] img`)?.naturalWidth > 0",
+            f"template-workflow-{path.stem}",
+        )
+    picture(canvas, "templates")
+    page.get_by_test_id(f"template-workflow-{TEXT_TO_VIDEO.stem}").click()
+    canvas.wait("() => app.graph.nodes.some((node) => node.type === 'HLWQLoadCheckpoint')")
+    assert canvas.missing_nodes() == []
+
+
+BLUEPRINTS = sorted((Path(__file__).resolve().parents[2] / "subgraphs").glob("*.json"))
+
+
+def test_blueprints(canvas: Canvas) -> None:
+    """Each blueprint stands in the node library, and gives one node whose inside is whole."""
+    assert len(BLUEPRINTS) >= 2
+    for path in BLUEPRINTS:
+        canvas.search_and_add(path.stem)
+        canvas.wait("(title) => app.graph.nodes.some((n) => n.isSubgraphNode?.() && n.title === title)", path.stem)
+    assert canvas.missing_nodes() == []
+    assert len(canvas.page.evaluate("() => app.graph.nodes.map((n) => n.title)")) == len(BLUEPRINTS)
