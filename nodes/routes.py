@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends, inspect, ltx_config, manifest
+from ..hlwq_core import backends, ltx_config, manifest
 from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.errors import HLWQError, InputError
 from . import compat, locations
@@ -187,6 +187,14 @@ def _refusal(error: HLWQError) -> web.Response:
     return web.json_response({"error": str(error), "fixes": ["download"]}, status=422)
 
 
+def _verify(job: Job, path: Path) -> str:
+    raise NotImplementedError
+
+
+def _download(job: Job, repository: str) -> str:
+    raise NotImplementedError
+
+
 async def get_checkpoint(request: web.Request) -> web.Response:
     """?name= -> the report, or 422 `{error, fixes}`."""
     _same_origin(request)
@@ -201,6 +209,8 @@ async def get_coverage(request: web.Request) -> web.Response:
     _same_origin(request)
 
     def draw() -> bytes:
+        from ..hlwq_core import inspect
+
         path = locations.checkpoint(request.query.get("name", ""))
         png = io.BytesIO()
         inspect.coverage_picture(inspect.inspect(path)).save(png, "PNG")
