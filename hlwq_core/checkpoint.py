@@ -420,11 +420,7 @@ class Checkpoint:
         if key not in self._detections:
             order = self.metadata.get("hlwq.bit_order")
             version = self.metadata.get("hlwq.codebook")
-            alike = [
-                layer
-                for layer in self._layers.values()
-                if layer.bits == bits and _packings(layer) == packings
-            ]
+            alike = [layer for layer in self._layers.values() if layer.bits == bits and _packings(layer) == packings]
             # The largest layers: their rows are the least like special cases.
             alike.sort(key=lambda layer: layer.rows * layer.num_blocks, reverse=True)
             step = max(1, len(alike) // SAMPLE_LAYERS)
@@ -449,9 +445,7 @@ class Checkpoint:
             packing=packing,
             codebook=codebook,
             num_blocks=layer.num_blocks,
-            nbytes=sum(
-                layer.parts[part][0].entries[layer.parts[part][1]].nbytes for part in ("codes", "norms")
-            ),
+            nbytes=sum(layer.parts[part][0].entries[layer.parts[part][1]].nbytes for part in ("codes", "norms")),
             files=tuple(dict.fromkeys(file.path for file, _ in layer.parts.values())),
         )
 
@@ -578,9 +572,7 @@ def _safetensors_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(
-            "no such file or folder", file=path, fix="check the path; a checkpoint is a folder or a file"
-        )
+        raise InputError("no such file or folder", file=path, fix="check the path; a checkpoint is a folder or a file")
     files = sorted(
         file
         for file in path.rglob("*.safetensors")

@@ -50,9 +50,7 @@ def expected_rms(bits: int, version: str, written: str | None = None) -> float:
     return float((centroids(bits, version).double() ** 2 * mass).sum().sqrt())
 
 
-def level_rms(
-    codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor
-) -> float | None:
+def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor) -> float | None:
     """RMS of the levels over up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
 
     Args:

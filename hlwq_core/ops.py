@@ -17,9 +17,7 @@ def _decode(
     dtype: torch.dtype,
     backend: str = "auto",
 ) -> torch.Tensor:
-    return backends.choose(codes.device, backend).decode(
-        codes, norms, table, bits, packing, in_features, dtype
-    )
+    return backends.choose(codes.device, backend).decode(codes, norms, table, bits, packing, in_features, dtype)
 
 
 def _register() -> None:

@@ -50,9 +50,7 @@ def _check(bits: int, packing: str) -> None:
     if packing not in PACKINGS:
         raise UnsupportedError("unknown packing", expected=", ".join(PACKINGS), found=packing)
     if not 1 <= bits <= 8 or (packing == "nibble" and bits > 4):
-        raise UnsupportedError(
-            "bits that this packing cannot hold", expected="1 to 8 (nibble: to 4)", found=bits
-        )
+        raise UnsupportedError("bits that this packing cannot hold", expected="1 to 8 (nibble: to 4)", found=bits)
 
 
 def pack(codes: torch.Tensor, bits: int, packing: str = "msb") -> torch.Tensor:

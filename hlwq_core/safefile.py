@@ -195,9 +195,7 @@ class SafeFile:
             try:
                 self._handle = safe_open(str(self.path), framework="pt", device="cpu").__enter__()
             except (OSError, SafetensorError) as error:
-                raise FormatError(
-                    "the file cannot be mapped", file=self.path, found=error, fix=_AGAIN
-                ) from error
+                raise FormatError("the file cannot be mapped", file=self.path, found=error, fix=_AGAIN) from error
         if self.entries[name].nbytes == 0:
             entry = self.entries[name]
             return torch.empty(entry.shape, dtype=DTYPES[entry.dtype][0])

@@ -18,9 +18,7 @@ from hlwq_core.hadamard import hadamard, rotate
 from hlwq_core.packing import BITS, pack, row_bytes, unpack
 
 SKILL = [
-    f"{name}_{version}"
-    for name in ("gauss_8x128", "t3_16x384", "pad_zero_5x200")
-    for version in codebook.VERSIONS
+    f"{name}_{version}" for name in ("gauss_8x128", "t3_16x384", "pad_zero_5x200") for version in codebook.VERSIONS
 ]
 LEGACY = ("gauss_8x128", "pad_zero_5x200", "outlier_32x1024")
 
@@ -59,9 +57,7 @@ def test_author_quantizer_both_directions(golden, name, bits):
     assert torch.equal(made.packed().reshape(-1), packed)
     rows = packed.reshape(len(norms), -1)
     assert torch.equal(unpack(rows, bits), data[f"q{bits}_codes"])
-    decoded = eager.decode(
-        rows, norms, scaled_table(version, bits), bits, "msb", weight.shape[1], torch.float32
-    )
+    decoded = eager.decode(rows, norms, scaled_table(version, bits), bits, "msb", weight.shape[1], torch.float32)
     assert_decodes(decoded, data[f"q{bits}_dequant_f32"], norms)
 
 
@@ -126,13 +122,9 @@ def test_packing_is_a_bit_stream(bits, packing, rows, blocks, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    rows=st.integers(1, 40), width=st.integers(1, 400), start=st.integers(0, 39), bits=st.sampled_from(BITS)
-)
+@given(rows=st.integers(1, 40), width=st.integers(1, 400), start=st.integers(0, 39), bits=st.sampled_from(BITS))
 def test_a_range_of_rows_is_the_same_as_the_whole(rows, width, start, bits):
-    made = encode(
-        torch.randn(rows, width, generator=torch.Generator().manual_seed(rows * 1000 + width)), bits
-    )
+    made = encode(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows * 1000 + width)), bits)
     table = scaled_table("infinite", bits)
     packed = made.packed()
     whole = eager.decode(packed, made.norms, table, bits, "msb", width, torch.bfloat16)
