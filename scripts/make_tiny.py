@@ -14,8 +14,8 @@ What is made (about 60 MB, the same bytes on every run of one machine), under DE
         polarquant/bf16/ltx23_bf16.safetensors        everything else, without metadata
         upscalers/ltx-2.3-*.safetensors               spatial and temporal, without metadata
         config.json                                   the tiny widths: what the published folder lacks
-    models/hlwq/gemma-3-tiny-HLWQ-Q5/             the text encoder quantized (V2 naming, 5 bits)
     models/text_encoders/gemma_3_tiny.safetensors     48 narrow layers, vision tower, sentencepiece model
+    models/text_encoders/gemma-3-tiny-HLWQ-Q5/        the same quantized (V2 naming, 5 bits)
     models/reference/ltx23_tiny_bf16.safetensors      the checkpoint decoded, one file with config metadata
     models/loras/ltx-2.3-tiny-distilled-lora.safetensors        rank 4, on every quantized Linear
     models/latent_upscale_models/ltx-2.3-*-tiny.safetensors     the upscalers with config metadata

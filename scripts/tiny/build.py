@@ -54,9 +54,7 @@ def everything(dest: Path) -> None:
     )
     (checkpoint / "config.json").write_text(json.dumps(tiny, indent=1) + "\n")
     decoded = {name: value.decode(torch.bfloat16) for name, value in encoded.items()}
-    save(
-        models / "reference" / "ltx23_tiny_bf16.safetensors", weights | decoded, {"config": json.dumps(tiny)}
-    )
+    save(models / "reference" / "ltx23_tiny_bf16.safetensors", weights | decoded, {"config": json.dumps(tiny)})
 
     for kind, stem in UPSCALERS.items():
         state = structure.upscaler(kind)
@@ -108,11 +106,9 @@ def _write_gemma(models: Path) -> None:
     names = gemma.quantized_names(weights)
     for name in names:
         tensors |= _entries(name, encode(weights[name], BITS), dotted=True)
-    folder = models / "hlwq" / "gemma-3-tiny-HLWQ-Q5"
+    folder = models / "text_encoders" / "gemma-3-tiny-HLWQ-Q5"
     save(folder / "model.safetensors", tensors | {n: t for n, t in weights.items() if n not in names})
-    (folder / "polar_config.json").write_text(
-        json.dumps({"format": "hlwq-q5", "bits": BITS, "block_size": 128}) + "\n"
-    )
+    (folder / "polar_config.json").write_text(json.dumps({"format": "hlwq-q5", "bits": BITS, "block_size": 128}) + "\n")
 
 
 def _lora(weights: State, names: list[str]) -> State:

@@ -22,9 +22,7 @@ def smooth_kernel(name: str, shape: tuple[int, ...], noise: float = 0.2) -> torc
     fan_in = shape[1]
     mix = normal(name, *shape[:2], std=fan_in**-0.5)
     taps = fan_in * window.numel()
-    return mix.reshape(*shape[:2], *[1] * window.dim()) * window + normal(
-        name + "+", *shape, std=noise * taps**-0.5
-    )
+    return mix.reshape(*shape[:2], *[1] * window.dim()) * window + normal(name + "+", *shape, std=noise * taps**-0.5)
 
 
 def tied(weight: torch.Tensor, copies: int, noise: float, name: str) -> torch.Tensor:

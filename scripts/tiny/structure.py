@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-import comfy.options  # noqa: F401  (must come before comfy.cli_args)
 import torch
 from comfy.cli_args import args
 
@@ -31,18 +30,13 @@ def checkpoint(config: dict[str, Any]) -> State:
         weights[name] = transformer.weight(name, shape)
     weights |= _video_vae(config["vae"])
     weights |= _audio_vae(config)
-    return {
-        name: value.float() if "scale_shift_table" in name else value.bfloat16()
-        for name, value in weights.items()
-    }
+    return {name: value.float() if "scale_shift_table" in name else value.bfloat16() for name, value in weights.items()}
 
 
 def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     model = LTXAVModel(**config["transformer"], device="meta", operations=comfy.ops.disable_weight_init)
     shapes = {transformer.PREFIX + name: tuple(value.shape) for name, value in model.state_dict().items()}
-    states = (
-        config["transformer"]["caption_channels"] * 49
-    )  # the embeddings and 48 layers of the text encoder
+    states = config["transformer"]["caption_channels"] * 49  # the embeddings and 48 layers of the text encoder
     for stream, width in (("video", model.inner_dim), ("audio", model.audio_inner_dim)):
         name = f"text_embedding_projection.{stream}_aggregate_embed"
         shapes |= {f"{name}.weight": (width, states), f"{name}.bias": (width,)}
@@ -75,6 +69,5 @@ def upscaler(kind: str) -> State:
     model = LatentUpsampler.from_config(upscaler_config(kind), operations=comfy.ops.disable_weight_init)
     factor = 4 if kind == "spatial" else 2
     return {
-        name: codecs.upscaler(name, tuple(value.shape), factor).bfloat16()
-        for name, value in model.state_dict().items()
+        name: codecs.upscaler(name, tuple(value.shape), factor).bfloat16() for name, value in model.state_dict().items()
     }

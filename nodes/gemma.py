@@ -1,0 +1,211 @@
+"""LTX-2.3's text encoder (Gemma 3 and the projection of its 49 hidden states) in the widths that the files have.
+
+ComfyUI's own classes hard-code Gemma 3 12B's. The computation is theirs; only what their constructors fix is given
+from outside. Source: ComfyUI 0.30.0, `comfy/text_encoders/{lt,llama}.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import compat
+
+LAYERS = 48  # LTX-2.3 projects the embeddings and 48 layers; core's loader knows the language model by layer 47
+
+# Hugging Face's names to ComfyUI's, longest prefix first.
+HUGGING_FACE = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("model.vision_tower.vision_model.", "vision_model."),
+    ("vision_tower.vision_model.", "vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+
+
+def core_name(name: str) -> str | None:
+    """A tensor's name as ComfyUI's Gemma has it; None for the output head, which shares the embeddings."""
+    if name.endswith("lm_head.weight"):
+        return None
+    for prefix, replacement in HUGGING_FACE:
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Widths of the vision tower, which prompt enhancement with a picture uses."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    patch: int
+    image: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of a Gemma 3."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    vision: Vision | None
+
+    @classmethod
+    def read(cls, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+        """From shapes under ComfyUI's names. Rows and vectors only: columns of quantized weights may be packed.
+
+        Raises:
+            KeyError: a tensor that tells a width is missing; the key is its name.
+        """
+        first = "model.layers.0."
+        head = shapes[first + "self_attn.q_norm.weight"][0]
+        return cls(
+            vocabulary=shapes["model.embed_tokens.weight"][0],
+            hidden=shapes["model.norm.weight"][0],
+            intermediate=shapes[first + "mlp.gate_proj.weight"][0],
+            layers=_count(shapes, "model.layers."),
+            heads=shapes[first + "self_attn.q_proj.weight"][0] // head,
+            kv_heads=shapes[first + "self_attn.k_proj.weight"][0] // head,
+            head=head,
+            vision=cls._vision(shapes),
+        )
+
+    @staticmethod
+    def _vision(shapes: Mapping[str, tuple[int, ...]]) -> Vision | None:
+        embedding = "vision_model.embeddings."
+        if embedding + "patch_embedding.weight" not in shapes:
+            return None
+        hidden, _, patch, _ = shapes[embedding + "patch_embedding.weight"]
+        side = round(shapes[embedding + "position_embedding.weight"][0] ** 0.5)
+        return Vision(
+            hidden=hidden,
+            intermediate=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+            layers=_count(shapes, "vision_model.encoder.layers."),
+            patch=patch,
+            image=patch * side,
+        )
+
+    def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that the language model needs."""
+        queries, keys = self.heads * self.head, self.kv_heads * self.head
+        yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
+        yield "model.norm.weight", (self.hidden,)
+        for layer in range(self.layers):
+            p = f"model.layers.{layer}."
+            yield p + "self_attn.q_proj.weight", (queries, self.hidden)
+            yield p + "self_attn.k_proj.weight", (keys, self.hidden)
+            yield p + "self_attn.v_proj.weight", (keys, self.hidden)
+            yield p + "self_attn.o_proj.weight", (self.hidden, queries)
+            yield p + "self_attn.q_norm.weight", (self.head,)
+            yield p + "self_attn.k_norm.weight", (self.head,)
+            yield p + "mlp.gate_proj.weight", (self.intermediate, self.hidden)
+            yield p + "mlp.up_proj.weight", (self.intermediate, self.hidden)
+            yield p + "mlp.down_proj.weight", (self.hidden, self.intermediate)
+            for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+                yield f"{p}{norm}_layernorm.weight", (self.hidden,)
+
+    def config(self) -> Any:
+        """ComfyUI's config of Gemma 3 with these widths."""
+        config = compat.llama.Gemma3_12B_Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+        )
+        config.head_dim = self.head  # a class attribute there: no argument of the constructor
+        if self.vision is not None:
+            config.vision_config = {
+                **config.vision_config,
+                "hidden_size": self.vision.hidden,
+                "intermediate_size": self.vision.intermediate,
+                "num_hidden_layers": self.vision.layers,
+                "patch_size": self.vision.patch,
+                "image_size": self.vision.image,
+            }
+        return config
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    """How many numbered layers lie under a prefix."""
+    return 1 + max(int(name[len(prefix) :].partition(".")[0]) for name in shapes if name.startswith(prefix))
+
+
+class SizedGemma(compat.llama.Gemma3_12B):
+    """ComfyUI's Gemma 3 in given widths. Without a vision tower in the file there is none here."""
+
+    def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any):
+        torch.nn.Module.__init__(self)
+        config = config_dict["sizes"].config()
+        self.num_layers = config.num_hidden_layers
+        self.model = compat.llama.Llama2_(config, device=device, dtype=dtype, ops=operations)
+        self.dtype = dtype
+        if config_dict["sizes"].vision is not None:
+            self.multi_modal_projector = compat.llama.Gemma3MultiModalProjector(config, dtype, device, operations)
+            self.vision_model = compat.CLIPVision(config.vision_config, dtype, device, operations)
+            self.image_size = config.vision_config["image_size"]
+
+    def preprocess_embed(self, embed: dict[str, Any], device: Any) -> Any:
+        """A picture in the prompt as embeddings; ignored, as core ignores it elsewhere, without a vision tower."""
+        if not hasattr(self, "vision_model"):
+            return None, None
+        return super().preprocess_embed(embed, device)
+
+
+class SizedGemmaModel(compat.lt.Gemma3_12BModel):
+    """ComfyUI's wrapper of the language model: token embeddings, masks, all hidden states."""
+
+    def __init__(self, sizes: Sizes, device: Any, dtype: Any, model_options: dict[str, Any]):
+        self.dtypes = {dtype}
+        compat.SDClipModel.__init__(
+            self,
+            device=device,
+            layer="all",
+            textmodel_json_config={"sizes": sizes},
+            dtype=dtype,
+            special_tokens={"start": 2, "pad": 0},
+            layer_norm_hidden_state=False,
+            model_class=SizedGemma,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options,
+        )
+
+
+class SizedTextEncoder(compat.lt.LTXAVTEModel):
+    """ComfyUI's LTX-2.3 text encoder: Gemma's hidden states, projected for the video and the audio stream."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        video: int,
+        audio: int,
+        gemma_dtype: torch.dtype,
+        projection_operations: Any,
+        device: Any,
+        model_options: dict[str, Any],
+    ):
+        torch.nn.Module.__init__(self)
+        self.dtypes = {gemma_dtype}
+        self.compat_mode = False
+        self.text_projection_type = "dual_linear"
+        self.gemma3_12b = SizedGemmaModel(sizes, device, gemma_dtype, model_options)
+        self.text_embedding_projection = compat.lt.DualLinearProjection(
+            sizes.hidden * (sizes.layers + 1),
+            video,
+            audio,
+            dtype=gemma_dtype,
+            device=device,
+            operations=projection_operations or self.gemma3_12b.operations,
+        )

@@ -1,0 +1,321 @@
+"""Load Text Encoder: CLIP from a Gemma 3 file (or HLWQ folder) and the text projection of an HLWQ checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..hlwq_core import Checkpoint, open_checkpoint
+from ..hlwq_core.errors import HLWQError, IncompleteError, InputError, UnsupportedError
+from ..hlwq_core.find import find_checkpoints
+from ..hlwq_core.layout import is_packed, quantized_tensor
+from ..hlwq_core.safefile import read_header
+from . import compat, gemma, locations
+from .packed_ops import PackedOperations
+from .patchers import adopt
+
+PROJECTION = "text_embedding_projection."
+CONNECTOR = "model.diffusion_model.{}_embeddings_connector.learnable_registers"
+GEMMA_FILES = "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
+
+FOLDER = "text_encoders"
+
+State = dict[str, torch.Tensor]
+
+
+def text_encoders() -> dict[str, Path]:
+    """What the node's list offers: label → file of `models/text_encoders`, or HLWQ folder there or in `models/hlwq`."""
+    packed = find_checkpoints(locations.roots(FOLDER))
+    packed |= {label: path for label, path in find_checkpoints(locations.roots("hlwq")).items() if _is_language(path)}
+    folders = [path for path in packed.values() if path.is_dir()]
+    files = {
+        label: Path(compat.folder_paths.get_full_path(FOLDER, label))
+        for label in compat.folder_paths.get_filename_list(FOLDER)
+    }
+    plain = {label: path for label, path in files.items() if not any(f in path.parents for f in folders)}
+    return dict(sorted((plain | packed).items(), key=lambda item: item[0].lower()))
+
+
+def _is_language(path: Path) -> bool:
+    """Whether a checkpoint holds a language model, and not the video model that shares its folder."""
+    try:
+        names = open_checkpoint(path).names()
+    except HLWQError:
+        return False
+    return any("layers.0.self_attn.q_proj" in name for name in names)
+
+
+def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "default") -> Any:
+    """A CLIP that encodes prompts for LTX-2.3.
+
+    Args:
+        text_encoder: a Gemma 3 file in ComfyUI's or Hugging Face's naming (plain, or in one of core's quantized
+            formats), or an HLWQ file or folder of one. HLWQ weights stay packed.
+        checkpoint: an HLWQ checkpoint of LTX-2.3, for `text_embedding_projection.*`.
+        device: `default` or `cpu`.
+
+    Raises:
+        IncompleteError: a tensor is in no file.
+        InputError: Gemma and projection do not fit together.
+        FormatError, UnsupportedError: a file is not what it should be.
+    """
+    language = _read_gemma(text_encoder)
+    sizes = _gemma_sizes(language, text_encoder)
+    projection = _read_projection(open_checkpoint(checkpoint), checkpoint)
+    _check_pair(sizes, projection, text_encoder, checkpoint)
+    return _clip(language, projection, sizes, (text_encoder, checkpoint, device))
+
+
+def _read_gemma(path: Path) -> State:
+    if path.is_dir() or _is_hlwq(path):
+        state = _read_packed(open_checkpoint(path))
+        if "spiece_model" not in state:
+            _add_tokenizer(state, path if path.is_dir() else path.parent)
+        return state
+    state, metadata = compat.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    state, _ = compat.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
+    state = {gemma.core_name(name): value for name, value in state.items()}
+    state.pop(None, None)
+    if "spiece_model" not in state:
+        _add_tokenizer(state, path.parent)
+    return state
+
+
+def _is_hlwq(path: Path) -> bool:
+    """Whether a file holds HLWQ tensors. Also refuses files that are no intact safetensors, before core reads them."""
+    if path.suffix == ".gguf":
+        raise UnsupportedError(
+            "a GGUF file is no HLWQ and no safetensors text encoder",
+            file=path,
+            fix=f"use {GEMMA_FILES}, or load the GGUF file with ComfyUI-GGUF's own node",
+        )
+    names, _ = read_header(path)
+    return any(name.endswith(("__packed", "__codes", ".codes")) for name in names)
+
+
+def _read_packed(checkpoint: Checkpoint) -> State:
+    """A text encoder's HLWQ tensors as quantized tensors (Linear weights) and plain ones; embeddings are decoded."""
+    state: State = {}
+    for name in checkpoint.names():
+        target = gemma.core_name(name)
+        if target is None:
+            continue
+        if "_proj" in target or ".mlp." in target:
+            state[target] = quantized_tensor(checkpoint.packed(name))
+        else:
+            state[target] = checkpoint.decode(name)
+    for name in checkpoint.plain_names():
+        target = gemma.core_name(name)
+        if target is not None:
+            state[target] = checkpoint.plain(name)
+    return state
+
+
+def _add_tokenizer(state: State, folder: Path) -> None:
+    file = folder / "tokenizer.model"
+    if not file.is_file():
+        raise IncompleteError(
+            "the text encoder has no tokenizer",
+            file=folder,
+            tensor="spiece_model",
+            expected="the tensor spiece_model, or tokenizer.model beside the file",
+            found="neither",
+            fix=f"use {GEMMA_FILES}, or put Gemma 3's tokenizer.model into the folder",
+        )
+    state["spiece_model"] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+
+
+def _gemma_sizes(state: State, path: Path) -> gemma.Sizes:
+    """The widths, after a look at every tensor of the language model: all there, all of the shape they need."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    try:
+        sizes = gemma.Sizes.read(shapes)
+    except KeyError as missing:
+        raise IncompleteError(
+            "this is no Gemma 3 text encoder, or a part of one",
+            file=path,
+            tensor=missing.args[0],
+            expected="a Gemma 3 language model in ComfyUI's or Hugging Face's naming",
+            found=f"{len(shapes)} other tensors" if shapes else "no tensors",
+            fix=f"choose the text encoder of LTX-2.3: {GEMMA_FILES}",
+        ) from None
+    if sizes.layers != gemma.LAYERS:
+        raise InputError(
+            "a Gemma of another size",
+            file=path,
+            tensor=f"model.layers.{min(sizes.layers, gemma.LAYERS)}",
+            expected=f"{gemma.LAYERS} layers (Gemma 3 12B)",
+            found=f"{sizes.layers} layers, {sizes.hidden} wide",
+            fix=f"choose Gemma 3 12B: {GEMMA_FILES}",
+        )
+    for name, shape in sizes.weights():
+        value = state.get(name)
+        if value is None:
+            raise IncompleteError(
+                "a tensor of the text encoder is missing",
+                file=path,
+                tensor=name,
+                expected=f"{list(shape)}",
+                found="in no file",
+                fix="the file or folder is not whole: download it again",
+            )
+        # Core's own quantized formats pack the columns of some weights; their rows can still be compared.
+        foreign = name.removesuffix("weight") + "comfy_quant" in state
+        found = tuple(value.shape)
+        if (found[:1] != shape[:1]) if foreign else (found != shape):
+            raise InputError(
+                "a tensor of the text encoder has a shape that does not fit the others",
+                file=path,
+                tensor=name,
+                expected=f"{list(shape)}",
+                found=f"{list(found)}",
+                fix="the file is damaged or mixed of two models: download it again",
+            )
+    return sizes
+
+
+def _read_projection(checkpoint: Checkpoint, path: Path) -> State:
+    """`text_embedding_projection.*` of a checkpoint, packed or plain, after a check against the connectors."""
+    expected = [f"{PROJECTION}{s}_aggregate_embed.{p}" for s in ("video", "audio") for p in ("weight", "bias")]
+    connectors = [CONNECTOR.format(stream) for stream in ("video", "audio")]
+    checkpoint.resolve_names([*expected, *connectors])
+    packed, plain = set(checkpoint.names()), set(checkpoint.plain_names())
+    state: State = {}
+    for name in expected:
+        if name in packed:
+            state[name] = quantized_tensor(checkpoint.packed(name))
+        elif name in plain:
+            state[name] = checkpoint.plain(name)
+        else:
+            raise IncompleteError(
+                "the checkpoint has no text projection for LTX-2.3",
+                file=path,
+                tensor=name,
+                expected="in the codes or in the bf16 file",
+                found="in neither",
+                fix="choose the LTX-2.3 checkpoint, or complete its bf16 file (HLWQ Verify lists what is missing)",
+            )
+    for name, connector in zip(expected[::2], connectors, strict=True):
+        if connector not in plain:
+            continue  # without connectors there is no model either: the checkpoint's own loader reports that
+        width = checkpoint.plain_info(connector)[0][1]
+        if state[name].shape[0] != width:
+            raise InputError(
+                "text projection and connectors of the checkpoint do not fit together",
+                file=path,
+                tensor=name,
+                expected=f"{width} rows, as {connector} is wide",
+                found=f"{state[name].shape[0]} rows",
+                fix="the files are of two models: use one checkpoint's folder",
+            )
+    return state
+
+
+def _check_pair(sizes: gemma.Sizes, projection: State, text_encoder: Path, checkpoint: Path) -> None:
+    for stream in ("video", "audio"):
+        name = f"{PROJECTION}{stream}_aggregate_embed.weight"
+        columns = projection[name].shape[1]
+        if columns != sizes.hidden * (sizes.layers + 1):
+            raise InputError(
+                "text encoder and checkpoint do not fit together",
+                file=text_encoder,
+                tensor="model.norm.weight",
+                expected=f"a Gemma {columns / (sizes.layers + 1):g} wide: {name} of {checkpoint} has {columns} columns",
+                found=f"{sizes.hidden} wide, {sizes.layers} layers: {sizes.hidden * (sizes.layers + 1)} columns",
+                fix="choose the Gemma that this checkpoint was trained with (LTX-2.3: Gemma 3 12B)",
+            )
+
+
+def _clip(language: State, projection: State, sizes: gemma.Sizes, source: tuple[Path, Path, str]) -> Any:
+    """ComfyUI's CLIP over the sized classes, loaded as core loads its own."""
+    packed = any(map(is_packed, language.values()))
+    options: dict[str, Any] = {"custom_operations": PackedOperations} if packed else {}
+    detected = compat.llama_detect(language)
+    if not packed and "llama_quantization_metadata" in detected:
+        options["quantization_metadata"] = detected["llama_quantization_metadata"]
+    load_options = dict(options)
+    if source[2] == "cpu":
+        load_options["load_device"] = load_options["offload_device"] = torch.device("cpu")
+    video, audio = (projection[f"{PROJECTION}{s}_aggregate_embed.weight"].shape[0] for s in ("video", "audio"))
+
+    def build(device: Any, dtype: Any, model_options: Mapping[str, Any]) -> gemma.SizedTextEncoder:
+        # A file's own dtype wins over ComfyUI's preference, as in core.
+        return gemma.SizedTextEncoder(
+            sizes,
+            video,
+            audio,
+            gemma_dtype=detected.get("dtype_llama", dtype),
+            projection_operations=PackedOperations if any(map(is_packed, projection.values())) else None,
+            device=device,
+            model_options={**model_options, **options},
+        )
+
+    parts = [language, projection]
+    clip = compat.CLIP(
+        SimpleNamespace(params={}, clip=build, tokenizer=compat.lt.LTXAVGemmaTokenizer),
+        embedding_directory=compat.folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"spiece_model": language.pop("spiece_model")},
+        parameters=sum(value.nelement() for part in parts for value in part.values()),
+        state_dict=parts,
+        model_options=load_options,
+    )
+    clip.patcher.cached_patcher_init = (_patcher_again, source)
+    if packed or any(map(is_packed, projection.values())):
+        adopt(clip.patcher)
+    return clip
+
+
+def _patcher_again(text_encoder: Path, checkpoint: Path, device: str, disable_dynamic: bool = False) -> Any:
+    return load_text_encoder(text_encoder, checkpoint, device).patcher
+
+
+class HLWQLoadTextEncoder(io.ComfyNode):
+    """CLIP from a Gemma file and the projection of an HLWQ checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HLWQLoadTextEncoder",
+            display_name="HLWQ Load Text Encoder",
+            category="HLWQ",
+            description="Gemma 3 and the text projection of an HLWQ checkpoint of LTX-2.3.",
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder",
+                    options=list(text_encoders()),
+                    tooltip="Gemma 3 12B: a file in models/text_encoders, plain, fp8, fp4 or HLWQ.",
+                ),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(locations.checkpoints()),
+                    tooltip="The same HLWQ checkpoint as in HLWQ Load Checkpoint: it holds the text projection.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["default", "cpu"],
+                    default="default",
+                    optional=True,
+                    advanced=True,
+                    tooltip="cpu: encode on the processor and leave the GPU's memory to the model.",
+                ),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder: str, checkpoint: str, device: str = "default") -> io.NodeOutput:
+        """Find the files of the chosen labels and load them."""
+        known = text_encoders()
+        if text_encoder not in known:
+            raise InputError(
+                "there is no such text encoder in the model folders",
+                found=text_encoder or "nothing chosen",
+                expected=f"one of: {', '.join(known)}" if known else "a Gemma 3 12B; none was found",
+                fix=f"put {GEMMA_FILES} there and refresh (R)",
+            )
+        return io.NodeOutput(load_text_encoder(known[text_encoder], locations.checkpoint(checkpoint), device))
