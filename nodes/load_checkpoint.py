@@ -1,0 +1,172 @@
+"""Load Checkpoint: MODEL, VAE and audio VAE from an HLWQ folder or file, the diffusion model's weights packed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..hlwq_core import backends
+from ..hlwq_core.errors import HLWQError
+from . import compat, locations, model_loading
+
+_log = logging.getLogger("hlwq")
+
+AUTO = "auto"
+
+
+def load_checkpoint(
+    path: Path, backend: str = AUTO, codebook: str = AUTO, bit_order: str = AUTO, pack_rest: bool = False
+) -> tuple[Any, Any | None, Any | None, str]:
+    """Load everything that a checkpoint holds of a video model.
+
+    Args:
+        path: folder or file of the checkpoint.
+        backend: what decodes the weights: `auto`, or a name of `backends.names()`.
+        codebook, bit_order: `auto` finds them in the data.
+        pack_rest: also pack the large linear layers that the checkpoint leaves dense.
+
+    Returns:
+        Diffusion model, VAE and audio VAE as ComfyUI's own loaders give them (None where the checkpoint has none), and a
+        report.
+
+    Raises:
+        HLWQError: nothing was loaded; the message says why and what to do.
+    """
+    device = compat.model_management.get_torch_device()
+    chosen = backends.choose(device, backend)
+    version = None if codebook == AUTO else codebook
+    order = None if bit_order == AUTO else bit_order
+    opened = model_loading.open_complete(path, version, order)
+    bar = compat.ProgressBar(len(opened.names))
+
+    def step() -> None:
+        bar.update(1)
+
+    # The small parts first: what is wrong with them shows before the large one is built.
+    vae = audio_vae = None
+    if opened.config is not None:
+        vae = model_loading.vae(opened, {"vae.": ""}, "video VAE", step)
+        audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
+    model = model_loading.diffusion_model(opened, backend, pack_rest, step=step)
+    model.cached_patcher_init = (
+        model_loading.reload_diffusion_model,
+        (str(path), version, order, backend, pack_rest),
+    )
+    if opened.config is None:
+        prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
+        vae = model_loading.vae(opened, prefixes, "VAE", step)
+    bar.update_absolute(len(opened.names))
+    report = describe(opened, model, chosen.NAME, device)
+    _log.info("%s", report)
+    return model, vae, audio_vae, report
+
+
+def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any) -> str:
+    """The report: what was loaded, how it is decoded, how much memory it takes."""
+    facts = opened.checkpoint.report()
+    bits = ", ".join(f"{count} of {bits} bits" for bits, count in facts["bits"].items())
+    read = ", ".join(f"{found['packing']}, codebook {found['codebook']}" for found in facts["detected"])
+    reasons = [
+        f"  {name} not used: {reason}"
+        for name, reason in backends.unavailable_reasons(device).items()
+        if reason is not None
+    ]
+    lines = [
+        f"HLWQ {opened.checkpoint.path.name}: {model.model.__class__.__name__}",
+        f"  {facts['quantized']} packed tensors ({bits}; {', '.join(facts['variants'])}"
+        + (f"; {read})" if read else ")")
+        + f", {facts['plain']} plain ones, {facts['files']} files",
+        f"  diffusion model {model.model_size() / 2**30:.2f} GiB, {facts['bits_a_weight']:.3f} bits a packed weight",
+        f"  config: {opened.config.source if opened.config else 'read from the tensors by ComfyUI'}",
+        f"  decoded on {device} by the backend {backend}",
+        *reasons,
+    ]
+    if facts["upscalers"]:
+        lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
+    return "\n".join(lines)
+
+
+class HLWQLoadCheckpoint(io.ComfyNode):
+    """An HLWQ checkpoint as MODEL, VAE and audio VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="HLWQLoadCheckpoint",
+            display_name="HLWQ Load Checkpoint",
+            category="HLWQ",
+            description="Loads an HLWQ (PolarQuant) checkpoint. Its weights stay packed in memory and are decoded layer by "
+            "layer as they are used. Refuses a checkpoint that is not complete.",
+            search_aliases=["polarquant", "ltx loader", "quantized"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(locations.checkpoints()),
+                    tooltip="A folder or file under models/hlwq, models/checkpoints or models/diffusion_models, "
+                    "recognised by what its files hold.",
+                ),
+                io.Combo.Input(
+                    "backend",
+                    options=[AUTO, *reversed(backends.names())],
+                    default=AUTO,
+                    tooltip="What decodes the weights. auto takes the fastest one that runs here; eager runs everywhere.",
+                ),
+                io.Combo.Input(
+                    "codebook",
+                    options=[AUTO, "infinite", "finite"],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The table that codes are looked up in. Files do not name it; auto finds it in the data.",
+                ),
+                io.Combo.Input(
+                    "bit_order",
+                    options=[AUTO, "msb", "lsb"],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How codes lie in their bytes: msb is the first code in the top bits. auto finds it in the data.",
+                ),
+                io.Boolean.Input(
+                    "pack_rest",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Also pack the large linear layers that the checkpoint keeps in BF16. Saves memory, costs a "
+                    "minute or more at loading and a little quality.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The diffusion model, its weights packed."),
+                io.Vae.Output(display_name="VAE", tooltip="The video VAE."),
+                io.Vae.Output(display_name="AUDIO VAE", tooltip="The audio VAE with its vocoder."),
+                io.String.Output(display_name="report", tooltip="What was loaded and how it is decoded."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str) -> bool | str:
+        """Say before anything runs that a checkpoint is not there, and which are."""
+        try:
+            locations.checkpoint(checkpoint)
+        except HLWQError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        checkpoint: str,
+        backend: str = AUTO,
+        codebook: str = AUTO,
+        bit_order: str = AUTO,
+        pack_rest: bool = False,
+    ) -> io.NodeOutput:
+        """Load the checkpoint."""
+        return io.NodeOutput(
+            *load_checkpoint(locations.checkpoint(checkpoint), backend, codebook, bit_order, pack_rest)
+        )

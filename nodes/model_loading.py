@@ -1,0 +1,253 @@
+"""From an open checkpoint to ComfyUI's models: complete, checked, and the diffusion model's weights still packed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hlwq_core import codec, layout, ltx_config, manifest
+from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
+from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
+from . import compat, patchers
+from .packed_ops import PackedOperations
+
+_log = logging.getLogger("hlwq")
+
+LTX_23_MARK = "text_embedding_projection.video_aggregate_embed.weight"
+AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
+# Smaller layers win little by packing, and their errors weigh more.
+PACK_REST_FROM = 1 << 20
+REPAIR = "run HLWQ Verify for the list, then HLWQ Repair or HLWQ Download to fetch what is missing"
+
+
+@dataclass
+class Opened:
+    """A checkpoint that passed every check that headers allow.
+
+    Attributes:
+        checkpoint: the index.
+        config: the LTX config and its source; None for other architectures.
+        names: every tensor that the checkpoint has, by the model's names.
+    """
+
+    checkpoint: Checkpoint
+    config: ltx_config.Config | None
+    names: list[str]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata that ComfyUI's detection reads."""
+        return {**self.checkpoint.metadata, **({"config": self.config.json} if self.config else {})}
+
+
+def open_complete(path: Path, codebook: str | None = None, bit_order: str | None = None) -> Opened:
+    """Open a checkpoint, choose its config, and count: every tensor that the model needs is there.
+
+    Args:
+        path: folder or file.
+        codebook, bit_order: None to find them in the data.
+
+    Raises:
+        HLWQError: whatever is wrong with files, config or completeness; no weight was read.
+    """
+    ckpt = open_checkpoint(path, codebook=codebook, bit_order=bit_order)
+    ckpt.resolve_names(manifest.expected())
+    names = [*ckpt.names(), *ckpt.plain_names()]
+    if not ltx_config.is_ltx(names):
+        return Opened(ckpt, None, names)
+    folder = path if path.is_dir() else path.parent
+    shapes = {name: ckpt.info(name).shape for name in ckpt.names()}
+    shapes.update({name: ckpt.plain_info(name)[0] for name in ckpt.plain_names()})
+    config = ltx_config.find_config(folder, ckpt.metadata, shapes, manifest.ltx23_config)
+    if LTX_23_MARK in shapes or not ckpt.plain_names():
+        needed = ltx_config.needed_names(config.values, manifest.expected())
+        refuse_differences(path, "the checkpoint", needed, names)
+    return Opened(ckpt, config, names)
+
+
+def refuse_differences(path: Path, part: str, needed: Iterable[str], given: Iterable[str]) -> None:
+    """Name what a model needs and does not get, or gets and does not know.
+
+    Raises:
+        IncompleteError: something is missing.
+        UnsupportedError: something is there that the model has no place for.
+    """
+    needed, given = list(needed), list(given)
+    known, there = set(needed), set(given)
+    missing = [name for name in needed if name not in there]
+    if missing:
+        raise IncompleteError(
+            f"{len(missing)} of {len(needed)} tensors of {part} are in none of the files; nothing was loaded",
+            file=path,
+            tensor=_some(missing),
+            expected=f"{len(needed)} tensors",
+            found=f"{len(needed) - len(missing)}",
+            fix=REPAIR,
+        )
+    unexpected = [name for name in given if name not in known]
+    if unexpected:
+        raise UnsupportedError(
+            f"{len(unexpected)} tensors in the files have no place in {part}; nothing was loaded",
+            file=path,
+            tensor=_some(unexpected),
+            expected=f"the {len(needed)} tensors of the model",
+            found=f"{len(given)}",
+            fix="the files belong to another model or version, or two checkpoints share a folder: separate them",
+        )
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def state_dict(
+    opened: Opened, prefixes: dict[str, str], backend: str | None, step: Callable[[], None]
+) -> dict[str, Any]:
+    """The tensors under some prefixes, renamed as `prefixes` says.
+
+    Args:
+        backend: keep quantized tensors packed for this backend; None decodes them.
+        step: called once a tensor.
+    """
+    ckpt = opened.checkpoint
+    quantized = set(ckpt.names())
+    result: dict[str, Any] = {}
+    for name in opened.names:
+        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        if prefix is None:
+            continue
+        key = prefixes[prefix] + name[len(prefix) :]
+        if name not in quantized:
+            result[key] = ckpt.plain(name)
+        elif backend is None:
+            result[key] = ckpt.decode(name)
+        else:
+            result[key] = layout.quantized_tensor(ckpt.packed(name), torch.bfloat16, backend)
+        step()
+    return result
+
+
+def diffusion_model(
+    opened: Opened,
+    backend: str,
+    pack_rest: bool = False,
+    disable_dynamic: bool = False,
+    step: Callable[[], None] = lambda: None,
+) -> Any:
+    """The diffusion model as a patcher of ComfyUI, its quantized weights packed.
+
+    Raises:
+        HLWQError: ComfyUI does not know the architecture, or tensors are missing, unknown or of other shapes.
+    """
+    path = opened.checkpoint.path
+    prefix = compat.unet_prefix(opened.names)
+    weights = state_dict(opened, {prefix: ""}, backend, step)
+    if not prefix:
+        # A file without prefixes holds a diffusion model and nothing else.
+        opened.names = list(weights)
+    try:
+        patcher = compat.load_diffusion_model_state_dict(
+            dict(weights),
+            model_options={"custom_operations": PackedOperations},
+            metadata=opened.metadata,
+            disable_dynamic=disable_dynamic,
+        )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ConfigError(
+            "the tensors' shapes are not those of the model that ComfyUI makes of this checkpoint",
+            file=path,
+            found=str(error).split("\n", 1)[-1].strip(),
+            fix="give the checkpoint its own config.json, or update ComfyUI",
+        ) from error
+    if patcher is None:
+        raise UnsupportedError(
+            "ComfyUI knows no model with these tensors",
+            file=path,
+            found=_some(list(weights)),
+            fix="update ComfyUI; if the names look foreign, the checkpoint was quantized from another library's format",
+        )
+    model = patcher.model
+    given = model.model_config.process_unet_state_dict(weights)
+    refuse_differences(path, "the diffusion model", model.diffusion_model.state_dict(), given)
+    decode_where_no_linear(model)
+    if pack_rest:
+        pack_the_rest(model, opened.checkpoint, backend)
+    return patchers.adopt(patcher)
+
+
+def decode_where_no_linear(model: torch.nn.Module) -> None:
+    """Any 2-D tensor may come quantized; what is not the weight of one of our linear layers is decoded here."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                if layout.is_packed(value) and not (isinstance(module, PackedOperations.Linear) and name == "weight"):
+                    dense = value.dequantize()
+                    tensors[name] = torch.nn.Parameter(dense, False) if tensors is module._parameters else dense
+
+
+def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> None:
+    """Quantize the large linear weights that the checkpoint leaves dense, with its own bits and codebook."""
+    device = compat.model_management.get_torch_device()
+    like = ckpt.info(ckpt.names()[0])
+    rest = [
+        module
+        for module in model.modules()
+        if isinstance(module, PackedOperations.Linear)
+        and isinstance(module.weight, torch.Tensor)
+        and not layout.is_packed(module.weight)
+        and module.weight.numel() >= PACK_REST_FROM
+    ]
+    bar = compat.ProgressBar(len(rest))
+    for module in rest:
+        weight = module.weight
+        encoded = codec.encode(weight.to(device), like.bits, "infinite", norms="search")
+        packing = "byte" if like.bits == 8 else "msb"
+        packed = PackedLayer(
+            codes=encoded.packed(packing).cpu(),
+            norms=encoded.norms.cpu(),
+            bits=like.bits,
+            packing=packing,
+            shape=tuple(weight.shape),
+            codebook="infinite",
+        )
+        module.weight = torch.nn.Parameter(layout.quantized_tensor(packed, weight.dtype, backend), requires_grad=False)
+        bar.update(1)
+    _log.info("HLWQ: packed %d more layers at load", len(rest))
+
+
+def reload_diffusion_model(
+    path: str, codebook: str | None, bit_order: str | None, backend: str, pack_rest: bool, disable_dynamic: bool = False
+) -> Any:
+    """Load the diffusion model again, for ComfyUI's `cached_patcher_init` (torch.compile, several GPUs)."""
+    opened = open_complete(Path(path), codebook, bit_order)
+    patcher = diffusion_model(opened, backend, pack_rest, disable_dynamic)
+    patcher.cached_patcher_init = (reload_diffusion_model, (path, codebook, bit_order, backend, pack_rest))
+    return patcher
+
+
+def vae(opened: Opened, prefixes: dict[str, str], part: str, step: Callable[[], None] = lambda: None) -> Any | None:
+    """A VAE from the tensors under some prefixes; None where the checkpoint has none.
+
+    Raises:
+        IncompleteError, UnsupportedError: its tensors are not all there, or not of a VAE that ComfyUI knows.
+    """
+    weights = state_dict(opened, prefixes, None, step)
+    if not weights:
+        return None
+    path = opened.checkpoint.path
+    result = compat.VAE(sd=dict(weights), metadata=opened.metadata)
+    if result.first_stage_model is None:
+        raise UnsupportedError(
+            f"ComfyUI knows no {part} with these tensors", file=path, found=_some(list(weights)), fix="update ComfyUI"
+        )
+    if opened.config is not None:
+        # ComfyUI only warns, and fills what is missing with zeros or noise.
+        refuse_differences(path, f"the {part}", result.first_stage_model.state_dict(), weights)
+    return result

@@ -1,0 +1,116 @@
+"""The operations that a model with packed weights is built of: ComfyUI's own, with one Linear that decodes as it multiplies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..hlwq_core import layout
+from . import compat
+
+
+class PackedOperations(compat.manual_cast):
+    """`custom_operations` for ComfyUI's loaders; layers with plain weights work as in core."""
+
+    class Linear(compat.manual_cast.Linear):
+        """A linear layer whose weight is packed (or plain, for the layers that a checkpoint leaves in BF16)."""
+
+        def __init__(
+            self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
+        ):
+            # No allocation: 18.5e9 weights that the state dict brings anyway.
+            torch.nn.Module.__init__(self)
+            self.in_features = in_features
+            self.out_features = out_features
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
+            self.has_bias = bias
+            self.weight_comfy_model_dtype = dtype
+            self.bias_comfy_model_dtype = dtype
+
+        def _load_from_state_dict(
+            self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        ):
+            assign = local_metadata.get("assign_to_params_buffers", False)
+            shapes = {"weight": (self.out_features, self.in_features)}
+            if self.has_bias:
+                shapes["bias"] = (self.out_features,)
+            for name, shape in shapes.items():
+                value = state_dict.get(prefix + name)
+                if value is None:
+                    missing_keys.append(prefix + name)
+                elif layout.is_packed(value) and name == "weight" and layout.fits(value, shape):
+                    self.weight = torch.nn.Parameter(layout.with_width(value, self.in_features), requires_grad=False)
+                elif tuple(value.shape) != shape:
+                    error_msgs.append(
+                        f"size mismatch for {prefix}{name}: {tuple(value.shape)} in the file, {shape} here"
+                    )
+                else:
+                    if layout.is_packed(value):
+                        value = value.dequantize()
+                    if not assign:
+                        value = value.to(dtype=self.weight_comfy_model_dtype, copy=True)
+                    setattr(self, name, torch.nn.Parameter(value, requires_grad=False))
+            known = {prefix + name for name in shapes}
+            unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
+
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            # Not detached: detaching a wrapper makes a new one each, for nothing; none of them requires a gradient.
+            for name, value in self._parameters.items():
+                if value is not None:
+                    destination[prefix + name] = value
+
+        def _apply(self, fn, recurse=True):
+            # Module._apply swaps `.data`, which wrapper tensors do not survive.
+            for name, value in self._parameters.items():
+                if value is None:
+                    continue
+                moved = fn(value)
+                if not torch.is_inference_mode_enabled() and moved.is_inference():
+                    moved = moved.clone()
+                self._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
+            return self
+
+        def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **kwargs: Any) -> torch.Tensor:
+            """The dense weight, for whoever patches or merges it."""
+            return weight.dequantize() if layout.is_packed(weight) else weight
+
+        def set_weight(
+            self,
+            weight: torch.Tensor,
+            inplace_update: bool = False,
+            seed: Any = None,
+            return_weight: bool = False,
+            **kwargs,
+        ):
+            """Take a patched weight as it is: dense, never quantized again."""
+            weight = weight.to(self.weight.dtype)
+            if return_weight:
+                return weight
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+            return None
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            """`input · Wᵀ + b`; W exists only while this runs."""
+            compat.run_every_op()
+            if not layout.is_packed(self.weight):
+                return self.forward_comfy_cast_weights(input)
+            # With patches the cast decodes and adds them; in float32, so that a small patch is rounded once, not twice.
+            dtype = torch.float32 if self.weight_function else self.weight.dtype
+            weight, bias, stream = compat.cast_bias_weight(
+                self, None, dtype=dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
+            )
+            output = torch.nn.functional.linear(input, self._dense(weight, input), bias)
+            compat.uncast_bias_weight(self, weight, bias, stream)
+            return output
+
+        def _dense(self, weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+            if not layout.is_packed(weight):
+                return weight.to(input.dtype)
+            if torch.compiler.is_compiling():
+                # Compiled code sees the wrapper, whose operators decode through torch.ops.hlwq.decode.
+                return weight.to(input.dtype)
+            # Codes and norms straight from the cast weight: the wrapper's dispatch costs 20 µs a layer on the host.
+            keep = torch.is_grad_enabled() and input.requires_grad
+            return layout.decode(weight._qdata, weight._params, input.dtype, into_scratch=not keep)
