@@ -86,7 +86,9 @@ def unknown_nodes(classes: list[str], url: str) -> ServerError:
         if ours
         else "update ComfyUI, or install the custom nodes that the workflow was made with"
     )
-    return ServerError(f"the ComfyUI at {url} does not know the node{'s' * (len(classes) > 1)} {', '.join(classes)}", fix=fix)
+    return ServerError(
+        f"the ComfyUI at {url} does not know the node{'s' * (len(classes) > 1)} {', '.join(classes)}", fix=fix
+    )
 
 
 def failure(workflow: Workflow, data: dict[str, Any]) -> ServerError:

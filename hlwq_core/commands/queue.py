@@ -1,0 +1,42 @@
+"""`queue`: run any workflow in API form, once or many times, and fetch what it makes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .generate import add_common, execute
+
+if TYPE_CHECKING:
+    from ..generate import Result
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the command's options."""
+    parser = subparsers.add_parser(
+        "queue",
+        help="run a workflow in API form, once or many times",
+        description="Run a workflow in API form (workflows/api/, or Export (API) in ComfyUI), follow it and fetch "
+        "the files that it makes.",
+    )
+    parser.add_argument("workflow", type=Path, help="the workflow, in API form")
+    parser.add_argument("--count", "-n", type=int, default=1, help="how many times (default: 1)")
+    parser.add_argument(
+        "--same-seed", action="store_true", help="leave the seeds as they are; else each run moves them on by one"
+    )
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the workflow; 0 if every run ended well, 1 if some failed, 130 if it was stopped."""
+    return execute(args, lambda url, **how: _queue(url, args, **how))
+
+
+async def _queue(url: str, args: argparse.Namespace, **how: Any) -> list[Result]:
+    from .. import generate
+
+    return await generate.queue(
+        url, args.workflow, args.count, args.settings, args.output, same_seed=args.same_seed, **how
+    )
