@@ -70,7 +70,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
         size = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(8)
-            _refuse_other_formats(path, head)
+            _refuse_other_formats(path, head, size)
             if len(head) < 8:
                 raise FormatError(
                     "the file is too short to be safetensors",
@@ -106,14 +106,16 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
     return entries, {str(k): str(v) for k, v in metadata.items()}
 
 
-def _refuse_other_formats(path: Path, head: bytes) -> None:
+def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
     if head[:4] == b"GGUF":
         raise UnsupportedError(
             "this is a GGUF file, not an HLWQ checkpoint",
             file=path,
             fix="load it with the ComfyUI-GGUF nodes",
         )
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    # A safetensors header of 640 bytes begins with 0x80 as a pickle does, one of 19,280 with PK: those lengths fit the file.
+    too_long = int.from_bytes(head, "little") > size - 8
+    if too_long and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise UnsupportedError(
             "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
             file=path,

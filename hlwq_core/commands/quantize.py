@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ..progress import TerminalProgress
+from ..quantize import LAYOUTS, NORMS, open_source, quantize
+from ..rules import load_recipe, planned_size, recipe_names
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "quantize",
+        help="make an HLWQ checkpoint from a dense one",
+        description="Make an HLWQ checkpoint from any safetensors checkpoint or folder, layer by layer. "
+        "A run that was interrupted goes on when it is started again.",
+        epilog="example: python -m hlwq_core quantize ltx-2.3-22b-dev.safetensors models/hlwq/LTX-2.3-22B-HLWQ-Q5 "
+        "--norms search --rules ltx23-compact",
+    )
+    parser.add_argument("source", metavar="SRC", help="a .safetensors file, or a folder of them")
+    parser.add_argument("target", metavar="DST", help="a folder (published layout) or a .safetensors file (single)")
+    parser.add_argument("--bits", type=int, default=5, help="2, 3, 4, 5, 6 or 8 (default 5)")
+    parser.add_argument(
+        "--norms",
+        choices=NORMS,
+        default="author",
+        help="author: as published files; search: a third less error in the same size (default author)",
+    )
+    parser.add_argument("--rules", default="ltx23", help=f"recipe: {', '.join(recipe_names())}, or a JSON file")
+    parser.add_argument("--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
+    parser.add_argument("--force", action="store_true", help="replace an HLWQ checkpoint at the target, and nothing else")
+    parser.add_argument("--plan", action="store_true", help="only tell what would be made, and how large")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.plan:
+        return _print_plan(args)
+    with TerminalProgress(quiet=args.json) as progress:
+        report = quantize(
+            args.source,
+            args.target,
+            bits=args.bits,
+            norms=args.norms,
+            rules=args.rules,
+            layout=args.layout,
+            device=args.device,
+            force=args.force,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps(report.to_dict()))
+        return 0
+    print(f"{report.target}: {report.layers} layers, {report.weights / 1e9:.3f} billion weights, recipe {report.recipe}")
+    print(f"  quantized  {_gb(report.bytes_codes)}  ({report.bits_a_weight:.3f} bits a weight, {report.norms} norms)")
+    print(f"  kept       {_gb(report.bytes_kept)}  ({report.kept} tensors)")
+    print(f"  quality    cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}")
+    for name, error in report.worst[:3]:
+        print(f"  worst      {error:.3e}  {name}")
+    return 0
+
+
+def _print_plan(args: argparse.Namespace) -> int:
+    size = planned_size(load_recipe(args.rules), open_source(args.source).described(), args.bits)
+    if args.json:
+        print(json.dumps({**vars(size), "total": size.total}))
+    else:
+        print(f"{size.layers} layers, {size.weights / 1e9:.3f} billion weights")
+        print(f"  quantized  {_gb(size.codes + size.norms)}\n  kept       {_gb(size.kept)}\n  in all     {_gb(size.total)}")
+    return 0
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:8.3f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:8.3f} MB"
