@@ -272,3 +272,6 @@ def register() -> None:
     server.routes.post("/hlwq/verify")(post_verify)
     server.routes.post("/hlwq/download")(post_download)
     server.routes.post("/hlwq/cancel")(post_cancel)
+
+
+register()

@@ -21,14 +21,17 @@ function line(text, kind = "") {
   return element;
 }
 
+/** The JSON answer of one of the pack's routes; a refusal (422) is JSON too, with `error`. */
+async function ask(path, options) {
+  const response = await api.fetchApi(path, options);
+  if (response.ok || response.status === 422) return response.json();
+  throw new Error(`HTTP ${response.status} ${response.statusText} for ${path}; see ComfyUI's log`);
+}
+
 async function post(path, body) {
-  const response = await api.fetchApi(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error ?? response.statusText);
+  const headers = { "Content-Type": "application/json" };
+  const answer = await ask(path, { method: "POST", headers, body: JSON.stringify(body) });
+  if (answer.error) throw new Error(answer.error);
   return answer;
 }
 
@@ -81,10 +84,9 @@ export class CheckpointPanel {
     this.text.replaceChildren(line("Reading the headers…"));
     let report;
     try {
-      const response = await api.fetchApi(`/hlwq/checkpoint?name=${encodeURIComponent(name)}`);
-      report = await response.json();
+      report = await ask(`/hlwq/checkpoint?name=${encodeURIComponent(name)}`);
     } catch (error) {
-      report = { error: `The server does not answer: ${error.message}` };
+      report = { error: `No report: ${error.message}` };
     }
     if (this.name !== name) return; // another checkpoint was chosen meanwhile
     if (report.error) {
