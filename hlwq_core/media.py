@@ -138,9 +138,7 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 )
             if container.streams.audio:
                 a = container.streams.audio[0]
-                audio = AudioStream(
-                    a.codec_context.codec.canonical_name, a.rate, a.channels, _seconds(a, container)
-                )
+                audio = AudioStream(a.codec_context.codec.canonical_name, a.rate, a.channels, _seconds(a, container))
             return MediaInfo(
                 path,
                 path.stat().st_size,
@@ -225,14 +223,10 @@ def check(frames: torch.Tensor, sound: Sound | None, codec: str) -> None:
         InputError: no frames, a wrong shape, a size that the codec cannot take, a sound without samples.
     """
     if frames.ndim != 4 or frames.shape[-1] not in (1, 3, 4):
-        raise InputError(
-            "these are not frames", expected="[frames, height, width, 3]", found=list(frames.shape)
-        )
+        raise InputError("these are not frames", expected="[frames, height, width, 3]", found=list(frames.shape))
     count, height, width, _ = frames.shape
     if count == 0:
-        raise InputError(
-            "there are no frames to save", found=list(frames.shape), fix="check the node before this one"
-        )
+        raise InputError("there are no frames to save", found=list(frames.shape), fix="check the node before this one")
     if width % 2 or height % 2:
         raise InputError(
             "an MP4's width and height must be even",
@@ -266,9 +260,7 @@ def check(frames: torch.Tensor, sound: Sound | None, codec: str) -> None:
             fix="disconnect the audio input for a silent video, or check the node that makes the sound",
         )
     if sound.rate <= 0:
-        raise InputError(
-            "the sound has no sample rate", expected="samples a second, above 0", found=sound.rate
-        )
+        raise InputError("the sound has no sample rate", expected="samples a second, above 0", found=sound.rate)
     if not torch.isfinite(wave).all():
         raise InputError("the sound holds NaN or infinite samples", fix="check the node that makes the sound")
 

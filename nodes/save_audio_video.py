@@ -27,12 +27,10 @@ class HLWQSaveAudioVideo(io.ComfyNode):
             node_id="HLWQSaveAudioVideo",
             display_name="HLWQ Save Audio + Video",
             category="HLWQ",
-            description="Saves frames and sound as one MP4. The sound is cut, or padded with silence, to the video's length.",
+            description="Saves frames and sound as one MP4, the sound cut or padded with silence to the video's length.",
             search_aliases=["save video", "export mp4", "mux", "combine video audio"],
             inputs=[
-                io.Image.Input(
-                    "images", tooltip="The decoded frames, in order. Width and height must be even."
-                ),
+                io.Image.Input("images", tooltip="The decoded frames, in order. Width and height must be even."),
                 io.Float.Input(
                     "frame_rate",
                     default=24.0,
@@ -75,9 +73,7 @@ class HLWQSaveAudioVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(
-                    "video", is_output_list=True, tooltip="The saved file, a list if it was a batch."
-                )
+                io.Video.Output("video", is_output_list=True, tooltip="The saved file, a list if it was a batch.")
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -133,17 +129,13 @@ class HLWQSaveAudioVideo(io.ComfyNode):
         return tags
 
 
-def split(
-    images: torch.Tensor, audio: dict[str, Any] | None
-) -> list[tuple[torch.Tensor, media.Sound | None]]:
+def split(images: torch.Tensor, audio: dict[str, Any] | None) -> list[tuple[torch.Tensor, media.Sound | None]]:
     """The videos in the batch: IMAGE has no batch of its own, so the sounds say how many videos the frames make up."""
     if audio is None:
         return [(images, None)]
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     if waveform.ndim != 3:
-        raise InputError(
-            "this is not a sound", expected="[batch, channels, samples]", found=list(waveform.shape)
-        )
+        raise InputError("this is not a sound", expected="[batch, channels, samples]", found=list(waveform.shape))
     count = waveform.shape[0]
     if count == 0 or images.shape[0] % count:
         raise InputError(

@@ -14,7 +14,7 @@ MODES = ("spatial", "temporal", "both")
 
 
 class HLWQUpscaleLatent(io.ComfyNode):
-    """LATENT [batch, 128, frames, height, width], alone or with its audio latent -> the same, larger; and the frame rate."""
+    """LATENT [batch, 128, frames, height, width], alone or with its audio -> the same, larger; the frame rate."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -34,9 +34,7 @@ class HLWQUpscaleLatent(io.ComfyNode):
                 io.Latent.Input(
                     "latent", tooltip="An LTX video latent, or the joint audio-video latent of the sampler."
                 ),
-                io.Vae.Input(
-                    "vae", tooltip="The checkpoint's video VAE: its channel statistics frame the upscaler."
-                ),
+                io.Vae.Input("vae", tooltip="The checkpoint's video VAE: its channel statistics frame the upscaler."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -67,7 +65,7 @@ class HLWQUpscaleLatent(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="The upscaled latent, joint again if it came so."),
                 io.Float.Output(
                     "frame_rate",
-                    tooltip="The frame rate that the result must be conditioned and played at: doubled by temporal and both.",
+                    tooltip="The frame rate to condition and play the result at: doubled by temporal and both.",
                 ),
             ],
         )
@@ -102,8 +100,8 @@ class HLWQUpscaleLatent(io.ComfyNode):
             check_upscaler(kind, model, video.shape[1], mode)
         for _, model in steps:
             video = compat.upsample_latent(video, model, vae)
-        # Like core's upsampler, drop the video's noise mask: it marked what the small latent had to keep, and an image set
-        # again behind this node brings its own. The sound keeps its mask, or a given sound would be sampled anew.
+        # Like core's upsampler, drop the video's noise mask: it marked what the small latent had to keep, and an image
+        # set again behind this node brings its own. The sound keeps its mask, or a given sound would be sampled anew.
         result = {key: value for key, value in latent.items() if key != "noise_mask"}
         result["samples"] = compat.join_latents([video, *parts[1:]]) if len(parts) > 1 else video
         mask = latent.get("noise_mask")

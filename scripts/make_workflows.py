@@ -3,14 +3,15 @@
     python scripts/make_workflows.py                          write everything
     python scripts/make_workflows.py --signatures URL         first take the node signatures from a running ComfyUI
 
-Both forms of a workflow come from one description here, so they cannot drift apart. The order of a node's inputs and widgets
-comes from scripts/node_signatures.json, an excerpt of ComfyUI's /object_info for the node types used.
+Both forms of a workflow come from one description here, so they cannot drift apart. The order of a node's inputs and
+widgets comes from scripts/node_signatures.json, an excerpt of ComfyUI's /object_info for the node types used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import urllib.request
 import uuid
 from collections.abc import Iterable
@@ -39,12 +40,15 @@ SIGMAS_2 = "0.85, 0.725, 0.421875, 0.0"
 # Every node type used; --signatures fetches these.
 NODE_TYPES = (
     "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQLoadCheckpoint",
-    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQSaveAudioVideo", "HLWQUpscaleLatent", "ImageScale", "KSamplerSelect",
-    "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVEmptyLatentAudio",
+    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQSaveAudioVideo", "HLWQUpscaleLatent", "ImageScale",
+    "KSamplerSelect", "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVEmptyLatentAudio",
     "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoraLoaderModelOnly",
     "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
     "SolidMask", "TrimAudioDuration", "VAEDecodeTiled",
 )  # fmt: skip
+
+# What the two forms depend on in an input's options.
+KEPT = ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template", "default")
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -57,6 +61,7 @@ class Slot:
     name: str
     type: str
     widget: bool
+    default: Any
     extra: int  # widget values that the frontend keeps behind this one (seed control, upload button)
 
 
@@ -70,7 +75,7 @@ def slots(signature: dict[str, Any]) -> list[Slot]:
                 template = options["template"]
                 inner = template["input"]["required"]["value"][0]
                 # The frontend keeps one free socket after those in use; two are enough for every graph here.
-                result += [Slot(f"{name}.{letter}", inner, False, 0) for letter in template["names"][:2]]
+                result += [Slot(f"{name}.{letter}", inner, False, None, 0) for letter in template["names"][:2]]
                 continue
             if isinstance(kind, list):
                 kind = "COMBO"
@@ -82,7 +87,7 @@ def slots(signature: dict[str, Any]) -> list[Slot]:
                 extra = 1
             elif options.get("audio_upload"):
                 extra = 2
-            result.append(Slot(name, kind, widget, extra))
+            result.append(Slot(name, kind, widget, options.get("default"), extra))
     return result
 
 
@@ -96,11 +101,7 @@ def fetch_signatures(server: str, types: Iterable[str]) -> dict[str, Any]:
         inputs = {part: dict(entries) for part, entries in node["input"].items() if part != "hidden"}
         for entries in inputs.values():
             for key, spec in entries.items():
-                options = {
-                    k: v
-                    for k, v in (spec[1] if len(spec) > 1 else {}).items()
-                    if k in ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template")
-                }
+                options = {k: v for k, v in (spec[1] if len(spec) > 1 else {}).items() if k in KEPT}
                 entries[key] = ["COMBO" if isinstance(spec[0], list) else spec[0], options]
         excerpt[name] = {
             "input": inputs,
@@ -174,10 +175,10 @@ class Workflow:
         """A node; an input is a value or another node's output. `__` in an input's name stands for a dot."""
         signature = self.signatures[type]
         entries = slots(signature)
-        values = {name.replace("__", "."): value for name, value in inputs.items()}
-        unknown = values.keys() - {s.name for s in entries}
-        if unknown:
+        given = {name.replace("__", "."): value for name, value in inputs.items()}
+        if unknown := given.keys() - {s.name for s in entries}:
             raise KeyError(f"{type} has no input {sorted(unknown)}")
+        values = {s.name: s.default for s in entries if s.widget} | given
         rows = max(sum(not s.widget for s in entries), len(signature["output"]))
         height = 50 + 24 * rows + sum(30 + 30 * (s.extra == 1) for s in entries if s.widget) + 20 * lines
         node = Node(
@@ -344,17 +345,18 @@ class Workflow:
 # ---- the workflows ---------------------------------------------------------------------------------------------------
 
 PROMPT = (
-    "A ginger cat sits at an upright piano in a small jazz club and plays a slow tune. Its paws press the keys in time with "
-    "the music. Warm lamps, smoke in the air, a double bass player out of focus behind. The camera moves slowly closer. "
+    "A ginger cat sits at an upright piano in a small jazz club and plays a slow tune. Its paws press the keys in time "
+    "with the music. Warm lamps, smoke in the air, a double bass player out of focus behind. The camera moves slowly "
+    "closer. "
     "Soft piano, brushed drums, quiet murmur of the audience."
 )
 PROMPT_IMAGE = (
-    "The scene comes to life: the subject moves naturally, hair and clothes follow, light shifts softly. The camera moves "
-    "slowly closer. Quiet sounds of the place."
+    "The scene comes to life: the subject moves naturally, hair and clothes follow, light shifts softly. The camera "
+    "moves slowly closer. Quiet sounds of the place."
 )
 PROMPT_AUDIO = (
-    "A singer stands at a microphone on a small stage and sings with feeling, lips and breath following the voice. Warm "
-    "light, dark background, steady camera at chest height."
+    "A singer stands at a microphone on a small stage and sings with feeling, lips and breath following the voice. "
+    "Warm light, dark background, steady camera at chest height."
 )
 NEGATIVE = "blurry, low quality, distorted, watermark, subtitles, static picture, noise, clipped sound"
 
@@ -436,7 +438,10 @@ def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -
     positive = graph.add("CLIPTextEncode", "Prompt", wide=460, lines=10, clip=clip, text=prompt, color=INPUT_COLOR)
     negative = graph.add("CLIPTextEncode", "Negative prompt", lines=4, clip=clip, text=NEGATIVE, color=INPUT_COLOR)
     conditioning = graph.add(
-        "LTXVConditioning", positive=positive["CONDITIONING"], negative=negative["CONDITIONING"], frame_rate=rate["FLOAT"]
+        "LTXVConditioning",
+        positive=positive["CONDITIONING"],
+        negative=negative["CONDITIONING"],
+        frame_rate=rate["FLOAT"],
     )
     return Base(
         checkpoint, lora, width, height, length, rate, seed, conditioning, positive, negative, upscalers
@@ -459,9 +464,7 @@ def empty_latents(graph: Workflow, base: Base, *, half: bool = False) -> tuple[O
     return video["LATENT"], audio["Latent"]
 
 
-def sample(
-    graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None
-) -> Node:
+def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None) -> Node:
     """A sampler and what feeds it: the distilled model's 8 steps, or the 3 that refine an upscaled latent."""
     conditioning = conditioning or base.conditioning
     suffix = ", stage 2" if second else ""
@@ -469,7 +472,11 @@ def sample(
     if second:
         noise = graph.add("RandomNoise", "Seed, stage 2", noise_seed=42, after=["fixed"])
     guider = graph.add(
-        "CFGGuider", model=base.lora["MODEL"], positive=conditioning["positive"], negative=conditioning["negative"], cfg=1.0
+        "CFGGuider",
+        model=base.lora["MODEL"],
+        positive=conditioning["positive"],
+        negative=conditioning["negative"],
+        cfg=1.0,
     )
     method = graph.add("KSamplerSelect", sampler_name="euler")
     sigmas = graph.add("ManualSigmas", f"Sigmas{suffix}", sigmas=SIGMAS_2 if second else SIGMAS_1, wide=460)
@@ -489,9 +496,9 @@ def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out |
         temporal_size=4096, temporal_overlap=4,
     )  # fmt: skip
     if audio is None:
-        audio = graph.add(
-            "LTXVAudioVAEDecode", samples=parts["audio_latent"], audio_vae=base.checkpoint["AUDIO VAE"]
-        )["Audio"]
+        audio = graph.add("LTXVAudioVAEDecode", samples=parts["audio_latent"], audio_vae=base.checkpoint["AUDIO VAE"])[
+            "Audio"
+        ]
     graph.column()
     graph.group("Result", "#88a06e")
     return graph.add(
@@ -607,8 +614,8 @@ def temporal_upscale(signatures: dict[str, Any]) -> Workflow:
         """
 Smooth motion: 8 steps at **Frame rate**, the temporal upscaler, 3 steps at twice the frame rate.
 
-- **Length** frames become 2 × Length − 1, **Frame rate** becomes twice as much: the video lasts as long as before, and the
-  sound stays in time. 121 frames at 24 become 241 at 48.
+- **Length** frames become 2 × Length − 1, **Frame rate** becomes twice as much: the video lasts as long as before,
+  and the sound stays in time. 121 frames at 24 become 241 at 48.
 - Everything behind the upscaler takes the frame rate that **Upscale Latent** hands on.
 - To double the size as well, add the spatial upscaler and set the mode to *both*.
 """,
@@ -665,7 +672,11 @@ A picture that follows a sound: speech, a song, a noise.
     graph.column()
     graph.group("Empty latent")
     video = graph.add(
-        "EmptyLTXVLatentVideo", width=base.width["INT"], height=base.height["INT"], length=base.length["INT"], batch_size=1
+        "EmptyLTXVLatentVideo",
+        width=base.width["INT"],
+        height=base.height["INT"],
+        length=base.length["INT"],
+        batch_size=1,
     )
     latent = joint(graph, video["LATENT"], audio["LATENT"])
     graph.column()
@@ -678,9 +689,211 @@ A picture that follows a sound: speech, a song, a noise.
 WORKFLOWS = (text_to_video, image_to_video, two_stage, temporal_upscale, audio_to_video)
 
 
-def dump(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+# ---- blueprints: a workflow as one node ------------------------------------------------------------------------------
+
+# Label, and the widgets that it sets: (title, input).
+EXPOSED = (
+    ("prompt", [("Prompt", "text")]),
+    ("width", [("Width", "value")]),
+    ("height", [("Height", "value")]),
+    ("length", [("Length", "value")]),
+    ("frame rate", [("Frame rate", "value")]),
+    ("seed", [("Seed", "noise_seed")]),
+    ("checkpoint", [("Load Checkpoint", "checkpoint"), ("Load Text Encoder", "checkpoint")]),
+    ("text encoder", [("Load Text Encoder", "text_encoder")]),
+    ("distilled LoRA", [("Distilled LoRA", "lora_name")]),
+    ("filename prefix", [("Save", "filename_prefix")]),
+)
+
+
+def blueprint(graph: Workflow, name: str, description: str) -> dict[str, Any]:
+    """The workflow as a subgraph with its important widgets outside; a start image becomes a socket."""
+    canvas = graph.ui()
+    nodes = [n for n in canvas["nodes"] if n["type"] not in ("MarkdownNote", "LoadImage")]
+    by_title = {n.get("title"): n for n in nodes}
+    image = next((n for n in canvas["nodes"] if n["type"] == "LoadImage"), None)
+    links = []
+    inputs: list[dict[str, Any]] = []
+
+    def entrance(label: str, kind: str, links_in: list[int]) -> None:
+        key = label.replace(" ", "_")
+        ident = str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{name}:{label}"))
+        at = [-220, 60 + 20 * len(inputs)]
+        inputs.append({"id": ident, "name": key, "type": kind, "linkIds": links_in, "label": label, "pos": at})
+
+    for number, start, slot, end, socket, kind in canvas["links"]:
+        if image is not None and start == image["id"]:
+            entrance("start image", kind, [number])
+            start, slot = -10, len(inputs) - 1
+        links.append((number, start, slot, end, socket, kind))
+    last = canvas["last_link_id"]
+    proxies, outer = [], []
+    for label, targets in EXPOSED:
+        numbers = []
+        for title, widget in targets:
+            last += 1
+            node = by_title[title]
+            socket, entry = next((k, e) for k, e in enumerate(node["inputs"]) if e["name"] == widget)
+            entry["link"] = last
+            numbers.append(last)
+            links.append((last, -10, len(inputs), node["id"], socket, entry["type"]))
+        entrance(label, entry["type"], numbers)
+        proxies.append([str(by_title[targets[0][0]]["id"]), targets[0][1]])
+        key = inputs[-1]["name"]
+        outer.append({"label": label, "name": key, "type": entry["type"], "widget": {"name": key}, "link": None})
+    save = by_title["Save"]
+    last += 1
+    save["outputs"][0]["links"] = [last]
+    links.append((last, save["id"], 0, -20, 0, "VIDEO"))
+    if image is not None:
+        socket = {"label": "start image", "name": "start_image", "type": "IMAGE", "link": None}
+        outer.insert(0, socket)
+    ident = str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{name}"))
+    groups = [g for g in canvas["groups"] if g["title"] != "Read me"]
+    right = max(g["bounding"][0] + g["bounding"][2] for g in groups)
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    video = {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{name}:video")), "name": "video", "type": "VIDEO",
+        "linkIds": [last], "localized_name": "video", "pos": [right + 100, 80],
+    }  # fmt: skip
+    subgraph = {
+        "id": ident,
+        "version": 1,
+        "state": {
+            "lastGroupId": len(canvas["groups"]),
+            "lastNodeId": canvas["last_node_id"],
+            "lastLinkId": last,
+            "lastRerouteId": 0,
+        },
+        "revision": 0,
+        "config": {},
+        "name": name,
+        "inputNode": {"id": -10, "bounding": [-340, 40, 140, 20 * len(inputs) + 40]},
+        "outputNode": {"id": -20, "bounding": [right + 80, 40, 120, 60]},
+        "inputs": inputs,
+        "outputs": [video],
+        "widgets": [],
+        "nodes": nodes,
+        "groups": groups,
+        "links": [dict(zip(keys, link)) for link in links],
+        "extra": {},
+        "category": "HLWQ",
+        "description": description,
+    }
+    node = {
+        "id": 1,
+        "type": ident,
+        "pos": [0, 0],
+        "size": [420, 460],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": outer,
+        "outputs": [{"localized_name": "video", "name": "video", "type": "VIDEO", "links": []}],
+        "title": name,
+        "properties": {"proxyWidgets": proxies, "cnr_id": "comfyui-hlwq"},
+        "widgets_values": [],
+    }
+    return {
+        "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4,
+        "definitions": {"subgraphs": [subgraph]}, "extra": {},
+    }  # fmt: skip
+
+
+BLUEPRINTS = (
+    (
+        text_to_video,
+        "HLWQ LTX-2.3 text to video",
+        "Picture and sound from a text with a packed LTX-2.3, saved as one MP4.",
+    ),
+    (image_to_video, "HLWQ LTX-2.3 image to video", "A picture comes to life, with sound, with a packed LTX-2.3."),
+)
+
+
+# ---- thumbnails ------------------------------------------------------------------------------------------------------
+
+# Input, what happens in between, frames drawn, their height in pixels.
+PICTURES = {
+    "hlwq_ltx23_text_to_video": ("text", "8 steps", 4, 110),
+    "hlwq_ltx23_image_to_video": ("image", "8 steps", 4, 110),
+    "hlwq_ltx23_two_stage": ("text", "8 steps, spatial ×2, 3 steps", 3, 170),
+    "hlwq_ltx23_temporal_upscale": ("text", "8 steps, temporal ×2, 3 steps", 8, 110),
+    "hlwq_ltx23_audio_to_video": ("sound", "8 steps", 4, 110),
+}
+
+
+def thumbnail(path: Path, title: str, source: str, between: str, frames: int, height: int) -> None:
+    """A diagram of the workflow: what goes in, what happens, film and sound that come out."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = (768, 432)
+    image = Image.new("RGB", size, "#14161f")
+    draw = ImageDraw.Draw(image)
+    font = {n: ImageFont.load_default(n) for n in (20, 24, 34)}
+    draw.text((36, 28), title.removeprefix("HLWQ "), font=font[34], fill="#f2efe6")
+    draw.text((36, 76), f"HLWQ: packed weights; {between}", font=font[20], fill="#9aa3b8")
+
+    def waves(box: tuple[int, int, int, int], color: str) -> None:
+        left, top, right, bottom = box
+        middle = (top + bottom) / 2
+        for x in range(left, right, 6):
+            part = (x - left) / (right - left)
+            swing = (bottom - top) / 2 * abs(math.sin(9 * part) * math.cos(23 * part)) * (0.4 + 0.6 * part) + 2
+            draw.line((x, middle - swing, x, middle + swing), fill=color, width=3)
+
+    def scene(box: tuple[int, int, int, int], part: float) -> None:
+        left, top, right, bottom = box
+        for y in range(top, bottom):
+            t = (y - top) / (bottom - top)
+            draw.line((left, y, right, y), fill=(int(40 + 150 * t), int(50 + 60 * t), int(110 - 40 * t)))
+        x, y = (
+            left + (right - left) * (0.2 + 0.6 * part),
+            bottom - (bottom - top) * (0.3 + 0.4 * math.sin(math.pi * part)),
+        )
+        radius = (bottom - top) * 0.13
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="#ffd27a")
+        draw.rectangle(box, outline="#f2efe6", width=2)
+
+    box = (36, 170, 216, 290)
+    if source == "image":
+        scene(box, 0.0)
+    elif source == "sound":
+        waves(box, "#7ac7ff")
+    else:
+        for line, length in enumerate((170, 150, 175, 120, 90)):
+            draw.rounded_rectangle((36, 176 + 24 * line, 36 + length, 188 + 24 * line), 6, fill="#5f6b85")
+    draw.line((236, 230, 280, 230), fill="#f2efe6", width=4)
+    draw.polygon(((280, 220), (300, 230), (280, 240)), fill="#f2efe6")
+    gap, left, right = 8, 320, 736
+    width = (right - left - gap * (frames - 1)) // frames
+    top = 225 - height // 2
+    for k in range(frames):
+        x = left + k * (width + gap)
+        scene((x, top, x + width, top + height), k / (frames - 1))
+    waves((left, 330, right, 395), "#7ac7ff")
+    image.save(path, "JPEG", quality=85, optimize=True)
+
+
+def write(root: Path) -> list[Path]:
+    """Write all files under `root`; returns their paths."""
+    signatures = json.loads(SIGNATURES.read_text(encoding="utf-8"))
+    written = []
+
+    def dump(path: Path, value: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        written.append(path)
+
+    for build in WORKFLOWS:
+        graph = build(signatures)
+        dump(root / "workflows" / f"{graph.stem}.json", graph.ui())
+        dump(root / "workflows" / "api" / f"{graph.stem}.json", graph.api())
+        picture = root / "workflows" / f"{graph.stem}.jpg"
+        thumbnail(picture, graph.name, *PICTURES[graph.stem])
+        written.append(picture)
+    for build, name, description in BLUEPRINTS:
+        dump(root / "subgraphs" / f"{name}.json", blueprint(build(signatures), name, description))
+    return written
 
 
 def main() -> None:
@@ -688,12 +901,9 @@ def main() -> None:
     parser.add_argument("--signatures", metavar="URL", help="take the node signatures from this ComfyUI first")
     args = parser.parse_args()
     if args.signatures:
-        dump(SIGNATURES, fetch_signatures(args.signatures, NODE_TYPES))
-    signatures = json.loads(SIGNATURES.read_text(encoding="utf-8"))
-    for build in WORKFLOWS:
-        graph = build(signatures)
-        dump(ROOT / "workflows" / f"{graph.stem}.json", graph.ui())
-        dump(ROOT / "workflows" / "api" / f"{graph.stem}.json", graph.api())
+        excerpt = fetch_signatures(args.signatures, NODE_TYPES)
+        SIGNATURES.write_text(json.dumps(excerpt, indent=1) + "\n", encoding="utf-8")
+    write(ROOT)
 
 
 if __name__ == "__main__":
