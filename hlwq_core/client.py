@@ -56,6 +56,8 @@ def _reason(error: dict[str, Any]) -> str:
         return f"{name}: {extra.get('received_value')!r} is not there; there is {listed}"
     if kind in ("value_smaller_than_min", "value_bigger_than_max"):
         return f"{name}: {error.get('message')}"
+    if kind == "custom_validation_failed":
+        return details.replace(" - ", ": ", 1)
     message = error.get("message", kind)
     return f"{message}: {details}" if details else str(message)
 

@@ -23,7 +23,7 @@ from .client import Client, result_files
 from .errors import HLWQError, InputError, ServerError
 from .graph import Nodes
 from .media import MediaInfo, probe
-from .progress import NodeProgress
+from .node_progress import NodeProgress
 
 _STEM = "hlwq_ltx23_"
 _UPSCALED = {"none": "text_to_video", "spatial": "two_stage", "temporal": "temporal_upscale"}
@@ -276,30 +276,6 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
-async def report_of(client: Client, nodes: Nodes, entry: dict[str, Any]) -> str:
-    """What the checkpoint loader said it decoded and how.
-
-    A loader that was not run again says nothing; then the words of the run that did load it count.
-    """
-    loaders = [i for i, n in nodes.items() if n["class_type"] == "HLWQLoadCheckpoint"]
-    texts = [_text(entry, i) for i in loaders]
-    if loaders and not any(texts):
-        earlier = await client.get("/history?max_items=200")
-        wanted = [nodes[i]["inputs"] for i in loaders]
-        texts = [
-            _text(old, i)
-            for old in earlier.values()
-            for i, n in old["prompt"][2].items()
-            if n["class_type"] == "HLWQLoadCheckpoint" and n["inputs"] in wanted
-        ][-1:]
-    return "\n".join(t for t in texts if t)
-
-
-def _text(entry: dict[str, Any], node_id: str) -> str:
-    text = (entry.get("outputs") or {}).get(node_id, {}).get("text") or []
-    return "\n".join([text] if isinstance(text, str) else map(str, text))
-
-
 async def run_all(
     client: Client,
     jobs: Sequence[tuple[str, Nodes]],
@@ -313,12 +289,13 @@ async def run_all(
     A prompt that fails does not stop the others; its Result has the error. When this is cancelled (Ctrl-C),
     what it queued is taken back.
     """
-    waiting: dict[str, tuple[str, Nodes]] = {}
+    waiting: dict[str, tuple[str, Nodes, str | None]] = {}
     results = []
     try:
         for name, nodes in jobs:
-            waiting[await client.queue(nodes)] = (name, nodes)
-        for number, (prompt_id, (name, nodes)) in enumerate(list(waiting.items()), 1):
+            report = graph.add_report(nodes := copy.deepcopy(nodes))
+            waiting[await client.queue(nodes)] = (name, nodes, report)
+        for number, (prompt_id, (name, nodes, report)) in enumerate(list(waiting.items()), 1):
             if len(jobs) > 1:
                 say(f"{number} of {len(jobs)}: {name}")
             result = Result(name, prompt_id, [], [], "", {})
@@ -343,7 +320,8 @@ async def run_all(
                 path = target.place(file["filename"], number, len(files) > 1)
                 result.files.append(await client.download(file, path))
                 result.media.append(_probe(path))
-            result.report = await report_of(client, nodes, entry)
+            if report is not None:
+                result.report = "\n".join(entry["outputs"].get(report, {}).get("text", []))
     except BaseException:
         with contextlib.suppress(HLWQError, asyncio.TimeoutError):
             await asyncio.wait_for(client.cancel(*waiting), 10)

@@ -199,7 +199,7 @@ def add_loras(nodes: Nodes, loras: Iterable[tuple[str, float]]) -> None:
     ]
     last = source
     for index, (file, strength) in enumerate(loras, 1):
-        node_id = f"lora_{index}"
+        node_id = _new_id(nodes)
         nodes[node_id] = {
             "class_type": "LoraLoaderModelOnly",
             "_meta": {"title": f"LoRA {index}"},
@@ -208,6 +208,27 @@ def add_loras(nodes: Nodes, loras: Iterable[tuple[str, float]]) -> None:
         last = node_id
     for inputs, name in users:
         inputs[name] = [last, 0]
+
+
+def add_report(nodes: Nodes) -> str | None:
+    """Show the checkpoint loader's report in the history, with a core node; the id of that node.
+
+    An output node answers even when nothing had to be loaded again. None without a checkpoint loader.
+    """
+    loaders = [i for i, n in nodes.items() if n["class_type"] == "HLWQLoadCheckpoint"]
+    if not loaders:
+        return None
+    node_id = _new_id(nodes)
+    nodes[node_id] = {
+        "class_type": "PreviewAny",
+        "_meta": {"title": "Report"},
+        "inputs": {"source": [loaders[0], 3]},
+    }
+    return node_id
+
+
+def _new_id(nodes: Nodes) -> str:
+    return str(max((int(i) for i in nodes if i.isdecimal()), default=0) + 1)
 
 
 # ---- files that the server has -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _STOPPED = 130  # what shells report for Ctrl-C
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Describe the command's options."""
     parser = subparsers.add_parser(
         "generate",
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     )
     files.add_argument("--workflow", type=Path, metavar="FILE", help="a workflow of your own in API form, same titles")
     add_common(parser)
-    parser.set_defaults(run=run)
+    return parser
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,10 @@ def _stoppable() -> Iterator[None]:
     """SIGTERM and a closed terminal end the call as Ctrl-C does, so that it cleans up."""
 
     def stop(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)  # asyncio's handler, while that runs
+        else:  # a shell's background job ignores SIGINT
+            raise KeyboardInterrupt
 
     names = [n for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
     before = {n: signal.signal(getattr(signal, n), stop) for n in names}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..generate import Result
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Describe the command's options."""
     parser = subparsers.add_parser(
         "queue",
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "--same-seed", action="store_true", help="leave the seeds as they are; else each run moves them on by one"
     )
     add_common(parser)
-    parser.set_defaults(run=run)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
