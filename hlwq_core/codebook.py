@@ -1,7 +1,7 @@
 """Codebooks: the levels that codes stand for. They are constants, because files do not store them.
 
-Lloyd-Max for N(0, 1) with 2**bits levels, exactly 100 rounds from uniform boundaries on [-4, 4]. A hundred rounds do not
-converge at 5 bits, and published files were written with the unconverged tables: computing better ones would break
+Lloyd-Max for N(0, 1) with 2**bits levels, exactly 100 rounds from uniform boundaries on [-4, 4]. A hundred rounds do
+not converge at 5 bits, and published files were written with the unconverged tables: computing better ones would break
 decoding (relative error power 0.0029 → 0.0425). Two versions exist in the author's sources:
 
 - `infinite`: outer boundaries at ±∞ (outermost level ±3.55161 at 5 bits): the quantizer and the utilities;

@@ -1,7 +1,7 @@
 """Encoding and decoding of one weight: HLWQ's quantizer (arXiv 2603.29078) as the author's code does it.
 
-Rows are cut into blocks of 128 (the last one zero-padded). Per block: `r = x · H`, `norm = ‖x‖₂` (at least 1e-10, stored
-as float16), `code = nearest level to r · √128 / norm`. Decoding: `w = (level / √128 · H) · norm`.
+Rows are cut into blocks of 128 (the last one zero-padded). Per block: `r = x · H`, `norm = ‖x‖₂` (at least 1e-10,
+stored as float16), `code = nearest level to r · √128 / norm`. Decoding: `w = (level / √128 · H) · norm`.
 """
 
 from __future__ import annotations

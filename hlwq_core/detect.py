@@ -1,8 +1,8 @@
 """What no header tells: bit order and codebook version, found from a sample of the codes.
 
-Blocks have length √128 in units of the codebook, so RMS(level of code) over many blocks is close to 1 when both are right:
-1.0004 to 1.0007 for 5 bits; 0.993 and 1.0085 with the other version, about 1.69 with the wrong bit order. Strongly smooth
-rows break the rule for a single layer, hence the median over layers.
+Blocks have length √128 in units of the codebook, so RMS(level of code) over many blocks is close to 1 when both are
+right: 1.0004 to 1.0007 for 5 bits; 0.993 and 1.0085 with the other version, about 1.69 with the wrong bit order.
+Strongly smooth rows break the rule for a single layer, hence the median over layers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Detection:
 
 @functools.lru_cache(maxsize=64)
 def expected_rms(bits: int, version: str, written: str | None = None) -> float:
-    """RMS of the levels for normally distributed coordinates, written with a version and read with another (or the same)."""
+    """RMS of the levels of normally distributed coordinates, written with one version (by default the same) and read with another."""
     from scipy.stats import norm
 
     levels = centroids(bits, written or version).double()

@@ -16,8 +16,8 @@ _ENDINGS = ("__packed", "__codes", ".codes")
 def find_checkpoints(roots: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     """Checkpoints below some folders.
 
-    A folder counts when a safetensors file in it, in `polarquant/codes/` and the like, holds codes; a file that holds codes
-    beside other models is a checkpoint of its own. Unreadable files are passed over.
+    A folder counts when a safetensors file in it, in `polarquant/codes/` and the like, holds codes; a file that holds
+    codes beside other models is a checkpoint of its own. Unreadable files are passed over.
 
     Args:
         roots: folders to look in, as deep as they go.
@@ -37,9 +37,9 @@ def find_checkpoints(roots: Iterable[str | os.PathLike[str]]) -> dict[str, Path]
 
 def _below(root: Path) -> list[Path]:
     holders: dict[Path, list[Path]] = {}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
+        for name in names:
             path = Path(folder, name)
             if name.endswith(".safetensors") and not name.startswith(".") and holds_codes(path):
                 holders.setdefault(_home(path, root), []).append(path)

@@ -1,7 +1,7 @@
 """Packing of codes into bytes: four ways that exist in published files.
 
-A block is 128 codes of `bits` bits. Every packing keeps blocks byte-aligned (128 · bits is a multiple of 8), so rows and
-blocks can be cut out of the packed bytes without touching their neighbours.
+A block is 128 codes of `bits` bits. Every packing keeps blocks byte-aligned (128 · bits is a multiple of 8), so rows
+and blocks can be cut out of the packed bytes without touching their neighbours.
 
 | packing | layout |
 | --- | --- |

@@ -1,8 +1,8 @@
-"""Safetensors files as maps: headers read and checked here, tensors as views of the mapped file by the safetensors library.
+"""Safetensors files as maps: headers are read and checked here, tensors are the library's views of the mapped file.
 
-What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a header
-longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that overlap or
-leave holes, a file cut short or with a tail.
+What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a
+header longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that
+overlap or leave holes, a file cut short or with a tail.
 """
 
 from __future__ import annotations

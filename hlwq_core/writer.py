@@ -60,7 +60,7 @@ def write_safetensors(
                     )
                 if tensor.numel():
                     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                    file.write(memoryview(flat.numpy()))
+                    file.write(flat.numpy().data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
