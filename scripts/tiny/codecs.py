@@ -10,7 +10,7 @@ import torchaudio
 
 from .noise import normal, smooth_kernel, tied
 
-VIDEO_CONTRAST = 0.9
+VIDEO_CONTRAST = 0.75
 VIDEO_LATENT = 3.0
 MEL_CONTRAST = 1.5
 AUDIO_LATENT = 1.0
