@@ -117,14 +117,61 @@ class Canvas:
         """Zoom so that everything is in view (also lets every widget be drawn)."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
-    def node_ids(self, node_type: str) -> list[str]:
-        return self.page.evaluate(
-            "(type) => app.graph.nodes.filter((n) => n.type === type).map((n) => String(n.id))", node_type
+    def choose(self, node_type: str, widget: str, value: str) -> None:
+        """Choose a value of a widget, as its list does."""
+        self.page.evaluate(
+            """([type, name, value]) => {
+              const node = app.graph.nodes.find((n) => n.type === type);
+              const widget = node.widgets.find((w) => w.name === name);
+              widget.value = value;
+              widget.callback?.(value, app.canvas, node);
+            }""",
+            [node_type, widget, value],
         )
 
+    def select(self, node_type: str) -> None:
+        self.page.evaluate(
+            "(type) => app.canvas.selectItems([app.graph.nodes.find((n) => n.type === type)])", node_type
+        )
+
+    def notes(self) -> list[dict[str, Any]]:
+        """Text of each note, and how many pixels of it must be scrolled to be seen."""
+        return self.page.evaluate(
+            """() => app.graph.nodes.filter((n) => n.type === "MarkdownNote" || n.type === "Note").map((n) => {
+              const element = n.widgets[0].element;
+              return { text: element?.innerText || String(n.widgets[0].value),
+                       hidden: element ? element.scrollHeight - element.clientHeight : 0 };
+            })"""
+        )
+
+    def search_and_add(self, name: str) -> None:
+        """Double-click on the canvas, type a name, take the first answer."""
+        self.page.mouse.dblclick(1100, 700)
+        search = self.page.get_by_role("combobox", name="Add a node...")
+        search.fill(name)
+        self.page.get_by_role("option", name=name).first.wait_for()
+        search.press("Enter")
+
     def run(self) -> None:
-        """Press the Run button."""
+        """Press the Run button, and wait for the end of what it started; the server's error if it failed."""
+        self.page.evaluate(
+            """() => {
+              const seen = (window.hlwqRun = { signs: 0, end: null });
+              for (const type of ["execution_start", "executing", "progress_state", "executed"])
+                app.api.addEventListener(type, () => seen.signs++);
+              app.api.addEventListener("execution_success", () => (seen.end ??= "success"));
+              app.api.addEventListener("execution_error", ({ detail }) => (seen.end ??= detail.exception_message));
+            }"""
+        )
         self.page.get_by_test_id("queue-button").click()
+        signs = 0
+        while True:  # every sign of life may take PATIENCE; the test's own timeout bounds the whole
+            state = self.wait("(signs) => (hlwqRun.end || hlwqRun.signs > signs) && hlwqRun", signs)
+            if state["end"] is not None:
+                break
+            signs = state["signs"]
+        if state["end"] != "success":
+            raise AssertionError(state["end"])
 
     def video(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for a video element with data, play it a little; what it played."""

@@ -47,7 +47,6 @@ def test_text_to_video(open_canvas: Callable[..., Canvas], vue: bool, picture: C
     canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
     canvas.fit_view()
     canvas.run()
-    canvas.finish()
     played = canvas.video()
     assert (played["width"], played["height"]) == (128, 64)
     assert played["duration"] == pytest.approx(9 / 24, abs=1 / 24)
