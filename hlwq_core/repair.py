@@ -1,0 +1,214 @@
+"""Completing a checkpoint: what is missing is made from the original, into new files; nothing that exists is touched."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .codebook import VERSIONS
+from .errors import InputError
+from .packing import pack, unpack
+from .quantize import choose_device, encode_layer, layer_entries
+from .rules import load_recipe
+from .safefile import DTYPES
+from .source import Source, open_source
+from .writer import Producer, write_safetensors
+
+Progress = Callable[[int, int, str], None]
+_Entry = tuple[str, torch.dtype, tuple[int, ...], Producer]
+
+
+@dataclass
+class Repaired:
+    """What was added: names of tensors, and the new files."""
+
+    path: str
+    quantized: list[str]
+    kept: list[str]
+    files: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def repair(
+    path: str | os.PathLike[str],
+    original: str | os.PathLike[str],
+    *,
+    rules: str | os.PathLike[str] | None = None,
+    norms: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Repaired:
+    """Complete a checkpoint's folder.
+
+    Bits, codebook version and bit order are those of the layers that are there.
+
+    Args:
+        path: the checkpoint's folder.
+        original: the dense model that it was made from.
+        rules: recipe that says which of the missing are quantized; None: a layer whose fellows in other blocks are
+            quantized is, and otherwise what the published LTX-2.3 recipe says.
+        norms: `author` or `search`; None is what the checkpoint has.
+        device: where to encode.
+        progress: called with (done, total, text) in bytes of the original; may raise to stop.
+
+    Raises:
+        InputError: a single file, or an original of another model.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise InputError(
+            "only folders can be completed: a single file would have to be written anew",
+            file=path,
+            fix="quantize the original again: python -m hlwq_core quantize ORIGINAL DST --layout single",
+        )
+    source = open_source(original)
+    checkpoint = open_checkpoint(path, shapes={name: entry.shape for name, (_, entry) in source.entries.items()})
+    checkpoint.resolve_names(source.entries)
+    _check_same_model(checkpoint, source)
+    missing = [name for name in source.entries if name not in checkpoint]
+    plan = _plan(checkpoint, source, missing, rules)
+    kept = [name for name in missing if name not in plan]
+    job = _Job(checkpoint, source, norms or checkpoint.metadata.get("hlwq.norms", "author"), choose_device(device), progress)
+    job.total = sum(source.entries[name][1].nbytes for name in missing)
+    files = []
+    if plan:
+        files.append(job.write_codes(plan))
+    if kept:
+        files.append(job.write_kept(kept))
+    return Repaired(str(path), list(plan), kept, [str(file) for file in files])
+
+
+def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+    for name in checkpoint.names():
+        found = source.entries.get(name)
+        shape = checkpoint.info(name).shape
+        if found is None or tuple(found[1].shape) != tuple(shape):
+            raise InputError(
+                "the original is another model",
+                file=source.path,
+                tensor=name,
+                expected=list(shape),
+                found=list(found[1].shape) if found else "no such tensor",
+                fix="name the dense checkpoint that this one was made from",
+            )
+
+
+def _plan(
+    checkpoint: Checkpoint, source: Source, missing: list[str], rules: str | os.PathLike[str] | None
+) -> dict[str, int]:
+    default = collections.Counter(checkpoint.info(name).bits for name in checkpoint.names()).most_common(1)[0][0]
+    described = [(name, source.entries[name][1].dtype, source.entries[name][1].shape) for name in missing]
+    if rules is not None:
+        return load_recipe(rules).plan(described, default)
+    alike = {_without_numbers(name): checkpoint.info(name).bits for name in checkpoint.names()}
+    plain = {_without_numbers(name) for name in checkpoint.plain_names()}
+    recipe = load_recipe("ltx23")
+    plan = {}
+    for name, dtype, shape in described:
+        bits = alike.get(_without_numbers(name))
+        if bits is None and _without_numbers(name) not in plain:
+            bits = recipe.bits_for(name, dtype, shape, default)
+        if bits is not None and len(shape) == 2:
+            plan[name] = bits
+    return plan
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+
+
+@dataclass
+class _Job:
+    checkpoint: Checkpoint
+    source: Source
+    norms: str
+    device: torch.device
+    progress: Progress | None
+    done: int = 0
+    total: int = 0
+
+    def _advance(self, nbytes: int, text: str) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+    def _reading(self, bits: int) -> tuple[str, str]:
+        """Bit order and codebook of the checkpoint's layers of these bits: one reading is found for all of them."""
+        order, version = "msb", "infinite"
+        for name in self.checkpoint.names():
+            info = self.checkpoint.info(name)
+            if info.codebook in VERSIONS:
+                version = info.codebook
+            if info.bits == bits and info.packing in ("msb", "lsb") and info.variant in ("V1", "V2"):
+                return info.packing, info.codebook
+        return order, version
+
+    def write_codes(self, plan: dict[str, int]) -> Path:
+        info = self.checkpoint.info(self.checkpoint.names()[0])
+        path = _new_file(info.files[0].parent, "repair_{:02d}_codes.safetensors")
+        dotted = info.variant not in ("V1", "V3")
+        order, version = self._reading(next(iter(plan.values())))
+        entries: list[_Entry] = []
+        for name, bits in plan.items():
+            entries += self._layer(name, bits, dotted)
+        metadata = {"format": "pt", "hlwq.codebook": version, "hlwq.bit_order": order, "hlwq.norms": self.norms}
+        write_safetensors(path, entries, metadata)
+        return path
+
+    def _layer(self, name: str, bits: int, dotted: bool) -> list[_Entry]:
+        made: dict[str, torch.Tensor] = {}
+        order, version = self._reading(bits)
+        found = self.source.entries[name]
+
+        def packed() -> torch.Tensor:
+            codes, made["norms"], _ = encode_layer(
+                self.source.tensor(name),
+                bits,
+                self.norms,
+                version,
+                self.device,
+                name=name,
+                file=found[0].path,
+                told=lambda nbytes: self._advance(nbytes, name),
+            )
+            if order == "lsb":
+                codes = pack(unpack(codes, bits, "msb"), bits, "lsb")
+            return codes.reshape(-1)
+
+        rows, columns = found[1].shape
+        return layer_entries(name, (rows, columns), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+
+    def write_kept(self, names: list[str]) -> Path:
+        plain = self.checkpoint.plain_names()
+        folder = self.checkpoint.plain_info(plain[0])[2].parent if plain else self.checkpoint.files[0].parent
+        path = _new_file(folder, "repair_{:02d}_bf16.safetensors")
+        entries: list[_Entry] = []
+        for name in names:
+            entry = self.source.entries[name][1]
+            entries.append((name, DTYPES[entry.dtype][0], entry.shape, self._copy(name, entry.nbytes)))
+        config = {key: value for key, value in self.source.metadata.items() if key not in self.checkpoint.metadata}
+        write_safetensors(path, entries, config)
+        return path
+
+    def _copy(self, name: str, nbytes: int) -> Producer:
+        def produce() -> torch.Tensor:
+            self._advance(nbytes, name)
+            return self.source.tensor(name)
+
+        return produce
+
+
+def _new_file(folder: Path, pattern: str) -> Path:
+    number = 0
+    while (folder / pattern.format(number)).exists():
+        number += 1
+    return folder / pattern.format(number)
