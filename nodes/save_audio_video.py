@@ -27,7 +27,7 @@ class HLWQSaveAudioVideo(io.ComfyNode):
             node_id="HLWQSaveAudioVideo",
             display_name="HLWQ Save Audio + Video",
             category="HLWQ",
-            description="Saves frames and sound as one MP4, the sound cut or padded with silence to the video's length.",
+            description="Saves frames and sound as one MP4; the sound is cut or padded with silence to fit.",
             search_aliases=["save video", "export mp4", "mux", "combine video audio"],
             inputs=[
                 io.Image.Input("images", tooltip="The decoded frames, in order. Width and height must be even."),

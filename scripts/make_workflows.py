@@ -41,7 +41,8 @@ SIGMAS_2 = "0.85, 0.725, 0.421875, 0.0"
 NODE_TYPES = (
     "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQLoadCheckpoint",
     "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQSaveAudioVideo", "HLWQUpscaleLatent", "ImageScale",
-    "KSamplerSelect", "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVEmptyLatentAudio",
+    "KSamplerSelect", "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning",
+    "LTXVEmptyLatentAudio",
     "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoraLoaderModelOnly",
     "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
     "SolidMask", "TrimAudioDuration", "VAEDecodeTiled",
@@ -816,8 +817,8 @@ BLUEPRINTS = (
 PICTURES = {
     "hlwq_ltx23_text_to_video": ("text", "8 steps", 4, 110),
     "hlwq_ltx23_image_to_video": ("image", "8 steps", 4, 110),
-    "hlwq_ltx23_two_stage": ("text", "8 steps, spatial ×2, 3 steps", 3, 170),
-    "hlwq_ltx23_temporal_upscale": ("text", "8 steps, temporal ×2, 3 steps", 8, 110),
+    "hlwq_ltx23_two_stage": ("text", "8 steps, spatial x2, 3 steps", 3, 170),
+    "hlwq_ltx23_temporal_upscale": ("text", "8 steps, temporal x2, 3 steps", 8, 110),
     "hlwq_ltx23_audio_to_video": ("sound", "8 steps", 4, 110),
 }
 
@@ -830,7 +831,7 @@ def thumbnail(path: Path, title: str, source: str, between: str, frames: int, he
     image = Image.new("RGB", size, "#14161f")
     draw = ImageDraw.Draw(image)
     font = {n: ImageFont.load_default(n) for n in (20, 24, 34)}
-    draw.text((36, 28), title.removeprefix("HLWQ "), font=font[34], fill="#f2efe6")
+    draw.text((36, 28), title.removeprefix("HLWQ ").replace("×", "x"), font=font[34], fill="#f2efe6")
     draw.text((36, 76), f"HLWQ: packed weights; {between}", font=font[20], fill="#9aa3b8")
 
     def waves(box: tuple[int, int, int, int], color: str) -> None:
@@ -850,7 +851,7 @@ def thumbnail(path: Path, title: str, source: str, between: str, frames: int, he
             left + (right - left) * (0.2 + 0.6 * part),
             bottom - (bottom - top) * (0.3 + 0.4 * math.sin(math.pi * part)),
         )
-        radius = (bottom - top) * 0.13
+        radius = min((bottom - top) * 0.13, (right - left) * 0.19)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="#ffd27a")
         draw.rectangle(box, outline="#f2efe6", width=2)
 

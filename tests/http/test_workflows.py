@@ -1,0 +1,191 @@
+"""Every shipped workflow on the tiny model over HTTP; the MP4 is read back with PyAV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+
+from hlwq_core import media
+
+from ..canvas_to_api import convert
+from .workflows import ROOT, api, ask, run, saved, set_inputs, shorten_sigmas, tiny_files
+
+# Stem; width, height, frames and rate asked for; frames and rate of the result.
+CASES = {
+    "hlwq_ltx23_text_to_video": ((96, 64, 17, 24.0), (17, 24)),
+    "hlwq_ltx23_image_to_video": ((64, 96, 9, 12.5), (9, 12.5)),
+    "hlwq_ltx23_two_stage": ((128, 128, 9, 25.0), (9, 25)),
+    "hlwq_ltx23_temporal_upscale": ((64, 64, 17, 24.0), (33, 48)),
+    "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
+}
+
+
+def small(prompt: dict, width: int, height: int, length: int, rate: float) -> dict:
+    set_inputs(
+        prompt, Width={"value": width}, Height={"value": height}, Length={"value": length}, Frame_rate={"value": rate}
+    )
+    shorten_sigmas(prompt)
+    return prompt
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(np.float32)
+
+
+def sound(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def results(server):
+    """Each workflow runs once, when a test first asks for it."""
+    done: dict[str, SimpleNamespace] = {}
+
+    def get(stem: str) -> SimpleNamespace:
+        if stem not in done:
+            asked, _ = CASES[stem]
+            prompt = small(api(stem), *asked)
+            outputs = run(server, prompt)
+            path = saved(server, outputs)
+            done[stem] = SimpleNamespace(prompt=prompt, outputs=outputs, path=path, info=media.probe(path))
+        return done[stem]
+
+    return get
+
+
+@pytest.mark.parametrize("stem", CASES)
+def test_makes_a_video_with_sound_in_sync(results, stem):
+    (width, height, _, _), (frames, rate) = CASES[stem]
+    info = results(stem).info
+    assert info.video is not None and info.audio is not None
+    assert (info.video.width, info.video.height, info.video.frames) == (width, height, frames)
+    assert abs(float(info.video.rate) - rate) < 0.01
+    assert abs(info.video.duration - frames / rate) < 0.002
+    assert abs(info.video.duration - info.audio.duration) < 1 / rate
+    pictures = decoded(results(stem).path)
+    assert pictures.std(axis=(1, 2)).mean() > 2, "flat pictures"
+    assert np.abs(sound(results(stem).path)).max() > 1e-3, "silence"
+
+
+def test_temporal_upscaling_lasts_as_long(results):
+    """Twice the frames at twice the rate: sound made for 17 frames at 24 still ends with the picture."""
+    info = results("hlwq_ltx23_temporal_upscale").info
+    assert abs(info.video.duration - 17 / 24) < 1 / 24
+    texts = [t for o in results("hlwq_ltx23_temporal_upscale").outputs.values() for t in o.get("text", [])]
+    assert any("33 frames at 48 a second" in t for t in texts), texts
+
+
+def test_start_image_decides_the_picture(results, server):
+    """The same prompt and seed from the mirrored image: another first frame. (The tiny VAE restores no picture.)"""
+    from PIL import Image, ImageOps
+
+    stem = "hlwq_ltx23_image_to_video"
+    with Image.open(server.base / "input" / "start.png") as image:
+        ImageOps.mirror(image).save(server.base / "input" / "mirrored.png")
+    prompt = json.loads(json.dumps(results(stem).prompt))
+    set_inputs(prompt, Start_image={"image": "mirrored.png"}, Save={"filename_prefix": "video/mirrored"})
+    mirrored, first = decoded(saved(server, run(server, prompt))), decoded(results(stem).path)
+    assert np.abs(mirrored[0] - first[0]).mean() > 1
+
+
+def test_given_sound_is_kept(results, server):
+    """audio_to_video saves the user's own sound: the file's spectrum peaks where the input's does."""
+    heard = sound(results("hlwq_ltx23_audio_to_video").path)[0]
+    rate = results("hlwq_ltx23_audio_to_video").info.audio.rate
+    with av.open(str(server.base / "input" / "voice.wav")) as container:
+        stream = container.streams.audio[0]
+        given_rate = stream.rate
+        resampler = av.AudioResampler("fltp", "mono", given_rate)
+        frames = [g for f in container.decode(stream) for g in resampler.resample(f)]
+        given = np.concatenate([f.to_ndarray() for f in frames], axis=1)[0]
+
+    def spectrum(wave: np.ndarray, rate: int) -> np.ndarray:
+        samples = wave[: rate * 25 // 24]
+        power = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 2 * rate)) ** 2
+        return power[: 2 * 8000].reshape(-1, 40).sum(1)  # up to 8 kHz, bins of 20 Hz
+
+    a, b = spectrum(heard, rate), spectrum(given, given_rate)
+    assert np.corrcoef(np.sqrt(a), np.sqrt(b))[0, 1] > 0.95
+
+
+def test_workflow_is_in_the_file(results):
+    run_ = results("hlwq_ltx23_text_to_video")
+    assert json.loads(run_.info.metadata["prompt"]) == run_.prompt
+
+
+def test_preview_of_the_file(results, server):
+    (entry,) = [o["images"][0] for o in results("hlwq_ltx23_text_to_video").outputs.values() if "images" in o]
+    assert entry["type"] == "output" and entry["subfolder"] == "video"
+
+
+def test_canvas_form_agrees_with_the_running_server(server):
+    """Converted with the server's own node descriptions, the canvas form is the API form."""
+    info = ask(server.url, "/object_info")
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        canvas = json.loads(path.read_text("utf-8"))
+        assert convert(canvas, info) == json.loads((path.parent / "api" / path.name).read_text("utf-8")), path.name
+
+
+def test_listed_as_templates_and_blueprints(server):
+    listed = ask(server.url, "/api/workflow_templates")
+    assert set(listed["ComfyUI-HLWQ"]) == set(CASES)
+    names = {e["name"] for e in ask(server.url, "/api/global_subgraphs").values()}
+    assert {"HLWQ LTX-2.3 text to video", "HLWQ LTX-2.3 image to video"} <= names
+
+
+def test_blueprint_runs(server):
+    info = ask(server.url, "/object_info")
+    path = ROOT / "subgraphs" / "HLWQ LTX-2.3 text to video.json"
+    prompt = tiny_files(convert(json.loads(path.read_text("utf-8")), info))
+    video = media.probe(saved(server, run(server, small(prompt, 64, 64, 9, 24.0))))
+    assert video.video.frames == 9 and video.audio is not None
+
+
+def test_same_picture_as_cores_bf16_path(server, tiny, results):
+    """The decoded weights in one dense file through core's own loaders: the same MP4 to less than a grey level."""
+    folder = server.base / "models" / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    reference = "ltx23_tiny_bf16.safetensors"
+    if not (folder / reference).exists():
+        (folder / reference).symlink_to(tiny / "models" / "reference" / reference)
+    stem = "hlwq_ltx23_text_to_video"
+    prompt = json.loads(json.dumps(results(stem).prompt))
+    (ours,) = [i for i, n in prompt.items() if n["class_type"] == "HLWQLoadCheckpoint"]
+    prompt["core"] = {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": reference},
+        "_meta": {"title": ""},
+    }
+    prompt["sound"] = {"class_type": "LTXVAudioVAELoader", "inputs": {"ckpt_name": reference}, "_meta": {"title": ""}}
+    by_core = {0: ["core", 0], 1: ["core", 2], 2: ["sound", 0]}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == ours:
+                node["inputs"][name] = by_core[value[1]]
+    del prompt[ours]
+    set_inputs(prompt, Save={"filename_prefix": "video/core"})
+    core = saved(server, run(server, prompt))
+    off = np.abs(decoded(core) - decoded(results(stem).path))
+    assert off.mean() < 1, f"{off.mean():.2f} grey levels"
+    a, b = sound(core), sound(results(stem).path)
+    assert np.sqrt(((a - b) ** 2).mean()) < 0.02 * np.sqrt((a**2).mean()) + 1e-4
+
+
+def test_error_reaches_the_user(server):
+    """A wrong upscaler in the socket: the message names both, and no file is left."""
+    prompt = small(api("hlwq_ltx23_two_stage"), 128, 128, 9, 24.0)
+    set_inputs(
+        prompt,
+        Spatial_upscaler={"upscaler": "ltx-2.3-temporal-upscaler-x2-1.0.safetensors"},
+        Save={"filename_prefix": "video/refused"},
+    )
+    with pytest.raises(AssertionError, match=r"(?s)spatial_upscaler.*an LTX spatial.*an LTX temporal"):
+        run(server, prompt)
+    assert not list((server.base / "output" / "video").glob("refused*"))

@@ -1,0 +1,86 @@
+"""Queue a workflow on a running ComfyUI and read back the file that it saved."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED_TO_TINY = {
+    "LTX-2.3-22B-HLWQ-Q5": "LTX-2.3-tiny-HLWQ-Q5",
+    "gemma_3_12B_it.safetensors": "gemma_3_tiny.safetensors",
+    "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": (
+        "ltx-2.3-tiny-distilled-lora.safetensors"
+    ),
+    "example.png": "start.png",
+    "audio.wav": "voice.wav",
+}
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """GET, or POST of `body`; a refusal by ComfyUI fails with what it says."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{path}: {error.code} {error.read().decode()[:3000]}") from error
+
+
+def api(stem: str) -> dict[str, Any]:
+    """The API form of a shipped workflow, with the tiny model's files."""
+    return tiny_files(json.loads((ROOT / "workflows" / "api" / f"{stem}.json").read_text("utf-8")))
+
+
+def tiny_files(prompt: dict[str, Any]) -> dict[str, Any]:
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str):
+                node["inputs"][name] = PUBLISHED_TO_TINY.get(value, value)
+    return prompt
+
+
+def set_inputs(prompt: dict[str, Any], **by_title: dict[str, Any]) -> None:
+    """Set inputs of nodes by title; `_` in the keyword stands for a space."""
+    for title, inputs in by_title.items():
+        (node,) = [n for n in prompt.values() if n["_meta"]["title"] == title.replace("_", " ")]
+        unknown = inputs.keys() - node["inputs"].keys()
+        assert not unknown, f"{title} has no {unknown}"
+        node["inputs"].update(inputs)
+
+
+def shorten_sigmas(prompt: dict[str, Any]) -> None:
+    """One step from the first sigma and one from the last but one, for each sampler."""
+    for node in prompt.values():
+        if node["class_type"] == "ManualSigmas":
+            sigmas = [s.strip() for s in node["inputs"]["sigmas"].split(",")]
+            node["inputs"]["sigmas"] = f"{sigmas[0]}, {sigmas[-2]}, 0.0"
+
+
+def run(server: Any, prompt: dict[str, Any], timeout: float = 120) -> dict[str, Any]:
+    """Queue, wait for the end, return the outputs by node id."""
+    number = ask(server.url, "/prompt", {"prompt": prompt})["prompt_id"]
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        entry = ask(server.url, f"/history/{number}").get(number)
+        if entry:
+            status = entry["status"]
+            errors = [m[1] for m in status["messages"] if m[0] == "execution_error"]
+            told = "\n".join(f"{e['node_type']}: {e['exception_message']}" for e in errors)
+            assert status["status_str"] == "success", told
+            return entry["outputs"]
+        time.sleep(0.2)
+    ask(server.url, "/interrupt", {})
+    raise AssertionError(f"not done after {timeout} s")
+
+
+def saved(server: Any, outputs: dict[str, Any]) -> Path:
+    """The one video file among the outputs."""
+    files = [f for output in outputs.values() for f in output.get("images", []) if f["filename"].endswith(".mp4")]
+    assert len(files) == 1, outputs
+    return server.base / "output" / files[0]["subfolder"] / files[0]["filename"]
