@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 - this script meets whatever Python the user has
     sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}: run python3.12 {sys.argv[0]}")
 
 REPO = Path(__file__).resolve().parents[1]
@@ -111,9 +111,7 @@ def ensure(comfyui: Path | None = None, python: Path | None = None) -> Environme
 
 def _check_python(python: Path) -> None:
     try:
-        done = subprocess.run(
-            [python, "-c", "import torch, aiohttp, av"], capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([python, "-c", "import torch, aiohttp, av"], capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"--python {python} cannot be run: {error}") from None
     if done.returncode != 0:
@@ -162,9 +160,7 @@ class _EnvironmentFolder:
 
 
 def _make_venv(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "venv", str(path)], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-m", "venv", str(path)], capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         shutil.rmtree(path, ignore_errors=True)
         text = (done.stdout + done.stderr).strip()

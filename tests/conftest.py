@@ -84,9 +84,7 @@ def load_pack(name: str = "comfyui_hlwq") -> ModuleType:
     """Import the repository's root as the package `name`, as ComfyUI does with a folder of custom_nodes."""
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(
-        name, REPO / "__init__.py", submodule_search_locations=[str(REPO)]
-    )
+    spec = importlib.util.spec_from_file_location(name, REPO / "__init__.py", submodule_search_locations=[str(REPO)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
