@@ -25,6 +25,7 @@ from .errors import InputError, ServerError
 Workflow = dict[str, dict[str, Any]]
 Watch = Callable[[str, dict[str, Any]], None]
 
+SILENCE = 10.0  # seconds without a message after which the history is asked
 _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 
 
@@ -272,13 +273,13 @@ class Client:
         )
 
     async def _messages(self, prompt_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """The websocket's messages until it closes; `("silence", {})` whenever none comes for 10 s."""
+        """The websocket's messages until it closes; `("silence", {})` whenever none comes for a while."""
         url = f"{self.url}/ws?clientId={self.client_id}".replace("http", "ws", 1)
         async with self.session.ws_connect(url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2)) as ws:
             yield "connected", {}
             while True:
                 try:
-                    message = await ws.receive(timeout=10)
+                    message = await ws.receive(timeout=SILENCE)
                 except asyncio.TimeoutError:
                     yield "silence", {}
                     continue

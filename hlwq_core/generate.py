@@ -164,6 +164,8 @@ def build(request: Request, say: Say = lambda line: None) -> Nodes:
         graph.put(nodes, "Sigmas", "sigmas", resample(own, request.steps) if isinstance(own, str) else None)
     _set_length(nodes, request, say)
     graph.add_loras(nodes, request.loras)
+    if not request.settings:  # they may change what is checked; then `prepare` is the first to know
+        _check(nodes)
     return nodes
 
 
@@ -269,6 +271,11 @@ class Target:
         return _unused((self.path or Path()) / name)
 
 
+def target_of(output: str | os.PathLike[str] | None, requests: Sequence[Request]) -> Target:
+    """The target of these requests; the pack's own workflows write MP4."""
+    return Target.of(output, len(requests), None if any(r.workflow for r in requests) else ".mp4")
+
+
 def _unused(path: Path) -> Path:
     candidate, n = path, 1
     while candidate.exists():
@@ -349,8 +356,7 @@ async def generate(
         check: see `Client`.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    suffix = None if any(r.workflow for r in requests) else ".mp4"
-    target = Target.of(output, len(requests), suffix)
+    target = target_of(output, requests)
     async with Client(url, check=check) as client:
         await client.system()
         jobs = []

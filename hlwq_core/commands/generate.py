@@ -167,7 +167,7 @@ def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
-    from ..generate import Request, build, random_seed
+    from ..generate import Request, build, random_seed, target_of
 
     prompts = list(args.prompt)
     if args.prompts:
@@ -200,7 +200,9 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         settings=args.settings,
     )
     requests = [replace(request, prompt=p) for p in prompts or [None]]
-    build(requests[0])  # what is wrong with the options is said before ComfyUI is started
+    # What is wrong with the options is said before ComfyUI is started.
+    build(requests[0])
+    target_of(args.output, requests)
     return requests
 
 
