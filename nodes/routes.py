@@ -22,9 +22,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends, ltx_config, manifest
+from ..hlwq_core import backends, download, inspect, ltx_config, manifest, verify
 from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
-from ..hlwq_core.errors import HLWQError, InputError
+from ..hlwq_core.commands.verify import text as as_text
+from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from . import compat, locations
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ def report(label: str) -> dict[str, Any]:
         "coverage": bool(missing),
         "vram": _memory(ckpt, names),
         "backend": _backend(),
+        "fast": {"available": False, "reason": "this version decodes exactly only"},
+        "hypotheses": inspect.inspect(path).hypotheses if missing else [],
         "repository": manifest.REPOSITORIES[0],
         "fixes": ["download", "repair", "verify"] if missing else ["verify"],
     }
@@ -188,11 +191,19 @@ def _refusal(error: HLWQError) -> web.Response:
 
 
 def _verify(job: Job, path: Path) -> str:
-    raise NotImplementedError
+    result = verify.verify(path, progress=lambda done, total, text: job.tick(f"Verifying {text}", done, total))
+    if not result.ok:
+        raise FormatError(as_text(result))
+    return as_text(result)
 
 
 def _download(job: Job, repository: str) -> str:
-    raise NotImplementedError
+    folder = Path(compat.folder_paths.get_folder_paths("hlwq")[0], repository.split("/")[1])
+    result = download.download(
+        repository, folder, progress=lambda done, total, text: job.tick(f"Downloading {text}", done, total)
+    )
+    gigabytes = result.nbytes / 1e9
+    return f"{len(result.fetched)} files fetched, {len(result.present)} were there: {gigabytes:.1f} GB in {folder.name}"
 
 
 async def get_checkpoint(request: web.Request) -> web.Response:
@@ -209,8 +220,6 @@ async def get_coverage(request: web.Request) -> web.Response:
     _same_origin(request)
 
     def draw() -> bytes:
-        from ..hlwq_core import inspect
-
         path = locations.checkpoint(request.query.get("name", ""))
         png = io.BytesIO()
         inspect.coverage_picture(inspect.inspect(path)).save(png, "PNG")

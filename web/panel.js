@@ -48,6 +48,7 @@ export function describe(report) {
     lines.push([`${count(report.missing)} of ${count(report.expected)} tensors are missing${blocks}`, "bad"]);
     if (report.missing_names?.length) lines.push([`First missing: ${report.missing_names[0]}`, "bad"]);
   }
+  for (const hypothesis of report.hypotheses ?? []) lines.push([`It may be: ${hypothesis}`, ""]);
   const { vram, backend, fast } = report;
   if (vram) {
     const card = vram.total_bytes ? ` of ${bytes(vram.total_bytes)} (${vram.device})` : ` (${vram.device})`;
