@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import logging
+import re
 from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
@@ -18,11 +21,35 @@ NODES = {
 }
 
 
+# The frontend whose extension API web/ is written and tested against.
+FRONTEND_FLOOR = "1.47.12"
+
+
+def old_frontend() -> str | None:
+    """What to tell the user whose frontend package is older than web/ needs; None if it is new enough."""
+    try:
+        found = importlib.metadata.version("comfyui-frontend-package")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # a frontend of the user's own: --front-end-root
+    if _numbers(found) >= _numbers(FRONTEND_FLOOR):
+        return None
+    return (
+        f"ComfyUI-HLWQ: the frontend {found} is older than {FRONTEND_FLOOR}. The nodes work, their panels may not: "
+        "update ComfyUI, or run pip install -U comfyui-frontend-package."
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
 class HLWQExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def on_load(self) -> None:
         """The routes of the front end register themselves as they are imported."""
+        if reason := old_frontend():
+            logging.getLogger("hlwq").warning("%s", reason)
         if _there("routes"):
             importlib.import_module(".routes", __package__)
 

@@ -277,7 +277,7 @@ def tiny_model(environment: Environment) -> Path:
             if done.returncode != 0:
                 raise SetupError(f"the tiny model could not be made:\n{done.stdout}{done.stderr}")
             (Path(beside) / "tiny").rename(dest)
-        for old in sorted(place.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-6]:
+        for old in sorted(place.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-12]:
             shutil.rmtree(old, ignore_errors=True)
     return dest
 
