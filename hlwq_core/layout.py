@@ -15,12 +15,44 @@ import torch
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layout_class
 from comfy_kitchen.tensor.base import LAYOUTS, BaseLayoutParams
 
-from . import ops
+from . import backends, ops
 from .codebook import BLOCK, scaled_table
 from .errors import InputError
 
 if TYPE_CHECKING:
     from .checkpoint import PackedLayer
+
+
+def _decode_by_name(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    codebook: str,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    table = scaled_table(codebook, bits, str(codes.device))
+    return backends.choose(codes.device, backend).decode(codes, norms, table, bits, packing, in_features, dtype)
+
+
+def _register_operator() -> Any:
+    # Compiled code cannot hold tensors that are not its inputs, as the codebook is: hence an operator that takes its name.
+    # Each copy of the pack in a process has its own, because each has its own stored codebooks.
+    namespace = "hlwq"
+    while hasattr(getattr(torch.ops, namespace), "decode_by_name"):
+        namespace += "_"
+    operator = torch.library.custom_op(f"{namespace}::decode_by_name", _decode_by_name, mutates_args=())
+
+    @operator.register_fake
+    def _(codes, norms, codebook, bits, packing, in_features, dtype, backend):
+        return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
+
+    return getattr(torch.ops, namespace).decode_by_name
+
+
+_decode_named = _register_operator()
 
 
 class HLWQLayout(QuantizedLayout):
@@ -47,7 +79,16 @@ class HLWQLayout(QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
         """The weight `[out, in]` in the logical dtype, in memory of its own."""
-        return decode(qdata, params, params.orig_dtype)
+        return _decode_named(
+            qdata,
+            params.scale,
+            params.codebook,
+            params.bits,
+            params.packing,
+            params.orig_shape[1],
+            params.orig_dtype,
+            params.backend,
+        )
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
@@ -114,6 +155,18 @@ def quantized_tensor(packed: PackedLayer, dtype: torch.dtype = torch.bfloat16, b
         backend=backend,
     )
     return HLWQTensor(packed.codes, LAYOUT, params)
+
+
+def as_parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    """A tensor, packed or plain, as a parameter without gradient."""
+    if not is_packed(tensor):
+        if not torch.is_inference_mode_enabled() and tensor.is_inference():
+            tensor = tensor.clone()
+        return torch.nn.Parameter(tensor, requires_grad=False)
+    # torch.nn.Parameter detaches wrappers, which fails between inference mode and the world outside of it.
+    parameter = HLWQTensor(tensor._qdata, tensor._layout_cls, tensor._params)
+    parameter._is_param = True
+    return parameter  # type: ignore[return-value]
 
 
 def with_width(tensor: HLWQTensor, in_features: int) -> HLWQTensor:

@@ -217,7 +217,7 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
             shape=tuple(weight.shape),
             codebook="infinite",
         )
-        module.weight = torch.nn.Parameter(layout.quantized_tensor(packed, weight.dtype, backend), requires_grad=False)
+        module.weight = layout.as_parameter(layout.quantized_tensor(packed, weight.dtype, backend))
         bar.update(1)
     _log.info("HLWQ: packed %d more layers at load", len(rest))
 

@@ -41,7 +41,7 @@ class PackedOperations(compat.manual_cast):
                 if value is None:
                     missing_keys.append(prefix + name)
                 elif layout.is_packed(value) and name == "weight" and layout.fits(value, shape):
-                    self.weight = torch.nn.Parameter(layout.with_width(value, self.in_features), requires_grad=False)
+                    self.weight = layout.as_parameter(layout.with_width(value, self.in_features))
                 elif tuple(value.shape) != shape:
                     error_msgs.append(
                         f"size mismatch for {prefix}{name}: {tuple(value.shape)} in the file, {shape} here"
@@ -64,12 +64,8 @@ class PackedOperations(compat.manual_cast):
         def _apply(self, fn, recurse=True):
             # Module._apply swaps `.data`, which wrapper tensors do not survive.
             for name, value in self._parameters.items():
-                if value is None:
-                    continue
-                moved = fn(value)
-                if not torch.is_inference_mode_enabled() and moved.is_inference():
-                    moved = moved.clone()
-                self._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
+                if value is not None:
+                    self._parameters[name] = layout.as_parameter(fn(value))
             return self
 
         def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **kwargs: Any) -> torch.Tensor:

@@ -129,7 +129,7 @@ class _Packed:
         packed = compat.get_key_weight(self.model, key)[0]  # type: ignore[attr-defined]
         backup = self.backup  # type: ignore[attr-defined]
         backup.setdefault(key, _Backup(packed, False))
-        compat.utils.set_attr_param(self.model, key, packed.to(device=device))  # type: ignore[attr-defined]
+        compat.utils.set_attr(self.model, key, layout.as_parameter(packed.to(device=device)))  # type: ignore[attr-defined]
 
     def patched_weight(self, key: str, device: torch.device | None = None) -> torch.Tensor:
         """A packed weight decoded, with its patches, in its logical dtype: what a saved file gets."""

@@ -1,0 +1,48 @@
+"""TorchCompileModel: the decode is one operator with a fake kernel, so compiled models sample as others do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def test_the_operator_passes_torchs_own_checks(pack):
+    from comfyui_hlwq.hlwq_core import codec, ops
+    from comfyui_hlwq.hlwq_core.codebook import scaled_table
+
+    encoded = codec.encode(torch.randn(4, 200, generator=torch.Generator().manual_seed(0)))
+    arguments = (encoded.packed(), encoded.norms, scaled_table("infinite", 5), 5, "msb", 200, torch.bfloat16, "eager")
+    assert ops.decode(*arguments).shape == (4, 200)
+    torch.library.opcheck(torch.ops.hlwq.decode.default, arguments)
+
+
+def test_a_compiled_block_samples_the_same(load, sample, distance):
+    """As TorchCompileModel does it, but one block instead of the whole model, which takes minutes to trace."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model = load()[0]
+    plain = sample(model, steps=1)
+    compiled = model.clone(disable_dynamic=True)
+    torch._dynamo.reset()
+    set_torch_compile_wrapper(model=compiled, backend="aot_eager", keys=["diffusion_model.transformer_blocks.0"])
+    try:
+        assert distance(sample(compiled, steps=1), plain) < 0.01
+    finally:
+        torch._dynamo.reset()
+
+
+def test_core_node_takes_the_model(load):
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    compiled = TorchCompileModel.execute(load()[0], "inductor").args[0]
+    assert "torch.compile" in str(compiled.wrappers)
+
+
+def test_a_linear_compiles_without_graph_breaks(load):
+    model = load()[0]
+    module = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
+    x = torch.randn(3, module.in_features)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(x), module(x), atol=1e-2, rtol=1e-2)
+    torch._dynamo.reset()

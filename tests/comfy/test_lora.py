@@ -1,0 +1,243 @@
+"""A LoRA on packed weights: added after decoding, the same at every step, under both of ComfyUI's patchers."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+KEY = "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+STEPS = 10
+
+
+def linear(model, key: str = KEY):
+    import comfy.utils
+
+    return comfy.utils.get_attr(model.model, key.rpartition(".")[0])
+
+
+def lora_on(model, key: str = KEY, size: float = 0.02, seed: int = 0, rank: int = 4):
+    """A LoRA file's tensors for one weight, its delta `size` of the weight's norm; and that delta, float32."""
+    weight = linear(model, key).weight.dequantize().float()
+    generator = torch.Generator().manual_seed(seed)
+    up = torch.randn(weight.shape[0], rank, generator=generator)
+    down = torch.randn(rank, weight.shape[1], generator=generator)
+    up *= size * weight.norm() / (up @ down).norm()
+    name = key.removesuffix(".weight")
+    return {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}, up @ down
+
+
+def with_lora(model, tensors, strength: float = 1.0):
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
+
+
+def exact(model, key: str = KEY) -> torch.Tensor:
+    """The layer's own weight, decoded, not rounded."""
+    from comfyui_hlwq.hlwq_core import layout
+
+    weight = linear(model, key).weight
+    return layout.decode(weight._qdata, weight._params, torch.float32)
+
+
+def effective(model, key: str = KEY) -> torch.Tensor:
+    """The bfloat16 weight that the layer multiplies with, found by what it does to the unit vectors."""
+    module = linear(model, key)
+    bias, module.bias = module.bias, None
+    try:
+        with torch.inference_mode():
+            return module(torch.eye(module.in_features, dtype=torch.bfloat16)).float().t()
+    finally:
+        module.bias = bias
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+@contextlib.contextmanager
+def on_device(model):
+    """The model loaded as sampling loads it."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    try:
+        yield model
+    finally:
+        comfy.model_management.unload_all_models()
+
+
+@pytest.fixture
+def no_vbar(monkeypatch):
+    """ComfyUI's dynamic patcher needs a GPU only for memory; with stand-ins for that it loads on the CPU."""
+    import comfy.model_patcher
+
+    monkeypatch.setattr(comfy.model_patcher.comfy_aimdo.host_buffer, "HostBuffer", lambda *_: SimpleNamespace(size=0))
+    monkeypatch.setattr(comfy.model_patcher.comfy.model_management, "pinned_hostbuf_size", lambda size: 0)
+
+
+def dynamic(model, pack):
+    """The same model under ComfyUI's dynamic patcher (which would make a plain one on a CPU)."""
+    from comfyui_hlwq.nodes import patchers
+
+    class OnCPU(patchers.PackedPatcherDynamic):
+        def __new__(cls, *args, **kwargs):
+            return object.__new__(cls)
+
+        def __del__(self):
+            pass
+
+    patcher = OnCPU(model.model, torch.device("cpu"), torch.device("cpu"))
+    assert patcher.is_dynamic()
+    return patchers.adopt(patcher)
+
+
+def assert_same_effect_at_every_step(model, base, delta):
+    cosines = []
+    for _ in range(STEPS):
+        effective_delta = effective(model) - base
+        cosines.append(cosine(effective_delta, delta))
+        assert float(effective_delta.norm() / delta.norm()) == pytest.approx(1, abs=0.02)
+    assert min(cosines) >= 0.99, cosines
+    assert max(cosines) == min(cosines), "the effect drifts from step to step"
+
+
+def test_small_lora_keeps_its_effect_under_the_plain_patcher(load):
+    model = load()[0]
+    base = exact(model)
+    tensors, delta = lora_on(model)
+    with on_device(with_lora(model, tensors)) as patched:
+        assert_same_effect_at_every_step(patched, base, delta)
+
+
+def test_small_lora_keeps_its_effect_under_the_dynamic_patcher(load, pack, no_vbar):
+    model = load()[0]
+    base = exact(model)
+    tensors, delta = lora_on(model)
+    patched = with_lora(dynamic(model, pack), tensors)
+    patched.load(torch.device("cpu"))
+    module = linear(patched)
+    assert module.weight_lowvram_function is None and len(module.weight_function) == 1
+    assert_same_effect_at_every_step(patched, base, delta)
+
+
+def test_packed_bytes_are_never_written(load):
+    model = load()[0]
+    module = linear(model)
+    codes, norms = module.weight._qdata, module.weight._params.scale
+    before = codes.clone(), norms.clone()
+    tensors, _ = lora_on(model, size=0.5)
+    with on_device(with_lora(model, tensors)) as patched:
+        effective(patched)
+    assert torch.equal(codes, before[0]) and torch.equal(norms, before[1])
+    assert linear(model).weight._qdata.data_ptr() == codes.data_ptr()
+
+
+def test_strengths_add_up(load):
+    model = load()[0]
+    base = exact(model)
+    first, delta_1 = lora_on(model, size=0.1, seed=1)
+    second, delta_2 = lora_on(model, size=0.1, seed=2)
+    both = with_lora(with_lora(model, first, 0.5), second, -1.5)
+    with on_device(both):
+        assert cosine(effective(both) - base, 0.5 * delta_1 - 1.5 * delta_2) > 0.99
+
+
+def test_unpatching_and_clones(load):
+    """Clones with and without a LoRA share the weights and do not disturb each other."""
+    model = load()[0]
+    tensors, delta = lora_on(model, size=0.1)
+    patched = with_lora(model, tensors)
+    again = patched.clone()
+    with on_device(model):
+        plain = effective(model)
+        assert cosine(plain, exact(model)) > 0.9999
+    for one in (patched, again, patched):
+        with on_device(one):
+            assert cosine(effective(one) - plain, delta) > 0.99
+        with on_device(model):
+            assert torch.equal(effective(model), plain)
+
+
+def test_switching_without_unloading(load):
+    import comfy.model_management
+
+    model = load()[0]
+    tensors, _ = lora_on(model, size=0.1)
+    patched = with_lora(model, tensors)
+    results = []
+    for one in (model, patched, model, patched):
+        comfy.model_management.load_models_gpu([one], force_full_load=True)
+        results.append(effective(one))
+    comfy.model_management.unload_all_models()
+    assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+    assert not torch.equal(results[0], results[1])
+
+
+def test_dora_and_plain_diffs(load):
+    """What is no plain LoRA goes through ComfyUI's own arithmetic as well."""
+    import comfy.lora
+
+    model = load()[0]
+    base = exact(model)
+    diff = torch.randn(base.shape, generator=torch.Generator().manual_seed(5)) * base.std() * 0.1
+    patched = with_lora(model, {KEY.removesuffix(".weight") + ".diff": diff})
+    with on_device(patched):
+        assert cosine(effective(patched) - base, diff) > 0.99
+    tensors, _ = lora_on(model, size=0.1)
+    dora = {**tensors, KEY.removesuffix(".weight") + ".dora_scale": base.norm(dim=1, keepdim=True)}
+    with on_device(with_lora(model, dora)) as patched:
+        by_core = comfy.lora.calculate_weight(patched.patches[KEY], base.clone(), KEY)
+        assert cosine(effective(patched) - base, by_core - base) > 0.99
+
+
+def test_lora_file_changes_the_latents_as_in_core(load, reference_model, sample, distance, comfy_base):
+    """The shipped LoRA file at 0.5, on every linear: same latents as core's own path with the same LoRA."""
+    import comfy.utils
+
+    path = next((comfy_base / "models" / "loras").glob("*.safetensors"))
+    tensors = comfy.utils.load_torch_file(str(path))
+    model = load()[0]
+    packed = sample(with_lora(model, tensors, 0.5))
+    dense = sample(with_lora(reference_model, tensors, 0.5))
+    assert distance(packed, dense) < 0.01
+    assert distance(packed, sample(model)) > 0.02
+
+
+def test_factors_stay_on_the_device(load, pack):
+    """Moved once, counted, and used from there at every call."""
+    from comfyui_hlwq.nodes import patchers
+
+    model = load()[0]
+    tensors, _ = lora_on(model)
+    patched = with_lora(model, tensors)
+    patch = patchers.PatchAfterDecoding(KEY, patched.patches)
+    assert patch.move_to(torch.device("cpu")) == sum(value.nbytes for value in tensors.values())
+    assert patch.move_to(torch.device("cpu")) == 0
+
+
+def test_hooks_patch_packed_weights(load):
+    """A LoRA scheduled by ComfyUI's hooks comes on and goes off again."""
+    import comfy.hooks
+    import comfy.lora
+
+    model = load()[0]
+    tensors, delta = lora_on(model, size=0.1)
+    base = effective(model)
+    hook = comfy.hooks.WeightHook(1.0, 0.0)
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    hook.weights = comfy.lora.load_lora(tensors, keys)
+    hook.need_weight_init = False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    hooked = model.clone()
+    hooked.add_hook_patches(hook, hook.weights, 1.0)
+    with on_device(hooked):
+        for _ in range(2):
+            hooked.patch_hooks(group)
+            assert cosine(effective(hooked) - base, delta) > 0.99
+            hooked.patch_hooks(None)
+            assert torch.equal(effective(hooked), base)
