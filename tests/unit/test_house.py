@@ -150,6 +150,13 @@ def test_nothing_that_runs_code_from_files() -> None:
                 assert not any(keyword.arg == "shell" for keyword in node.keywords), (path, node.lineno)
 
 
+def test_code_is_python_3_10() -> None:
+    for path in [*CODE, *(REPO / "scripts").rglob("*.py"), *(REPO / "tests").rglob("*.py")]:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+        for module in imports(path):
+            assert not module.startswith(("typing.Self", "datetime.UTC", "enum.StrEnum", "asyncio.timeout")), path
+
+
 def test_root_is_tiny_and_modules_are_relative() -> None:
     assert len((REPO / "__init__.py").read_text().splitlines()) <= 25
     for path in CODE:
