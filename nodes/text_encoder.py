@@ -66,6 +66,8 @@ def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "defau
     """
     language = _read_gemma(text_encoder)
     sizes = _gemma_sizes(language, text_encoder)
+    if "spiece_model" not in language:
+        _add_tokenizer(language, text_encoder if text_encoder.is_dir() else text_encoder.parent)
     projection = _read_projection(open_checkpoint(checkpoint), checkpoint)
     _check_pair(sizes, projection, text_encoder, checkpoint)
     return _clip(language, projection, sizes, (text_encoder, checkpoint, device))
@@ -73,16 +75,11 @@ def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "defau
 
 def _read_gemma(path: Path) -> State:
     if path.is_dir() or _is_hlwq(path):
-        state = _read_packed(open_checkpoint(path))
-        if "spiece_model" not in state:
-            _add_tokenizer(state, path if path.is_dir() else path.parent)
-        return state
+        return _read_packed(open_checkpoint(path))
     state, metadata = compat.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     state, _ = compat.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
     state = {gemma.core_name(name): value for name, value in state.items()}
     state.pop(None, None)
-    if "spiece_model" not in state:
-        _add_tokenizer(state, path.parent)
     return state
 
 

@@ -19,9 +19,9 @@ GEMMA = {
     "hidden_size": GEMMA_WIDTH,
     "intermediate_size": 128,
     "num_hidden_layers": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
     "vision": {
         "hidden_size": 32,
         "intermediate_size": 64,
