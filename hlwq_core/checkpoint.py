@@ -104,6 +104,7 @@ def open_checkpoint(
     codebook: str | None = None,
     bit_order: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    partial: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint; headers are read, no weight is.
 
@@ -112,6 +113,7 @@ def open_checkpoint(
         codebook: `infinite` or `finite` to insist on a version; None finds it in the data.
         bit_order: `msb` or `lsb` to insist; None finds it in the data.
         shapes: the model's shapes by name, for files that do not tell a padded layer's width.
+        partial: put layers that lack codes, norms or meta into `cut` instead of raising: for inspecting and repairing.
 
     Raises:
         InputError: no such path, or an unknown choice.
@@ -119,7 +121,7 @@ def open_checkpoint(
         FormatError: a file is corrupt, or its tensors contradict each other.
         IncompleteError: a layer's codes or norms are in no file.
     """
-    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes)
+    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes, partial=partial)
 
 
 class Checkpoint:
@@ -132,6 +134,7 @@ class Checkpoint:
         codebook: str | None = None,
         bit_order: str | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        partial: bool = False,
     ):
         for what, value, choices in (
             ("codebook", codebook, VERSIONS),
@@ -156,7 +159,8 @@ class Checkpoint:
         self.claim = _polar_config(path)
         self._layers: dict[str, _Layer] = {}
         self._plain: dict[str, tuple[SafeFile, str]] = {}
-        self._index()
+        self.cut: dict[str, _Layer] = {}
+        self._index(partial)
         self._detections: dict[tuple[int, str], Detection] = {}
 
     @property
@@ -177,7 +181,7 @@ class Checkpoint:
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
-    def _index(self) -> None:
+    def _index(self, partial: bool) -> None:
         layers: dict[str, _Layer] = {}
         rest: list[tuple[SafeFile, str]] = []
         for file in self._files:
@@ -222,8 +226,14 @@ class Checkpoint:
             )
         known = manifest.undotted_names()
         for layer in layers.values():
-            self._check_layer(layer)
             name = _model_name(layer, known)
+            try:
+                self._check_layer(layer)
+            except IncompleteError:
+                if not partial:
+                    raise
+                self.cut[name] = layer
+                continue
             if name in self._layers or name in self._plain:
                 where = self._layers[name].parts["codes"][0] if name in self._layers else self._plain[name][0]
                 raise FormatError(
@@ -318,10 +328,14 @@ class Checkpoint:
     def resolve_names(self, expected: Iterable[str]) -> None:
         """Give V1 tensors the names that a model expects: undoing `__` for `.` is ambiguous, the reverse is not."""
         wanted = {name.replace(".", "__"): name for name in expected}
-        self._layers = {
-            (wanted.get(_undouble(layer.base), name) if layer.variant == "V1" else name): layer
-            for name, layer in self._layers.items()
-        }
+
+        def named(layers: dict[str, _Layer]) -> dict[str, _Layer]:
+            return {
+                (wanted.get(_undouble(layer.base), name) if layer.variant == "V1" else name): layer
+                for name, layer in layers.items()
+            }
+
+        self._layers, self.cut = named(self._layers), named(self.cut)
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Tell the model's shapes, for layers whose files do not tell how wide a padded row is."""

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import manifest
+from . import ltx_config, manifest
 from .checkpoint import Checkpoint, layer_bytes, open_checkpoint
-from .errors import FormatError, HLWQError, IncompleteError
+from .errors import ConfigError, FormatError, HLWQError, IncompleteError
 from .rules import load_recipe
 from .verify import component, missing_in_blocks
 
@@ -77,7 +77,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     found = Inspection(str(path))
     _list_files(path, found)
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, partial=True)
+        if not checkpoint.names():
+            raise IncompleteError("no layer is whole: all lack codes, norms or meta", file=path)
         found.report = checkpoint.report()
     except (FormatError, IncompleteError) as error:
         found.error = str(error)
@@ -99,8 +101,12 @@ def _list_files(path: Path, found: Inspection) -> None:
 
 def _count(checkpoint: Checkpoint, found: Inspection) -> None:
     states = dict.fromkeys(checkpoint.names(), QUANTIZED) | dict.fromkeys(checkpoint.plain_names(), PLAIN)
+    if checkpoint.cut:
+        found.hypotheses.append(
+            f"{len(checkpoint.cut)} layers are cut: some of their codes, norms or meta lie in a file that is not there"
+        )
     expected = _expected_names(checkpoint, found, states)
-    for name in expected:
+    for name in dict.fromkeys([*expected, *checkpoint.cut]):
         state = states.setdefault(name, MISSING)
         if state == MISSING:
             found.missing.append(name)
@@ -126,8 +132,8 @@ def _part(name: str) -> str:
 
 def _expected_names(checkpoint: Checkpoint, found: Inspection, states: dict[str, str]) -> list[str]:
     known = manifest.expected()
-    shapes = {name: checkpoint.info(name).shape for name in checkpoint.names()}
-    shapes |= {name: checkpoint.plain_info(name)[0] for name in checkpoint.plain_names()}  # type: ignore[misc]
+    shapes: dict[str, tuple[int, ...]] = {name: checkpoint.info(name).shape for name in checkpoint.names()}
+    shapes |= {name: checkpoint.plain_info(name)[0] for name in checkpoint.plain_names()}
     shared = [name for name in shapes if name in known]
     wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
     if shared and len(wrong) * 5 < len(shared) and len(shared) * 2 > len(shapes):
@@ -138,8 +144,16 @@ def _expected_names(checkpoint: Checkpoint, found: Inspection, states: dict[str,
             layer_bytes((known[name][1][0], known[name][1][1]), bits) for name, bits in plan.items()
         )
         return list(known)
-    found.model = "LTX-2.3 of another size" if len(shared) * 2 > len(shapes) else "unknown"
-    return missing_in_blocks(list(states))
+    if not ltx_config.is_ltx(shapes):
+        return missing_in_blocks(list(states))
+    found.model = "LTX-2.3 of another size"
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    try:
+        config = ltx_config.find_config(folder, checkpoint.metadata, shapes, manifest.ltx23_config)
+    except ConfigError as error:
+        found.hypotheses.append(f"{error.what}: how many blocks there must be is not known")
+        return missing_in_blocks(list(states))
+    return ltx_config.needed_names(config.values, known)
 
 
 def _fill_grid(states: dict[str, str], found: Inspection) -> None:
@@ -276,7 +290,7 @@ def table(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def picture(found: Inspection) -> Image.Image:
+def coverage_picture(found: Inspection) -> Image.Image:
     """Blocks across, layers down, each cell quantized, plain or missing; below, a bar for each component. RGB."""
     from PIL import Image, ImageDraw, ImageFont
 

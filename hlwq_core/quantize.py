@@ -1,6 +1,6 @@
 """Making an HLWQ checkpoint from a dense one: layer by layer, resumable, whole or not at all.
 
-Work goes on in a hidden folder beside the target (`.NAME.partial`): finished chunks and a journal. A run that was killed goes
+Work goes on in a hidden folder beside the target (`.NAME.quantizing`): finished chunks and a journal. A run that was killed goes
 on after the last finished chunk when it is started again with the same source and choices; the target appears only when
 everything is written.
 """
@@ -232,7 +232,7 @@ class _Job:
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.work = self.target.with_name(f".{self.target.name}.partial")
+        self.work = self.target.with_name(f".{self.target.name}.quantizing")
         self.journal_file = self.work / "journal.json"
         self.kept = [name for name in self.source.entries if name not in self.plan]
         self.total = sum(entry.nbytes for _, entry in self.source.entries.values())

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .codebook import VERSIONS
-from .errors import InputError
+from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
+from .codec import nearest, to_blocks
+from .errors import InputError, UnsupportedError
+from .hadamard import rotate
 from .packing import pack, unpack
 from .quantize import choose_device, encode_layer, layer_entries
 from .rules import load_recipe
@@ -71,23 +73,37 @@ def repair(
             fix="quantize the original again: python -m hlwq_core quantize ORIGINAL DST --layout single",
         )
     source = open_source(original)
-    checkpoint = open_checkpoint(path, shapes={name: entry.shape for name, (_, entry) in source.entries.items()})
+    shapes = {name: entry.shape for name, (_, entry) in source.entries.items()}
+    checkpoint = open_checkpoint(path, shapes=shapes, partial=True)
     checkpoint.resolve_names(source.entries)
     _check_same_model(checkpoint, source)
     missing = [name for name in source.entries if name not in checkpoint]
-    plan = _plan(checkpoint, source, missing, rules)
-    kept = [name for name in missing if name not in plan]
+    plan = _plan(checkpoint, source, [name for name in missing if name not in checkpoint.cut], rules)
+    kept = [name for name in missing if name not in plan and name not in checkpoint.cut]
     job = _Job(checkpoint, source, norms or checkpoint.metadata.get("hlwq.norms", "author"), choose_device(device), progress)
     job.total = sum(source.entries[name][1].nbytes for name in missing)
     files = []
-    if plan:
+    if plan or checkpoint.cut:
         files.append(job.write_codes(plan))
     if kept:
         files.append(job.write_kept(kept))
-    return Repaired(str(path), list(plan), kept, [str(file) for file in files])
+    return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files])
 
 
 def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+    for name, layer in checkpoint.cut.items():
+        if layer.variant not in ("V1", "V2"):
+            there = next(iter(layer.parts.values()))[0].path
+            raise UnsupportedError(
+                f"a layer of variant {layer.variant} is cut in two, and can only be completed in V1 and V2",
+                file=there,
+                tensor=name,
+                fix="quantize the original anew: python -m hlwq_core quantize",
+            )
+        if name not in source.entries or len(source.entries[name][1].shape) != 2:
+            raise InputError(
+                "the original is another model", file=source.path, tensor=name, expected="a matrix of this name"
+            )
     for name in checkpoint.names():
         found = source.entries.get(name)
         shape = checkpoint.info(name).shape
@@ -105,7 +121,7 @@ def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
 def _plan(
     checkpoint: Checkpoint, source: Source, missing: list[str], rules: str | os.PathLike[str] | None
 ) -> dict[str, int]:
-    default = collections.Counter(checkpoint.info(name).bits for name in checkpoint.names()).most_common(1)[0][0]
+    default = _usual_bits(checkpoint)
     described = [(name, source.entries[name][1].dtype, source.entries[name][1].shape) for name in missing]
     if rules is not None:
         return load_recipe(rules).plan(described, default)
@@ -120,6 +136,11 @@ def _plan(
         if bits is not None and len(shape) == 2:
             plan[name] = bits
     return plan
+
+
+def _usual_bits(checkpoint: Checkpoint) -> int:
+    counts = collections.Counter(checkpoint.info(name).bits for name in checkpoint.names())
+    return counts.most_common(1)[0][0] if counts else 5
 
 
 def _without_numbers(name: str) -> str:
@@ -153,11 +174,17 @@ class _Job:
         return order, version
 
     def write_codes(self, plan: dict[str, int]) -> Path:
-        info = self.checkpoint.info(self.checkpoint.names()[0])
-        path = _new_file(info.files[0].parent, "repair_{:02d}_codes.safetensors")
-        dotted = info.variant not in ("V1", "V3")
-        order, version = self._reading(next(iter(plan.values())))
+        layers = [*self.checkpoint.names()[:1]]
+        if layers:
+            info = self.checkpoint.info(layers[0])
+            folder, dotted = info.files[0].parent, info.variant not in ("V1", "V3")
+        else:
+            folder, dotted = self.checkpoint.files[0].parent, False
+        path = _new_file(folder, "repair_{:02d}_codes.safetensors")
+        order, version = self._reading(next(iter(plan.values()), _usual_bits(self.checkpoint)))
         entries: list[_Entry] = []
+        for name in self.checkpoint.cut:
+            entries += self._rest_of_layer(name)
         for name, bits in plan.items():
             entries += self._layer(name, bits, dotted)
         metadata = {"format": "pt", "hlwq.codebook": version, "hlwq.bit_order": order, "hlwq.norms": self.norms}
@@ -186,6 +213,45 @@ class _Job:
 
         rows, columns = found[1].shape
         return layer_entries(name, (rows, columns), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+
+    def _rest_of_layer(self, name: str) -> list[_Entry]:
+        """The parts that a cut layer lacks, made to fit those that it has."""
+        parts = self.checkpoint.cut[name].parts
+        entry = self.source.entries[name][1]
+        rows, columns = entry.shape
+        blocks = -(-columns // BLOCK)
+        bits = _usual_bits(self.checkpoint)
+        if "codes" in parts:
+            file, key = parts["codes"]
+            bits = file.entries[key].nbytes * 8 // (rows * blocks * BLOCK)
+        order, version = self._reading(bits)
+
+        def rotated() -> torch.Tensor:
+            return rotate(to_blocks(self.source.tensor(name)))
+
+        def norms() -> torch.Tensor:
+            found = rotated()
+            self._advance(entry.nbytes if "codes" in parts else 0, name)
+            if "codes" not in parts or self.norms == "author":
+                return found.norm(dim=-1).half()
+            file, key = parts["codes"]
+            codes = unpack(file.tensor(key).reshape(rows, -1), bits, order)
+            levels = centroids(bits, version)[codes.reshape(found.shape).long()]
+            return ((found * levels).sum(-1) / levels.square().sum(-1) * SQRT_BLOCK).half()
+
+        def packed() -> torch.Tensor:
+            self._advance(entry.nbytes, name)
+            there = parts["norms"][0].tensor(parts["norms"][1]).float() if "norms" in parts else norms().float()
+            found = rotated() * SQRT_BLOCK / there.clamp(min=1e-10)[..., None]
+            return pack(nearest(found, bits, version).reshape(rows, -1), bits, order).reshape(-1)
+
+        made = layer_entries(name, (rows, columns), bits, packed, norms, dotted=self.checkpoint.cut[name].variant == "V2")
+        base = next(iter(parts.values()))[1].rpartition("__")[0]
+        return [
+            (f"{base}__{key.rpartition('__')[2]}", *rest)
+            for (key, *rest), part in zip(made, ("codes", "norms", "meta"))
+            if part not in parts
+        ]
 
     def write_kept(self, names: list[str]) -> Path:
         plain = self.checkpoint.plain_names()

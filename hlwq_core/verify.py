@@ -93,7 +93,7 @@ def verify(
     """
     result = Verification(str(path))
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, partial=True)
         original = open_source(against) if against is not None else None
         if original is not None:
             checkpoint.resolve_names(original.entries)
@@ -166,7 +166,7 @@ class _Run:
             there = set(have)
             missing = [name for name in self.original.entries if name not in there]
         else:
-            missing = missing_in_blocks(have)
+            missing = list(dict.fromkeys([*self.checkpoint.cut, *missing_in_blocks([*have, *self.checkpoint.cut])]))
         for name in missing[:20]:
             self.result.add(
                 "missing",

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from ..inspect import inspect, picture, table
+from ..inspect import coverage_picture, inspect, table
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -24,6 +24,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     found = inspect(args.path)
     if args.picture:
-        picture(found).save(args.picture)
+        coverage_picture(found).save(args.picture)
     print(json.dumps(found.to_dict()) if args.json else table(found))
     return 0 if found.complete else 1

@@ -1,0 +1,115 @@
+"""The nodes of a checkpoint's life, in this process: on the tiny model, with progress and Cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+CHECKPOINT = "LTX-2.3-tiny-HLWQ-Q5"
+NODES = ("HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload")
+
+
+@pytest.fixture(scope="module")
+def tools(pack: ModuleType, comfy_base: Path):
+    from comfyui_hlwq.nodes import tools
+
+    original = comfy_base / "models" / "checkpoints" / "ltx23_tiny_bf16.safetensors"
+    original.parent.mkdir(parents=True, exist_ok=True)
+    if not original.exists():
+        original.symlink_to(comfy_base / "models" / "reference" / "ltx23_tiny_bf16.safetensors")
+    yield tools
+    original.unlink()
+
+
+ORIGINAL = "checkpoints/ltx23_tiny_bf16.safetensors"
+
+
+@pytest.fixture
+def made(comfy_base: Path):
+    """Folders under models/hlwq that a test makes, gone afterwards."""
+    folder = comfy_base / "models" / "hlwq"
+    before = {path.name for path in folder.iterdir()}
+    yield folder
+    for path in folder.iterdir():
+        if path.name not in before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_the_pack_offers_the_five_nodes(pack: ModuleType, tools) -> None:
+    extension = asyncio.run(pack.comfy_entrypoint())
+    ids = {node.define_schema().node_id for node in asyncio.run(extension.get_node_list())}
+    assert ids >= set(NODES)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_schemas_are_valid_and_explain_every_input(tools, name: str) -> None:
+    schema = getattr(tools, name).GET_SCHEMA()
+    schema.validate()
+    assert schema.is_output_node and schema.category == "HLWQ" and schema.description
+    assert all(item.tooltip for item in (*schema.inputs, *schema.outputs))
+
+
+def test_inspect_draws_what_is_there(tools) -> None:
+    report, image = tools.HLWQInspect.execute(CHECKPOINT).args
+    assert "complete" in report and "NOT complete" not in report
+    assert image.shape[0] == 1 and image.shape[3] == 3 and image.dtype.is_floating_point
+    assert 0 <= float(image.min()) < float(image.max()) <= 1
+
+
+def test_verify_against_the_original(tools) -> None:
+    (report,) = tools.HLWQVerify.execute(CHECKPOINT, ORIGINAL).args
+    assert "sound" in report and "worst layers" in report, report
+
+
+def test_quantize_then_find_verify_and_load(tools, made: Path) -> None:
+    from comfyui_hlwq.nodes import load_checkpoint, locations
+
+    said = tools.HLWQQuantize.execute(ORIGINAL, "again", "6", "search", "ltx23", "single").args[0]
+    assert "59 layers" in said or "layers quantized" in said
+    assert "again.safetensors" in locations.checkpoints()
+    assert "sound" in tools.HLWQVerify.execute("again.safetensors", ORIGINAL).args[0]
+    model, vae, audio_vae, _ = load_checkpoint.load_checkpoint(locations.checkpoint("again.safetensors"))
+    assert vae is not None and audio_vae is not None and model is not None
+
+
+def test_repair_completes_a_copy(tools, made: Path, tiny: Path) -> None:
+    shutil.copytree(tiny / "models" / "hlwq" / CHECKPOINT, made / "broken")
+    sorted((made / "broken" / "polarquant" / "codes").iterdir())[1].unlink()
+    assert "NOT complete" in tools.HLWQInspect.execute("broken").args[0]
+    assert "layers quantized" in tools.HLWQRepair.execute("broken", ORIGINAL).args[0]
+    assert "NOT complete" not in tools.HLWQInspect.execute("broken").args[0]
+    assert "Nothing is missing" in tools.HLWQRepair.execute("broken", ORIGINAL).args[0]
+
+
+def test_cancel_stops_and_leaves_no_target(tools, made: Path) -> None:
+    from comfy import model_management
+
+    model_management.interrupt_current_processing(True)
+    with pytest.raises(model_management.InterruptProcessingException):
+        tools.HLWQQuantize.execute(ORIGINAL, "stopped", "5", "author", "ltx23", "published")
+    assert not (made / "stopped").exists()
+    # Queued again, it runs to its end.
+    tools.HLWQQuantize.execute(ORIGINAL, "stopped", "5", "author", "ltx23", "published")
+    assert (made / "stopped" / "polarquant" / "codes").is_dir()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "C:\\x", "dot."])
+def test_names_cannot_leave_the_folder(tools, name: str) -> None:
+    assert tools.HLWQQuantize.validate_inputs(ORIGINAL, name, "published") is not True
+
+
+def test_only_models_of_the_folders_can_be_named(tools) -> None:
+    assert "no such model" in tools.HLWQQuantize.validate_inputs("../../etc/passwd", "x", "published")
+    assert tools.HLWQVerify.validate_inputs(checkpoint="../x") is not True
+    assert tools.HLWQVerify.validate_inputs(checkpoint=CHECKPOINT) is True
+
+
+def test_download_refuses_offline(tools) -> None:
+    from comfyui_hlwq.hlwq_core.errors import DownloadError
+
+    with pytest.raises(DownloadError, match="offline"):
+        tools.HLWQDownload.execute(tools.manifest.REPOSITORIES[0])
