@@ -39,7 +39,7 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOOLS = (
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
-    "hypothesis==6.170.17",
+    "hypothesis==6.168.5",  # the last for Python 3.10
     "ruff==0.17.6",
     "mypy==2.4.1",
     "playwright==1.65.2",
@@ -196,7 +196,7 @@ def _pip(python: Path, arguments: list[str], log: Path) -> None:
                 raise
         if code == 0:
             return
-        wanted = "\n".join("  " + line for line in lines[-12:])
+        wanted = "\n".join("  " + line[:300] for line in lines[-12:])
         if attempt == ATTEMPTS or not NETWORK.search("\n".join(lines[-40:])):
             raise SetupError(
                 f"pip failed (the whole of it: {log}):\n{wanted}\n"
