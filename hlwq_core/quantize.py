@@ -34,9 +34,9 @@ LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 RECORD = "hlwq.sha256.json"
-# Rows are encoded in rounds of so many weights: 64 MB and 1 GB as float32.
-_CPU_WEIGHTS = 1 << 24
-_GPU_WEIGHTS = 1 << 28
+# Rows are encoded in rounds of so many weights: 16 MB and 256 MB as float32, some ten times that with all temporaries.
+_CPU_WEIGHTS = 1 << 22
+_GPU_WEIGHTS = 1 << 26
 _SPARE_BYTES = 64 << 20
 
 
