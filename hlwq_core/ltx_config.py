@@ -38,8 +38,18 @@ class Config:
 
 
 def is_ltx(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of an LTX model with sound (LTX-2 and later)."""
-    return f"{DIFFUSION}audio_patchify_proj.weight" in set(names)
+    """Whether tensor names are those of an LTX model with sound (LTX-2 and later), also if some are missing."""
+    return any(
+        name.startswith((f"{DIFFUSION}audio_adaln_single.", f"{DIFFUSION}audio_patchify_proj."))
+        or (name.startswith(f"{DIFFUSION}transformer_blocks.") and ".audio_attn1." in name)
+        for name in names
+    )
+
+
+def is_ltx_23(names: Iterable[str]) -> bool:
+    """Whether they are those of LTX-2.3: its text projection, prompt modulation, and vocoder tell it from LTX-2."""
+    marks = ("text_embedding_projection.", f"{DIFFUSION}prompt_adaln_single.", "vocoder.bwe_generator.")
+    return any(name.startswith(marks) for name in names)
 
 
 def find_config(

@@ -18,11 +18,10 @@ from .packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
 
-LTX_23_MARK = "text_embedding_projection.video_aggregate_embed.weight"
 AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
 # Smaller layers win little by packing, and their errors weigh more.
 PACK_REST_FROM = 1 << 20
-REPAIR = "run HLWQ Verify for the list, then HLWQ Repair or HLWQ Download to fetch what is missing"
+REPAIR = "HLWQ Verify lists all of them; HLWQ Repair takes them out of another file, HLWQ Download fetches them"
 
 
 @dataclass
@@ -64,7 +63,7 @@ def open_complete(path: Path, codebook: str | None = None, bit_order: str | None
     shapes = {name: ckpt.info(name).shape for name in ckpt.names()}
     shapes.update({name: ckpt.plain_info(name)[0] for name in ckpt.plain_names()})
     config = ltx_config.find_config(folder, ckpt.metadata, shapes, manifest.ltx23_config)
-    if LTX_23_MARK in shapes or not ckpt.plain_names():
+    if ltx_config.is_ltx_23(names) or not ckpt.plain_names():
         needed = ltx_config.needed_names(config.values, manifest.expected())
         refuse_differences(path, "the checkpoint", needed, names)
     return Opened(ckpt, config, names)
@@ -124,7 +123,10 @@ def state_dict(
         key = prefixes[prefix] + name[len(prefix) :]
         if name not in quantized:
             result[key] = ckpt.plain(name)
-        elif backend is None:
+            step()
+            continue
+        ckpt.check_norms(name)
+        if backend is None:
             result[key] = ckpt.decode(name)
         else:
             result[key] = layout.quantized_tensor(ckpt.packed(name), torch.bfloat16, backend)

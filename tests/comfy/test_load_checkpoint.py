@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 CHECKPOINT = "LTX-2.3-tiny-HLWQ-Q5"
 

@@ -32,7 +32,6 @@ def save(comfy_base: Path, tmp_path: Path, monkeypatch):
 
 
 def test_saves_dense_bf16_and_core_samples_it(load, save, sample, distance, reference_model):
-    import comfy.sd
 
     model = load()[0]
     path = save(model)
