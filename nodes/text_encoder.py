@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +69,7 @@ def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "defau
     sizes = _gemma_sizes(language, text_encoder)
     if "spiece_model" not in language:
         _add_tokenizer(language, text_encoder if text_encoder.is_dir() else text_encoder.parent)
-    projection = _read_projection(open_checkpoint(checkpoint), checkpoint)
+    projection = _read_projection(open_checkpoint(checkpoint), checkpoint, sizes)
     _check_pair(sizes, projection, text_encoder, checkpoint)
     return _clip(language, projection, sizes, (text_encoder, checkpoint, device))
 
@@ -97,19 +98,22 @@ def _is_hlwq(path: Path) -> bool:
 
 def _read_packed(checkpoint: Checkpoint) -> State:
     """A text encoder's HLWQ tensors as quantized tensors (Linear weights) and plain ones; embeddings are decoded."""
+    names = {name: gemma.core_name(name) for name in (*checkpoint.names(), *checkpoint.plain_names())}
+    names = {name: target for name, target in names.items() if target is not None}
+    packed = set(checkpoint.names())
+    shapes = {t: checkpoint.info(n).shape if n in packed else checkpoint.plain_info(n)[0] for n, t in names.items()}
+    with contextlib.suppress(KeyError):  # not a Gemma: refused further on
+        # Files of V1 do not tell how much of a row is padding; the other tensors do.
+        right = dict(gemma.Sizes.read(shapes).weights())
+        checkpoint.set_shapes({name: right[target] for name, target in names.items() if target in right})
     state: State = {}
-    for name in checkpoint.names():
-        target = gemma.core_name(name)
-        if target is None:
-            continue
-        if "_proj" in target or ".mlp." in target:
+    for name, target in names.items():
+        if name not in packed:
+            state[target] = checkpoint.plain(name)
+        elif "_proj" in target or ".mlp." in target:
             state[target] = quantized_tensor(checkpoint.packed(name))
         else:
             state[target] = checkpoint.decode(name)
-    for name in checkpoint.plain_names():
-        target = gemma.core_name(name)
-        if target is not None:
-            state[target] = checkpoint.plain(name)
     return state
 
 
@@ -176,12 +180,17 @@ def _gemma_sizes(state: State, path: Path) -> gemma.Sizes:
     return sizes
 
 
-def _read_projection(checkpoint: Checkpoint, path: Path) -> State:
+def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> State:
     """`text_embedding_projection.*` of a checkpoint, packed or plain, after a check against the connectors."""
     expected = [f"{PROJECTION}{s}_aggregate_embed.{p}" for s in ("video", "audio") for p in ("weight", "bias")]
     connectors = [CONNECTOR.format(stream) for stream in ("video", "audio")]
     checkpoint.resolve_names([*expected, *connectors])
     packed, plain = set(checkpoint.names()), set(checkpoint.plain_names())
+    widths = {c: checkpoint.plain_info(c)[0][1] for c in connectors if c in plain}
+    columns = sizes.hidden * (sizes.layers + 1)
+    checkpoint.set_shapes(
+        {name: (widths[c], columns) for name, c in zip(expected[::2], connectors, strict=True) if c in widths}
+    )
     state: State = {}
     for name in expected:
         if name in packed:
@@ -198,10 +207,9 @@ def _read_projection(checkpoint: Checkpoint, path: Path) -> State:
                 fix="choose the LTX-2.3 checkpoint, or complete its bf16 file (HLWQ Verify lists what is missing)",
             )
     for name, connector in zip(expected[::2], connectors, strict=True):
-        if connector not in plain:
-            continue  # without connectors there is no model either: the checkpoint's own loader reports that
-        width = checkpoint.plain_info(connector)[0][1]
-        if state[name].shape[0] != width:
+        # Without connectors there is no model either: the checkpoint's own loader reports that.
+        width = widths.get(connector)
+        if width is not None and state[name].shape[0] != width:
             raise InputError(
                 "text projection and connectors of the checkpoint do not fit together",
                 file=path,

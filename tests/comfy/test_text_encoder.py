@@ -204,8 +204,65 @@ def test_text_only_gemma(node, files, checkpoint, conditioning, tmp_path):
     assert torch.equal(encode(clip, PROMPTS[1])[0], conditioning[PROMPTS[1]])
 
 
+def test_gemma_in_one_of_cores_own_formats(node, files, checkpoint, conditioning, tmp_path):
+    """fp8 with scales, as Comfy-Org's gemma_3_12B_it_fp8_scaled: core's own operations take it from there."""
+    weights = load_file(files / "text_encoders" / PLAIN)
+    mark = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    for name in [name for name in weights if name.startswith("model.layers.") and weights[name].dim() == 2]:
+        scale = weights[name].float().abs().max() / 448
+        weights[name] = (weights[name].float() / scale).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale"] = scale
+        weights[name.removesuffix("weight") + "comfy_quant"] = mark.clone()
+    save_file(weights, tmp_path / "gemma_fp8.safetensors")
+    clip = node.load_text_encoder(tmp_path / "gemma_fp8.safetensors", checkpoint)
+    stored = clip.cond_stage_model.gemma3_12b.transformer.model.layers[0].self_attn.q_proj.weight
+    assert stored._qdata.dtype == torch.float8_e4m3fn
+    assert 0 < distance(conditioning[PROMPTS[0]], encode(clip, PROMPTS[0])[0]) < 0.15
+
+
+def test_v1_gemma_tells_no_widths(node, files, checkpoint, packed_conditioning, tmp_path):
+    """Names without dots and a meta of four numbers: the padding is found from the other tensors."""
+    weights = load_file(files / "text_encoders" / PACKED / "model.safetensors")
+    renamed = {}
+    for name, value in weights.items():
+        base, _, part = name.rpartition("__")
+        if part in ("packed", "norms", "meta"):
+            renamed[base.replace(".", "__") + f"__{part}"] = value[:4].clone() if part == "meta" else value
+        else:
+            renamed[name] = value
+    save_file(renamed, tmp_path / "v1.safetensors")
+    clip = node.load_text_encoder(tmp_path / "v1.safetensors", checkpoint)
+    assert torch.equal(encode(clip, PROMPTS[0])[0], packed_conditioning[PROMPTS[0]])
+
+
+def test_quantized_projection(node, files, checkpoint, conditioning, layout, tmp_path):
+    """Any matrix may come quantized; 3,136 columns are not whole blocks."""
+    from hlwq_core.codec import encode as quantize
+
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    path = other / "polarquant" / "bf16" / "ltx23_bf16.safetensors"
+    weights = load_file(path)
+    name = "text_embedding_projection.video_aggregate_embed.weight"
+    encoded = quantize(weights.pop(name), 8)
+    save_file(weights, path)
+    rows, blocks = encoded.norms.shape
+    base = name.replace(".", "__")
+    parts = {
+        f"{base}__packed": encoded.packed("byte").flatten(),
+        f"{base}__norms": encoded.norms,
+        f"{base}__meta": torch.tensor([rows, blocks, 128, rows * blocks * 128]),
+    }
+    save_file(parts, other / "polarquant" / "codes" / "chunk_09_codes.safetensors")
+    clip = node.load_text_encoder(files / "text_encoders" / PLAIN, other)
+    assert layout.is_packed(clip.cond_stage_model.text_embedding_projection.video_aggregate_embed.weight)
+    result, original = encode(clip, PROMPTS[0])[0], conditioning[PROMPTS[0]]
+    assert 0 < distance(original[..., :256], result[..., :256]) < 0.03
+    assert torch.equal(original[..., 256:], result[..., 256:])
+
+
 def test_sizes_of_the_real_gemma_are_cores_own(pack):
-    """The real widths give core's own config: the sized classes change nothing there."""
+    """With the real widths the sized classes are core's: same config, same modules, same weights."""
     import comfy.text_encoders.llama as llama
 
     gemma = importlib.import_module(f"{pack.__name__}.nodes.gemma")
@@ -231,6 +288,16 @@ def test_sizes_of_the_real_gemma_are_cores_own(pack):
     for name in dir(core):
         if not name.startswith("__"):
             assert getattr(config, name) == getattr(core, name), name
+    options = {"custom_operations": importlib.import_module("comfy.ops").manual_cast}
+    ours = gemma.SizedTextEncoder(sizes, 4096, 2048, torch.bfloat16, None, "meta", options)
+    theirs = importlib.import_module("comfy.text_encoders.lt").LTXAVTEModel(
+        torch.bfloat16, "meta", torch.bfloat16, "dual_linear", options
+    )
+    weights, core_weights = ours.state_dict(), theirs.state_dict()
+    assert {n: (t.shape, t.dtype) for n, t in weights.items()} == {
+        n: (t.shape, t.dtype) for n, t in core_weights.items()
+    }
+    assert vars(ours).keys() == vars(theirs).keys()
     shapes = dict(sizes.weights())
     assert shapes["model.layers.47.self_attn.q_proj.weight"] == (4096, 3840)
     assert shapes["model.layers.0.mlp.down_proj.weight"] == (3840, 15360)
