@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { CheckpointPanel } from "./panel.js";
 
 const LOADER = "HLWQLoadCheckpoint";
+const OWN_ERROR = /hlwq_core\.errors\.\w+$/;
 const panels = new Set();
 
 function attach(node) {
@@ -53,6 +54,11 @@ app.registerExtension({
       if (detail.state === "done" && detail.kind === "download") app.refreshComboInNodes();
     });
     api.addEventListener("execution_error", ({ detail }) => {
+      // ComfyUI's errors tab shows the traceback without the message, which says what to do next: show it whole.
+      const { dialog, setting } = app.extensionManager;
+      if (OWN_ERROR.test(detail.exception_type) && setting.get("Comfy.RightSidePanel.ShowErrorsTab")) {
+        dialog.showExecutionErrorDialog(detail);
+      }
       for (const { node, panel } of panels) {
         if (String(node.id) === String(detail.node_id).split(":").pop() && detail.node_type === LOADER) {
           panel.fail(detail.exception_message);

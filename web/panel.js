@@ -68,6 +68,7 @@ export class CheckpointPanel {
 
   constructor() {
     this.name = null;
+    this.turn = 0;
     this.job = null;
     this.element = document.createElement("div");
     this.element.className = "hlwq-panel";
@@ -81,6 +82,7 @@ export class CheckpointPanel {
 
   async show(name) {
     this.name = name;
+    const turn = ++this.turn;
     this.element.dataset.state = "loading";
     this.text.replaceChildren(line("Reading the headers…"));
     let report;
@@ -89,7 +91,7 @@ export class CheckpointPanel {
     } catch (error) {
       report = { error: `No report: ${error.message}` };
     }
-    if (this.name !== name) return; // another checkpoint was chosen meanwhile
+    if (this.turn !== turn) return; // another checkpoint was chosen, or a run failed meanwhile
     if (report.error) {
       this.fail(report.error, report.fixes);
       return;
@@ -109,6 +111,7 @@ export class CheckpointPanel {
 
   /** Shows an error whole, with the ways out that there are. */
   fail(message, fixes = []) {
+    this.turn++;
     this.element.dataset.state = "error";
     this.text.replaceChildren(line(message, "bad"));
     if (!this.job) this.extra.replaceChildren();

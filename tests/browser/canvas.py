@@ -45,7 +45,11 @@ class Canvas:
         self.wait("window.app?.vueAppReady && window.app.extensionManager?.spinner === false")
         # The waiting screen's mask fades out after that; until it is gone it swallows clicks.
         page.locator(".p-blockui-mask, .p-overlay-mask").first.wait_for(state="detached")
-        page.evaluate("() => app.graph.clear()")
+        self.clear()
+
+    def clear(self) -> None:
+        """An empty graph."""
+        self.page.evaluate("() => app.graph.clear()")
 
     def wait(self, expression: str, argument: Any = None) -> Any:
         """Wait until the expression (or function of one argument) is truthy in the page; its value."""
@@ -145,15 +149,26 @@ class Canvas:
         )
 
     def search_and_add(self, name: str) -> None:
-        """Double-click on the canvas, type a name, take the first answer."""
-        self.page.mouse.dblclick(1100, 700)
+        """Open the node search (as a double-click on the canvas does), type a name, take the first answer."""
+        self.page.evaluate("() => { app.extensionManager.command.execute('Workspace.SearchBox.Toggle'); }")
         search = self.page.get_by_role("combobox", name="Add a node...")
         search.fill(name)
         self.page.get_by_role("option", name=name).first.wait_for()
         search.press("Enter")
 
-    def run(self) -> None:
-        """Press the Run button, and wait for the end of what it started; the server's error if it failed."""
+    def connect(self, source: str, output: str, target: str, slot: int = 0) -> None:
+        """Link an output, by its name, to an input of another node."""
+        self.page.evaluate(
+            """([source, output, target, slot]) => {
+              const [a, b] = [source, target].map((type) => app.graph.nodes.find((n) => n.type === type));
+              b.pos = [a.pos[0] + a.size[0] + 60, a.pos[1]];
+              a.connect(a.outputs.findIndex((o) => o.name === output), b, slot);
+            }""",
+            [source, output, target, slot],
+        )
+
+    def run(self) -> str | None:
+        """Press the Run button, and wait for the end of what it started; the error if it failed, else None."""
         self.page.evaluate(
             """() => {
               const seen = (window.hlwqRun = { signs: 0, end: null });
@@ -168,10 +183,8 @@ class Canvas:
         while True:  # every sign of life may take PATIENCE; the test's own timeout bounds the whole
             state = self.wait("(signs) => (hlwqRun.end || hlwqRun.signs > signs) && hlwqRun", signs)
             if state["end"] is not None:
-                break
+                return None if state["end"] == "success" else state["end"]
             signs = state["signs"]
-        if state["end"] != "success":
-            raise AssertionError(state["end"])
 
     def video(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for a video element with data, play it a little; what it played."""

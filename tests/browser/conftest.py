@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from .canvas import PATIENCE, Canvas
+from .tiny_workflow import TINY
 
 FLAGS = [
     "--no-sandbox",
@@ -70,6 +71,32 @@ def chromium() -> Iterator[Any]:
 def comfyui(server: Any) -> str:
     """The URL of the session's ComfyUI."""
     return str(getattr(server, "url", server)).rstrip("/")
+
+
+def _beside(server: Any, tiny: Path, name: str) -> Path:
+    """A copy of the tiny checkpoint in the server's models/hlwq."""
+    target = Path(server.base) / "models" / "hlwq" / name
+    shutil.copytree(tiny / "models" / "hlwq" / TINY, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def holes(server: Any, tiny: Path) -> Iterator[str]:
+    """A checkpoint that lacks its last chunk of codes; its name."""
+    folder = _beside(server, tiny, "LTX-2.3-tiny-with-holes")
+    sorted(folder.rglob("chunk_*_codes.safetensors"))[-1].unlink()
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def truncated(server: Any, tiny: Path) -> Iterator[str]:
+    """A checkpoint whose first chunk of codes ends too early; its name."""
+    folder = _beside(server, tiny, "LTX-2.3-tiny-truncated")
+    chunk = min(folder.rglob("chunk_*_codes.safetensors"))
+    chunk.write_bytes(chunk.read_bytes()[:-4096])
+    yield folder.name
+    shutil.rmtree(folder)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+TINY = "LTX-2.3-tiny-HLWQ-Q5"
 NAMES = {
-    "LTX-2.3-22B-HLWQ-Q5": "LTX-2.3-tiny-HLWQ-Q5",
+    "LTX-2.3-22B-HLWQ-Q5": TINY,
     "gemma_3_12B_it.safetensors": "gemma_3_tiny.safetensors",
     "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": (
         "ltx-2.3-tiny-distilled-lora.safetensors"
