@@ -28,6 +28,7 @@ from . import compat, locations
 SOURCE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 NONE = "none"
 _STEPS = 1000
+_CHECKPOINT_TIP = "A folder or file under models/hlwq, models/checkpoints or models/diffusion_models."
 
 
 def dense_models() -> dict[str, Path]:
@@ -105,14 +106,6 @@ def _tell(text: str, node_id: str) -> None:
         server.send_progress_text(text, node_id)
 
 
-def _checkpoint_input() -> Any:
-    return io.Combo.Input(
-        "checkpoint",
-        options=list(locations.checkpoints()),
-        tooltip="A folder or file under models/hlwq, models/checkpoints or models/diffusion_models.",
-    )
-
-
 def _report_output() -> Any:
     return io.String.Output(display_name="report", tooltip="The findings as text.")
 
@@ -136,19 +129,6 @@ class _Tool(io.ComfyNode):
         return True
 
     @classmethod
-    def _schema(cls, title: str, description: str, inputs: list[Any], outputs: list[Any] | None = None) -> io.Schema:
-        return io.Schema(
-            node_id=cls.__name__,
-            display_name=title,
-            category="HLWQ",
-            description=description,
-            inputs=inputs,
-            outputs=outputs or [_report_output()],
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
     def _progress(cls) -> Callable[[int, int, str], None]:
         return watched(cls.hidden.unique_id if cls.hidden is not None else None)
 
@@ -157,19 +137,23 @@ class _Tool(io.ComfyNode):
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 
-class HLWQInspect(_Tool):
+class HLWQInspect(_Tool, io.ComfyNode):
     """checkpoint -> report STRING, coverage IMAGE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
-            "HLWQ Inspect",
-            "Says what a checkpoint is and whether it is whole, without loading it.",
-            [_checkpoint_input()],
-            [
+        return io.Schema(
+            node_id="HLWQInspect",
+            display_name="HLWQ Inspect",
+            category="HLWQ",
+            description="Says what a checkpoint is and whether it is whole, without loading it.",
+            inputs=[io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP)],
+            outputs=[
                 _report_output(),
                 io.Image.Output(display_name="coverage", tooltip="A column for each block, a row for each layer."),
             ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -182,16 +166,18 @@ class HLWQInspect(_Tool):
         return io.NodeOutput(report, image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (report,)})
 
 
-class HLWQVerify(_Tool):
+class HLWQVerify(_Tool, io.ComfyNode):
     """checkpoint, original -> report STRING."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
-            "HLWQ Verify",
-            "Reads every layer of a checkpoint and checks it, if wanted against the original.",
-            [
-                _checkpoint_input(),
+        return io.Schema(
+            node_id="HLWQVerify",
+            display_name="HLWQ Verify",
+            category="HLWQ",
+            description="Reads every layer of a checkpoint and checks it, if wanted against the original.",
+            inputs=[
+                io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP),
                 io.Combo.Input(
                     "original",
                     options=[NONE, *dense_models()],
@@ -200,6 +186,9 @@ class HLWQVerify(_Tool):
                     tooltip="The dense model that it was made from; then the error of each layer is measured.",
                 ),
             ],
+            outputs=[_report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -210,18 +199,22 @@ class HLWQVerify(_Tool):
         return cls._said(verification_text(result))
 
 
-class HLWQQuantize(_Tool):
+class HLWQQuantize(_Tool, io.ComfyNode):
     """source -> a new checkpoint under models/hlwq; report STRING."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
-            "HLWQ Quantize",
-            "Makes an HLWQ checkpoint from a model in safetensors, layer by layer. A run that was cancelled goes on where "
-            "it was when it is queued again.",
-            [
+        return io.Schema(
+            node_id="HLWQQuantize",
+            display_name="HLWQ Quantize",
+            category="HLWQ",
+            description="Makes an HLWQ checkpoint from a model in safetensors, layer by layer. A run that was cancelled "
+            "goes on where it was when it is queued again.",
+            inputs=[
                 io.Combo.Input("source", options=list(dense_models()), tooltip="The dense model to quantize."),
-                io.String.Input("name", default="my-model-HLWQ-Q5", tooltip="Name of the new checkpoint under models/hlwq."),
+                io.String.Input(
+                    "name", default="my-model-HLWQ-Q5", tooltip="Name of the new checkpoint under models/hlwq."
+                ),
                 io.Combo.Input(
                     "bits",
                     options=[str(bits) for bits in BITS],
@@ -235,7 +228,10 @@ class HLWQQuantize(_Tool):
                     tooltip="search: a third less error in the same size. author: as the published files, faster.",
                 ),
                 io.Combo.Input(
-                    "rules", options=recipe_names(), default="ltx23", tooltip="Which layers are packed, see the help page."
+                    "rules",
+                    options=recipe_names(),
+                    default="ltx23",
+                    tooltip="Which layers are packed, see the help page.",
                 ),
                 io.Combo.Input(
                     "layout",
@@ -244,6 +240,9 @@ class HLWQQuantize(_Tool):
                     tooltip="published: the folder that the author's tools read. single: one file with the model's config.",
                 ),
             ],
+            outputs=[_report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -275,18 +274,25 @@ class HLWQQuantize(_Tool):
         )
 
 
-class HLWQRepair(_Tool):
+class HLWQRepair(_Tool, io.ComfyNode):
     """checkpoint, original -> new files in the checkpoint's folder; report STRING."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
-            "HLWQ Repair",
-            "Completes an incomplete checkpoint from the original, without touching what is there.",
-            [
-                _checkpoint_input(),
-                io.Combo.Input("original", options=list(dense_models()), tooltip="The dense model that it was made from."),
+        return io.Schema(
+            node_id="HLWQRepair",
+            display_name="HLWQ Repair",
+            category="HLWQ",
+            description="Completes an incomplete checkpoint from the original, without touching what is there.",
+            inputs=[
+                io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP),
+                io.Combo.Input(
+                    "original", options=list(dense_models()), tooltip="The dense model that it was made from."
+                ),
             ],
+            outputs=[_report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -301,21 +307,26 @@ class HLWQRepair(_Tool):
         )
 
 
-class HLWQDownload(_Tool):
+class HLWQDownload(_Tool, io.ComfyNode):
     """repository -> models/hlwq/NAME; report STRING."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
-            "HLWQ Download",
-            "Fetches a published checkpoint from Hugging Face into models/hlwq. Runs only when it is queued.",
-            [
+        return io.Schema(
+            node_id="HLWQDownload",
+            display_name="HLWQ Download",
+            category="HLWQ",
+            description="Fetches a published checkpoint from Hugging Face into models/hlwq. Runs only when it is queued.",
+            inputs=[
                 io.Combo.Input(
                     "repository",
                     options=list(manifest.REPOSITORIES),
                     tooltip="The repository, under its present (HLWQ) or its former (PolarQuant) name.",
                 )
             ],
+            outputs=[_report_output()],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
