@@ -246,9 +246,7 @@ async def post_download(request: web.Request) -> web.Response:
     """{repository} -> {job}; only the repositories that the pack knows."""
     repository = (await _body(request)).get("repository", "")
     if repository not in manifest.REPOSITORIES:
-        return _refusal(
-            InputError("unknown repository", expected=" or ".join(manifest.REPOSITORIES), found=repository)
-        )
+        return _refusal(InputError("unknown repository", expected=" or ".join(manifest.REPOSITORIES), found=repository))
     return web.json_response({"job": _start("download", repository, lambda job: _download(job, repository)).id})
 
 

@@ -53,9 +53,7 @@ class Canvas:
 
     def wait(self, expression: str, argument: Any = None) -> Any:
         """Wait until the expression (or function of one argument) is truthy in the page; its value."""
-        return self.page.wait_for_function(
-            expression, arg=argument, timeout=PATIENCE * 1000
-        ).json_value()
+        return self.page.wait_for_function(expression, arg=argument, timeout=PATIENCE * 1000).json_value()
 
     def drop(self, workflow: dict[str, Any], name: str = "workflow.json") -> None:
         """Drag a workflow file onto the canvas; returns when all its nodes are there."""

@@ -111,9 +111,7 @@ OUTCOME = pytest.StashKey[pytest.TestReport]()
 
 
 @pytest.fixture
-def open_canvas(
-    chromium: Any, comfyui: str, request: pytest.FixtureRequest
-) -> Iterator[Callable[..., Canvas]]:
+def open_canvas(chromium: Any, comfyui: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Canvas]]:
     """`open_canvas(**settings) -> Canvas`: a fresh context with these settings, on an empty graph."""
     contexts = []
 
@@ -123,9 +121,7 @@ def open_canvas(
             f"{comfyui}/api/settings", json.dumps(values).encode(), {"Content-Type": "application/json"}
         )
         urllib.request.urlopen(seed, timeout=PATIENCE).close()
-        context = chromium.new_context(
-            viewport={"width": 1600, "height": 900}, service_workers="block", locale="en-US"
-        )
+        context = chromium.new_context(viewport={"width": 1600, "height": 900}, service_workers="block", locale="en-US")
         contexts.append(context)
         context.set_default_timeout(PATIENCE * 1000)
         # Nothing outside the test's own server: no telemetry, no news, the same with and without a network.

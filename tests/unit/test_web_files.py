@@ -20,23 +20,33 @@ def _literal(call: ast.Call, keyword: str) -> str | None:
     return None
 
 
+def _inputs(tree: ast.AST, module: ast.Module) -> list[ast.Call]:
+    """The calls `io.….Input("name", …)`, those in the module's own helpers that are called there included."""
+    helpers = {entry.name: entry for entry in module.body if isinstance(entry, ast.FunctionDef)}
+    calls = []
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call):
+            continue
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "Input":
+            calls.append(call)
+        elif isinstance(call.func, ast.Name) and call.func.id in helpers:
+            calls += _inputs(helpers[call.func.id], module)
+    return calls
+
+
 def _schemas() -> dict[str, dict[str, list[str]]]:
     """node id -> {"title": [display name], "inputs": names, "without tooltip": names}."""
     found = {}
     for file in sorted((ROOT / "nodes").glob("*.py")):
-        for schema in ast.walk(ast.parse(file.read_text("utf-8"))):
+        module = ast.parse(file.read_text("utf-8"))
+        for schema in ast.walk(module):
             if not (isinstance(schema, ast.Call) and isinstance(schema.func, ast.Attribute)):
                 continue
             if schema.func.attr != "Schema":
                 continue
             node_id, title = _literal(schema, "node_id"), _literal(schema, "display_name")
             assert node_id and title, f"{file.name}: ids and names are literal, so that ComfyUI-Manager finds them"
-            calls = [
-                call
-                for call in ast.walk(schema)
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "Input"
-            ]
-            names = {call: call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+            names = {call: call.args[0].value for call in _inputs(schema, module)}
             tooltips = {
                 name for call, name in names.items() if any(keyword.arg == "tooltip" for keyword in call.keywords)
             }
