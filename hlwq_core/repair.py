@@ -18,7 +18,7 @@ from .errors import InputError, UnsupportedError
 from .hadamard import rotate
 from .packing import pack, unpack
 from .quantize import choose_device, encode_layer, layer_entries
-from .rules import load_recipe
+from .rules import load_recipe, recipe_names
 from .safefile import DTYPES
 from .source import Source, open_source
 from .writer import Producer, write_safetensors
@@ -57,7 +57,7 @@ def repair(
         path: the checkpoint's folder.
         original: the dense model that it was made from.
         rules: recipe that says which of the missing are quantized; None: a layer whose fellows in other blocks are
-            quantized is, and otherwise what the published LTX-2.3 recipe says.
+            quantized is, and otherwise what the checkpoint's own recipe says, or the published LTX-2.3 one.
         norms: `author` or `search`; None is what the checkpoint has.
         device: where to encode.
         progress: called with (done, total, text) in bytes of the original; may raise to stop.
@@ -127,7 +127,8 @@ def _plan(
         return load_recipe(rules).plan(described, default)
     alike = {_without_numbers(name): checkpoint.info(name).bits for name in checkpoint.names()}
     plain = {_without_numbers(name) for name in checkpoint.plain_names()}
-    recipe = load_recipe("ltx23")
+    noted = checkpoint.metadata.get("hlwq.recipe", "")
+    recipe = load_recipe(noted if noted in recipe_names() else "ltx23")
     plan = {}
     for name, dtype, shape in described:
         bits = alike.get(_without_numbers(name))

@@ -1,0 +1,162 @@
+"""Inspect: what is there and what is not, why, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hlwq_core import manifest
+from hlwq_core.cli import main
+from hlwq_core.errors import InputError
+from hlwq_core.inspect import coverage_picture, inspect, table
+from hlwq_core.rules import encoded_bytes, load_recipe
+
+SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
+
+
+def sparse_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """A safetensors file of zeros that takes no room on the disk."""
+    header, position = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = SIZES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    raw = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + position)
+
+
+def full_size(folder: Path, blocks: range = range(48), plain: bool = True) -> Path:
+    """The published folder at full size: headers real, weights zero."""
+    known = manifest.expected()
+    plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
+    chunks: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    meta: dict[str, list[int]] = {}
+    for name in plan:
+        parts = name.split(".")
+        block = int(parts[3]) if parts[2] == "transformer_blocks" else 0
+        if block not in blocks:
+            continue
+        rows, columns = known[name][1]
+        codes, _ = encoded_bytes((rows, columns), 5)
+        base = name.replace(".", "__")
+        chunk = chunks.setdefault(block // 12, {})
+        chunk[f"{base}__packed"] = ("U8", (codes,))
+        chunk[f"{base}__norms"] = ("F16", (rows, columns // 128))
+        chunk[f"{base}__meta"] = ("I64", (4,))
+        meta[f"{base}__meta"] = [rows, columns // 128, 128, rows * columns]
+    for number, tensors in chunks.items():
+        path = folder / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
+        sparse_file(path, tensors)
+        with open(path, "r+b") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            for key, entry in header.items():
+                if key in meta:
+                    file.seek(8 + length + entry["data_offsets"][0])
+                    file.write(torch.tensor(meta[key]).numpy().tobytes())
+    if plain:
+        rest = {name: found for name, found in known.items() if name not in plan}
+        sparse_file(folder / "polarquant" / "bf16" / "ltx23_bf16.safetensors", rest)
+    return folder
+
+
+def test_the_whole_model_in_seconds(tmp_path: Path) -> None:
+    folder = full_size(tmp_path / "full")
+    inspect(folder)
+    started = time.process_time()
+    found = inspect(folder)
+    assert time.process_time() - started < 5
+    assert found.complete and found.model == "LTX-2.3 22B", table(found)
+    assert found.report["quantized"] == 1347
+    assert found.report["bits_a_weight"] == pytest.approx(5.125, abs=1e-3)
+    assert found.components["model.diffusion_model.transformer_blocks"].quantized == 28 * 48
+    assert sum(part.expected for part in found.components.values()) == 5947
+    assert all(len(row) == 48 for row in found.grid.values())
+    assert "verify" in found.next_step
+
+
+def test_blocks_that_were_never_published(tmp_path: Path) -> None:
+    """The sizes on the card: 18.6 of 48 blocks."""
+    found = inspect(full_size(tmp_path / "card", range(19)))
+    assert not found.complete and len(found.missing) == 28 * 29
+    said = table(found)
+    assert "19 to 47" in said and "NOT complete" in said
+    assert "model card" in said and "of 48 blocks" in said
+    assert "repair" in found.next_step
+    picture = coverage_picture(found)
+    assert picture.mode == "RGB" and picture.width > 48 * 10
+    colours = {colour for _, colour in picture.getcolors(1 << 16)}
+    assert {(72, 160, 120), (90, 130, 190), (210, 70, 60)} <= colours
+
+
+def test_a_file_of_the_rest_that_is_not_there(tmp_path: Path) -> None:
+    found = inspect(full_size(tmp_path / "codes", plain=False))
+    assert not found.complete
+    assert any("vae" in text and "missing" in text for text in found.hypotheses), found.hypotheses
+    assert found.components["vae"].missing == found.components["vae"].expected > 0
+
+
+def test_gap_in_the_chunks(tmp_path: Path) -> None:
+    folder = full_size(tmp_path / "gap")
+    (folder / "polarquant" / "codes" / "chunk_01_codes.safetensors").unlink()
+    found = inspect(folder)
+    assert any("chunk_01" in text for text in found.hypotheses)
+    assert len(found.missing) == 12 * 28
+
+
+def test_tiny_is_complete_and_its_gaps_show(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    found = inspect(folder)
+    assert found.complete, table(found)
+    assert found.report["upscalers"] and found.report["detected"][0]["sure"]
+    sorted((folder / "polarquant" / "codes").iterdir())[-1].unlink()
+    broken = inspect(folder)
+    assert not broken.complete and broken.missing
+    # What lies there is counted as before.
+    assert broken.report["quantized"] < found.report["quantized"]
+
+
+def test_git_clone_without_lfs(tmp_path: Path, golden: Path) -> None:
+    folder = Path(shutil.copytree(golden / "mini_msb_infinite" / "polarquant", tmp_path / "polarquant")).parent
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1500000000\n"
+    (folder / "polarquant" / "codes" / "chunk_00_codes.safetensors").write_bytes(pointer)
+    found = inspect(folder)
+    assert found.error is not None and not found.complete
+    assert any("Git LFS" in text for text in found.hypotheses)
+    assert "download" in found.next_step
+
+
+def test_other_models_are_judged_by_their_blocks(tmp_path: Path) -> None:
+    from hlwq_core.quantize import quantize
+
+    tensors = {f"blocks.{i}.{x}.weight": torch.randn(256, 256) for i in range(4) for x in "ab"}
+    save_file(tensors, tmp_path / "dense.safetensors")
+    quantize(tmp_path / "dense.safetensors", tmp_path / "out.safetensors", rules="plain", layout="single")
+    assert inspect(tmp_path / "out.safetensors").complete
+    kept = {k: v for k, v in load_file(tmp_path / "out.safetensors").items() if not k.startswith("blocks.2.a")}
+    save_file(kept, tmp_path / "cut.safetensors")
+    found = inspect(tmp_path / "cut.safetensors")
+    assert found.missing == ["blocks.2.a.weight"] and not found.complete
+
+
+def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5")
+    assert main(["inspect", folder, "--picture", str(tmp_path / "x.png")]) == 0
+    said = capsys.readouterr().out
+    assert "complete" in said and "transformer_blocks" in said and "next:" in said
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["complete"] is True
+    assert main(["inspect", str(tmp_path / "nothing")]) == 2
+    with pytest.raises(InputError):
+        inspect(tmp_path / "nothing")
