@@ -80,7 +80,9 @@ def download(
     found, commit, files = _list(candidates, revision, token, endpoint)
     folder = Path(to) if to is not None else default_folder(found)
     if folder.exists() and not folder.is_dir():
-        raise InputError("the target is a file", file=folder, expected="a folder", fix="choose another folder with --to")
+        raise InputError(
+            "the target is a file", file=folder, expected="a folder", fix="choose another folder with --to"
+        )
     job = _Job(found, commit, folder, files, token, endpoint, progress)
     return job.run()
 
@@ -144,7 +146,9 @@ def _list(
                 files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None))
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(
-                "the repository has no safetensors files", file=repository, found=f"{len(info.siblings or [])} other files"
+                "the repository has no safetensors files",
+                file=repository,
+                found=f"{len(info.siblings or [])} other files",
             )
         return repository, info.sha or revision, files
     assert refusal is not None
@@ -177,12 +181,17 @@ def _failure(what: str, error: Exception) -> HLWQError:
         return _no_access(what, error)
     if isinstance(error, OSError) and error.errno in (28, 122):
         return DownloadError(
-            "the disk is full", file=what, found=error.strerror, fix="free some space; the download goes on where it was"
+            "the disk is full",
+            file=what,
+            found=error.strerror,
+            fix="free some space; the download goes on where it was",
         )
     return DownloadError(
         "the hub cannot be reached, or answers with an error",
         file=what,
-        found=f"HTTP {status}" if status else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        found=f"HTTP {status}"
+        if status
+        else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         fix="try again: the download goes on where it was",
     )
 
@@ -276,7 +285,10 @@ class _Job:
         if not path.is_file() or path.stat().st_size != file.size:
             return False
         start = self.done
-        if file.sha256 is not None and file_sha256(path, lambda n: self._tell(n, f"checking {file.name}")) != file.sha256:
+        if (
+            file.sha256 is not None
+            and file_sha256(path, lambda n: self._tell(n, f"checking {file.name}")) != file.sha256
+        ):
             self.done = start
             return False
         self.done = start
@@ -311,7 +323,9 @@ class _Job:
 
         target = self.folder / file.name
         if not target.resolve().is_relative_to(self.folder.resolve()):
-            raise DownloadError("a link inside the folder leads out of it", file=target, fix="choose an empty folder: --to")
+            raise DownloadError(
+                "a link inside the folder leads out of it", file=target, fix="choose an empty folder: --to"
+            )
         partial = self._partial(file)
         url = hf_hub_url(self.repository, file.name, revision=self.commit, endpoint=self.endpoint)
         start = self.done

@@ -219,7 +219,9 @@ def _explain_missing(found: Inspection) -> None:
         whole[number] = bool(states) and blocks[number] == len(states)
     lacking = [n for n, count in blocks.items() if count]
     if lacking and all(whole[n] for n in lacking):
-        say(f"whole blocks are missing ({_ranges(lacking)}): one or more files of codes were never fetched, or never published")
+        say(
+            f"whole blocks are missing ({_ranges(lacking)}): one or more files of codes were never fetched, or never published"
+        )
     elif lacking:
         say(f"layers of {len(lacking)} blocks are missing ({_ranges(lacking)})")
     for name, part in found.components.items():
@@ -253,14 +255,24 @@ def _is_pointer(path: Path, name: str) -> bool:
 
 def table(found: Inspection) -> str:
     """The result for people."""
-    lines = [f"{found.path}: {found.model}, {'complete' if found.complete else 'NOT complete'}, {found.nbytes / 1e9:.3f} GB"]
+    lines = [
+        f"{found.path}: {found.model}, {'complete' if found.complete else 'NOT complete'}, {found.nbytes / 1e9:.3f} GB"
+    ]
     report = found.report
     if report:
         for key in ("variants", "bits", "packings", "codebooks"):
-            lines.append(f"  {key:<12} " + ", ".join(f"{value} ({count} layers)" for value, count in report[key].items()))
+            lines.append(
+                f"  {key:<12} " + ", ".join(f"{value} ({count} layers)" for value, count in report[key].items())
+            )
         for seen in report["detected"]:
-            sure = "found in the data" if seen["sure"] else "from the file's own notes, or assumed: the data does not decide"
-            lines.append(f"  detected     {seen['bits']} bits: {seen['packing']}, {seen['codebook']}; RMS {seen['rms']} ({sure})")
+            sure = (
+                "found in the data"
+                if seen["sure"]
+                else "from the file's own notes, or assumed: the data does not decide"
+            )
+            lines.append(
+                f"  detected     {seen['bits']} bits: {seen['packing']}, {seen['codebook']}; RMS {seen['rms']} ({sure})"
+            )
         expected = found.expected_bytes_quantized
         lines.append(
             f"  quantized    {report['quantized']} layers, {report['weights'] / 1e9:.3f} billion weights, "
@@ -320,11 +332,11 @@ def coverage_picture(found: Inspection) -> Image.Image:
     top += len(found.grid) * cell + line
     for y, (name, part) in enumerate(bars):
         draw.text((10, top + y * line), name[-46:], white, font)
-        x0 = float(left)
+        edge = float(left)
         for key in (QUANTIZED, PLAIN, MISSING):
             share = getattr(part, key) / part.expected * (width - left - 130)
             if share:
-                draw.rectangle((x0, top + y * line, x0 + max(share, 1) - 1, top + y * line + line - 5), colour[key])
-            x0 += share
+                draw.rectangle((edge, top + y * line, edge + max(share, 1) - 1, top + y * line + line - 5), colour[key])
+            edge += share
         draw.text((width - 120, top + y * line), f"{part.expected - part.missing} of {part.expected}", white, font)
     return image

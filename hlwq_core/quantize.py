@@ -138,7 +138,9 @@ def quantize(
     target = Path(target)
     _check_target(opened, target, layout, force)
     plan = _plan(opened, recipe, bits)
-    job = _Job(opened, target, plan, norms, codebook, layout, choose_device(device), chunk_bytes, recipe, bits, progress)
+    job = _Job(
+        opened, target, plan, norms, codebook, layout, choose_device(device), chunk_bytes, recipe, bits, progress
+    )
     return job.run()
 
 

@@ -80,7 +80,9 @@ def repair(
     missing = [name for name in source.entries if name not in checkpoint]
     plan = _plan(checkpoint, source, [name for name in missing if name not in checkpoint.cut], rules)
     kept = [name for name in missing if name not in plan and name not in checkpoint.cut]
-    job = _Job(checkpoint, source, norms or checkpoint.metadata.get("hlwq.norms", "author"), choose_device(device), progress)
+    job = _Job(
+        checkpoint, source, norms or checkpoint.metadata.get("hlwq.norms", "author"), choose_device(device), progress
+    )
     job.total = sum(source.entries[name][1].nbytes for name in missing)
     files = []
     if plan or checkpoint.cut:
@@ -246,11 +248,13 @@ class _Job:
             found = rotated() * SQRT_BLOCK / there.clamp(min=1e-10)[..., None]
             return pack(nearest(found, bits, version).reshape(rows, -1), bits, order).reshape(-1)
 
-        made = layer_entries(name, (rows, columns), bits, packed, norms, dotted=self.checkpoint.cut[name].variant == "V2")
+        made = layer_entries(
+            name, (rows, columns), bits, packed, norms, dotted=self.checkpoint.cut[name].variant == "V2"
+        )
         base = next(iter(parts.values()))[1].rpartition("__")[0]
         return [
-            (f"{base}__{key.rpartition('__')[2]}", *rest)
-            for (key, *rest), part in zip(made, ("codes", "norms", "meta"))
+            (f"{base}__{key.rpartition('__')[2]}", dtype, shape, produce)
+            for (key, dtype, shape, produce), part in zip(made, ("codes", "norms", "meta"))
             if part not in parts
         ]
 

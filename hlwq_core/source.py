@@ -106,7 +106,9 @@ def _files(path: Path) -> list[Path]:
         f for f in path.rglob("*.safetensors") if not any(p.startswith(".") for p in f.relative_to(path).parts)
     )
     if not files:
-        raise InputError("there are no safetensors files in this folder", file=path, fix="name the model's folder or file")
+        raise InputError(
+            "there are no safetensors files in this folder", file=path, fix="name the model's folder or file"
+        )
     return files
 
 

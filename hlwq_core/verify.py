@@ -100,7 +100,11 @@ def verify(
             checkpoint.set_shapes({name: entry.shape for name, (_, entry) in original.entries.items()})
         run = _Run(checkpoint, original, choose_device(device), result, progress)
     except (FormatError, IncompleteError) as error:
-        if against is not None and error.file is not None and Path(against) in (Path(error.file), *Path(error.file).parents):
+        if (
+            against is not None
+            and error.file is not None
+            and Path(against) in (Path(error.file), *Path(error.file).parents)
+        ):
             raise
         result.add("structure", error.what, f"{error.file or path} {error.tensor or ''}".strip(), error.fix or "")
         return result
@@ -227,7 +231,9 @@ class _Run:
             if expected and min(abs(median - e) for e in expected) > 0.02:
                 text = f"{bits} bits: median RMS {median:.4f}, expected {expected[0]:.4f}"
                 if median < 0.9 and len(values) >= 3:
-                    self.result.add("codes", f"{text}: written with another codebook, or damaged", str(self.checkpoint.path))
+                    self.result.add(
+                        "codes", f"{text}: written with another codebook, or damaged", str(self.checkpoint.path)
+                    )
                 else:
                     self.result.notes.append(f"{text}: norms were searched, or the layers are few")
 

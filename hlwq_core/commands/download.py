@@ -17,7 +17,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "stopped, compared with the hub's sizes and checksums. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.",
         epilog="example: python -m hlwq_core download --to ComfyUI/models/hlwq/LTX-2.3-22B-HLWQ-Q5",
     )
-    parser.add_argument("repository", nargs="?", metavar="REPO", help=f"owner/name (default {' or '.join(REPOSITORIES)})")
+    parser.add_argument(
+        "repository", nargs="?", metavar="REPO", help=f"owner/name (default {' or '.join(REPOSITORIES)})"
+    )
     parser.add_argument("--to", metavar="DIR", help="folder (default models/hlwq/NAME of the ComfyUI around this pack)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default main)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -31,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict()))
         return 0
     print(f"{result.repository} at {result.revision[:12]} → {result.folder}")
-    print(f"  {len(result.fetched)} files fetched, {len(result.present)} were there, {result.nbytes / 1e9:.2f} GB in all")
+    print(
+        f"  {len(result.fetched)} files fetched, {len(result.present)} were there, {result.nbytes / 1e9:.2f} GB in all"
+    )
     print(f"next: python -m hlwq_core inspect {result.folder}")
     return 0

@@ -28,9 +28,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="author: as published files; search: a third less error in the same size (default author)",
     )
     parser.add_argument("--rules", default="ltx23", help=f"recipe: {', '.join(recipe_names())}, or a JSON file")
-    parser.add_argument("--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
-    parser.add_argument("--force", action="store_true", help="replace an HLWQ checkpoint at the target, and nothing else")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an HLWQ checkpoint at the target, and nothing else"
+    )
     parser.add_argument("--plan", action="store_true", help="only tell what would be made, and how large")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -54,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report.to_dict()))
         return 0
-    print(f"{report.target}: {report.layers} layers, {report.weights / 1e9:.3f} billion weights, recipe {report.recipe}")
+    print(
+        f"{report.target}: {report.layers} layers, {report.weights / 1e9:.3f} billion weights, recipe {report.recipe}"
+    )
     print(f"  quantized  {_gb(report.bytes_codes)}  ({report.bits_a_weight:.3f} bits a weight, {report.norms} norms)")
     print(f"  kept       {_gb(report.bytes_kept)}  ({report.kept} tensors)")
     print(f"  quality    cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}")
@@ -69,7 +75,9 @@ def _print_plan(args: argparse.Namespace) -> int:
         print(json.dumps({**vars(size), "total": size.total}))
     else:
         print(f"{size.layers} layers, {size.weights / 1e9:.3f} billion weights")
-        print(f"  quantized  {_gb(size.codes + size.norms)}\n  kept       {_gb(size.kept)}\n  in all     {_gb(size.total)}")
+        print(
+            f"  quantized  {_gb(size.codes + size.norms)}\n  kept       {_gb(size.kept)}\n  in all     {_gb(size.total)}"
+        )
     return 0
 
 
