@@ -47,7 +47,7 @@ SCREENSHOTS = Path(os.environ.get("HLWQ_SCREENSHOTS") or Path(tempfile.gettempdi
 
 def _chromium() -> str | None:
     given = os.environ.get("CHROMIUM_PATH")
-    return given or shutil.which("chromium") or shutil.which("google-chrome")
+    return given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from .canvas import Canvas
 
+pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
 NODES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
 

@@ -10,6 +10,7 @@ import pytest
 from .canvas import Canvas
 from .tiny_workflow import TINY
 
+pytestmark = pytest.mark.browser
 LOADER = "HLWQLoadCheckpoint"
 # The panel's box within the node's, both in the page's pixels.
 INSIDE = """(zoom) => {

@@ -11,6 +11,7 @@ import pytest
 from .canvas import Canvas
 from .tiny_workflow import WORKFLOWS, tiny, upload_media
 
+pytestmark = pytest.mark.browser
 RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 TEXT_TO_VIDEO = next(path for path in WORKFLOWS if path.stem.endswith("text_to_video"))
 
