@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -272,7 +272,7 @@ class Client:
             fix="it was taken out of the queue, or ComfyUI was restarted: queue it again",
         )
 
-    async def _messages(self, prompt_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def _messages(self, prompt_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The websocket's messages until it closes; `("silence", {})` whenever none comes for a while."""
         url = f"{self.url}/ws?clientId={self.client_id}".replace("http", "ws", 1)
         async with self.session.ws_connect(url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2)) as ws:

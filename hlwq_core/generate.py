@@ -359,7 +359,7 @@ async def generate(
     target = target_of(output, requests)
     async with Client(url, check=check) as client:
         await client.system()
-        jobs = []
+        jobs: list[tuple[str, Nodes]] = []
         for request in requests:
             # What is said about one is true for all of a batch.
             jobs.append((request.prompt or "", await prepare(client, request, say if not jobs else lambda line: None)))

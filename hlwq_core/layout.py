@@ -46,7 +46,16 @@ def _register_operator() -> Any:
     operator = torch.library.custom_op(f"{namespace}::decode_by_name", _decode_by_name, mutates_args=())
 
     @operator.register_fake
-    def _(codes, norms, codebook, bits, packing, in_features, dtype, backend):
+    def _(
+        codes: torch.Tensor,
+        norms: torch.Tensor,
+        codebook: str,
+        bits: int,
+        packing: str,
+        in_features: int,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> torch.Tensor:
         return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
 
     return getattr(torch.ops, namespace).decode_by_name
@@ -122,12 +131,14 @@ class HLWQTensor(QuantizedTensor):
         return HLWQTensor(self._qdata if qdata is None else qdata, self._layout_cls, params)
 
     @staticmethod
-    def __tensor_unflatten__(inner_tensors: dict[str, torch.Tensor], ctx: dict, outer_size: Any, outer_stride: Any):
+    def __tensor_unflatten__(
+        inner_tensors: dict[str, torch.Tensor], ctx: dict, outer_size: Any, outer_stride: Any
+    ) -> Any:
         base = QuantizedTensor.__tensor_unflatten__(inner_tensors, ctx, outer_size, outer_stride)
         return HLWQTensor(base._qdata, base._layout_cls, base._params)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             # The base class clones the norms here, at every state_dict(): they must stay views of the mapped file.
             return args[0]._copy_with(clone_params=False)
@@ -164,9 +175,10 @@ def as_parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
             tensor = tensor.clone()
         return torch.nn.Parameter(tensor, requires_grad=False)
     # torch.nn.Parameter detaches wrappers, which fails between inference mode and the world outside of it.
-    parameter = HLWQTensor(tensor._qdata, tensor._layout_cls, tensor._params)
+    packed: Any = tensor
+    parameter = HLWQTensor(packed._qdata, packed._layout_cls, packed._params)
     parameter._is_param = True
-    return parameter  # type: ignore[return-value]
+    return parameter
 
 
 def with_width(tensor: HLWQTensor, in_features: int) -> HLWQTensor:

@@ -27,7 +27,16 @@ def _register() -> None:
     operator = torch.library.custom_op("hlwq::decode", _decode, mutates_args=())
 
     @operator.register_fake
-    def _(codes, norms, table, bits, packing, in_features, dtype, backend="auto"):
+    def _(
+        codes: torch.Tensor,
+        norms: torch.Tensor,
+        table: torch.Tensor,
+        bits: int,
+        packing: str,
+        in_features: int,
+        dtype: torch.dtype,
+        backend: str = "auto",
+    ) -> torch.Tensor:
         return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
 
 
