@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -24,6 +25,8 @@ class NodeProgress:
         self.stream = stream or sys.stderr
         self.quiet = quiet
         self.bars = not quiet and self.stream.isatty()
+        # Some terminals say that they are 0 columns wide; tqdm itself would then show nothing.
+        self.width = shutil.get_terminal_size((100, 24)).columns
         self.total = len(workflow)
         self.seconds: dict[str, float] = {}
         self._begun: dict[str, float] = {}
@@ -66,7 +69,7 @@ class NodeProgress:
                 total=1,
                 file=self.stream,
                 bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}",
-                dynamic_ncols=True,
+                ncols=self.width,
             )
 
     def _move(self, node_id: str, value: float, most: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -146,6 +147,7 @@ class LocalServer:
             text = self.log.read_text(errors="replace")
         except OSError:
             return ""
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # colours
         return "\n".join("    " + line for line in text.strip().splitlines()[-lines:])
 
     def check(self) -> None:
