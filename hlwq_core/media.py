@@ -36,22 +36,22 @@ class _Codec:
 
 # Constant-quality settings that look alike across codecs; their scales differ.
 _CODECS = {
-    "h264": _Codec("libx264", dict(zip(QUALITIES, (10, 17, 23, 28), strict=True)), {"preset": "medium"}),
+    "h264": _Codec("libx264", dict(zip(QUALITIES, (6, 17, 23, 28), strict=True)), {"preset": "medium"}),
     # libx265 writes past its buffers for pictures below one coding tree unit (64 pixels). Players on Apple's systems
     # want the tag hvc1.
     "h265": _Codec(
         "libx265",
-        dict(zip(QUALITIES, (12, 20, 26, 31), strict=True)),
+        dict(zip(QUALITIES, (8, 20, 26, 31), strict=True)),
         {"x265-params": "log-level=error"},
         64,
         "hvc1",
     ),
     "vp9": _Codec(
         "libvpx-vp9",
-        dict(zip(QUALITIES, (15, 24, 31, 38), strict=True)),
+        dict(zip(QUALITIES, (8, 24, 31, 38), strict=True)),
         {"deadline": "good", "cpu-used": "4"},
     ),
-    "av1": _Codec("libsvtav1", dict(zip(QUALITIES, (18, 26, 34, 42), strict=True)), {"preset": "8"}, 64),
+    "av1": _Codec("libsvtav1", dict(zip(QUALITIES, (10, 26, 34, 42), strict=True)), {"preset": "8"}, 64),
 }
 
 

@@ -96,23 +96,14 @@ def test_start_image_decides_the_picture(results, server):
 
 
 def test_given_sound_is_kept(results, server):
-    """audio_to_video saves the user's own sound: the file's spectrum peaks where the input's does."""
-    heard = sound(results("hlwq_ltx23_audio_to_video").path)[0]
-    rate = results("hlwq_ltx23_audio_to_video").info.audio.rate
+    """audio_to_video saves the user's own sound, from its first sample, not the VAE's copy of it."""
+    heard = sound(results("hlwq_ltx23_audio_to_video").path)
     with av.open(str(server.base / "input" / "voice.wav")) as container:
-        stream = container.streams.audio[0]
-        given_rate = stream.rate
-        resampler = av.AudioResampler("fltp", "mono", given_rate)
-        frames = [g for f in container.decode(stream) for g in resampler.resample(f)]
-        given = np.concatenate([f.to_ndarray() for f in frames], axis=1)[0]
-
-    def spectrum(wave: np.ndarray, rate: int) -> np.ndarray:
-        samples = wave[: rate * 25 // 24]
-        power = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 2 * rate)) ** 2
-        return power[: 2 * 8000].reshape(-1, 40).sum(1)  # up to 8 kHz, bins of 20 Hz
-
-    a, b = spectrum(heard, rate), spectrum(given, given_rate)
-    assert np.corrcoef(np.sqrt(a), np.sqrt(b))[0, 1] > 0.95
+        resampler = av.AudioResampler("fltp", "stereo", results("hlwq_ltx23_audio_to_video").info.audio.rate)
+        frames = [g for f in container.decode(audio=0) for g in resampler.resample(f)]
+    given = np.concatenate([f.to_ndarray() for f in frames], axis=1)
+    samples = given.shape[1] // 4
+    assert np.corrcoef(heard[:, :samples].ravel(), given[:, :samples].ravel())[0, 1] > 0.95
 
 
 def test_workflow_is_in_the_file(results):
@@ -155,27 +146,23 @@ def test_same_picture_as_cores_bf16_path(server, tiny, results):
     reference = "ltx23_tiny_bf16.safetensors"
     if not (folder / reference).exists():
         (folder / reference).symlink_to(tiny / "models" / "reference" / reference)
-    stem = "hlwq_ltx23_text_to_video"
-    prompt = json.loads(json.dumps(results(stem).prompt))
-    (ours,) = [i for i, n in prompt.items() if n["class_type"] == "HLWQLoadCheckpoint"]
-    prompt["core"] = {
-        "class_type": "CheckpointLoaderSimple",
-        "inputs": {"ckpt_name": reference},
-        "_meta": {"title": ""},
-    }
-    prompt["sound"] = {"class_type": "LTXVAudioVAELoader", "inputs": {"ckpt_name": reference}, "_meta": {"title": ""}}
-    by_core = {0: ["core", 0], 1: ["core", 2], 2: ["sound", 0]}
-    for node in prompt.values():
+    ours = json.loads(json.dumps(results("hlwq_ltx23_text_to_video").prompt))
+    # Codecs drop small differences and make others; at these settings little of what is measured is theirs.
+    set_inputs(ours, Save={"filename_prefix": "video/compared", "quality": "best", "audio_codec": "opus"})
+    core = json.loads(json.dumps(ours))
+    (loader,) = [i for i, n in core.items() if n["class_type"] == "HLWQLoadCheckpoint"]
+    for name, kind in (("model", "CheckpointLoaderSimple"), ("sound", "LTXVAudioVAELoader")):
+        core[name] = {"class_type": kind, "inputs": {"ckpt_name": reference}, "_meta": {"title": kind}}
+    by_core = {0: ["model", 0], 1: ["model", 2], 2: ["sound", 0]}
+    for node in core.values():
         for name, value in node["inputs"].items():
-            if isinstance(value, list) and value[0] == ours:
+            if isinstance(value, list) and value[0] == loader:
                 node["inputs"][name] = by_core[value[1]]
-    del prompt[ours]
-    set_inputs(prompt, Save={"filename_prefix": "video/core"})
-    core = saved(server, run(server, prompt))
-    off = np.abs(decoded(core) - decoded(results(stem).path))
-    assert off.mean() < 1, f"{off.mean():.2f} grey levels"
-    a, b = sound(core), sound(results(stem).path)
-    assert np.sqrt(((a - b) ** 2).mean()) < 0.02 * np.sqrt((a**2).mean()) + 1e-4
+    del core[loader]
+    a, b = (saved(server, run(server, prompt)) for prompt in (ours, core))
+    off = np.abs(decoded(a) - decoded(b)).mean()
+    assert off < 1, f"{off:.2f} grey levels"
+    assert np.corrcoef(sound(a).ravel(), sound(b).ravel())[0, 1] > 0.98
 
 
 def test_error_reaches_the_user(server):

@@ -62,7 +62,7 @@ def shorten_sigmas(prompt: dict[str, Any]) -> None:
             node["inputs"]["sigmas"] = f"{sigmas[0]}, {sigmas[-2]}, 0.0"
 
 
-def run(server: Any, prompt: dict[str, Any], timeout: float = 120) -> dict[str, Any]:
+def run(server: Any, prompt: dict[str, Any], timeout: float = 240) -> dict[str, Any]:
     """Queue, wait for the end, return the outputs by node id."""
     number = ask(server.url, "/prompt", {"prompt": prompt})["prompt_id"]
     end = time.monotonic() + timeout
