@@ -452,7 +452,6 @@ def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -
 def empty_latents(graph: Workflow, base: Base, *, half: bool = False) -> tuple[Out, Out]:
     """The empty video latent (at half the size if asked) and the empty audio latent."""
     width, height = base.width["INT"], base.height["INT"]
-    graph.column()
     graph.group("Empty latents")
     if half:
         width = graph.add("ComfyMathExpression", "Half the width", expression="a / 2", values__a=width)["INT"]
@@ -489,8 +488,7 @@ def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, co
 
 def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out | None = None) -> Node:
     """Decode picture and sound, save both in one file. `audio` is saved as it is in place of the decoded one."""
-    graph.column()
-    graph.group("Decode and save", "#88a06e")
+    graph.group("Decode", "#88a06e")
     parts = graph.add("LTXVSeparateAVLatent", av_latent=latent)
     images = graph.add(
         "VAEDecodeTiled", samples=parts["video_latent"], vae=base.checkpoint["VAE"], tile_size=768, overlap=64,
@@ -595,7 +593,6 @@ Lightricks' way to a large picture: 8 steps at half the size, the spatial upscal
     graph.column()
     graph.group("Stage 1: half the size")
     first = sample(graph, base, latent)
-    graph.column()
     graph.group("Spatial ×2", "#b58b2a")
     larger = graph.add(
         "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="spatial",
@@ -629,7 +626,6 @@ Smooth motion: 8 steps at **Frame rate**, the temporal upscaler, 3 steps at twic
     graph.column()
     graph.group("Stage 1")
     first = sample(graph, base, latent)
-    graph.column()
     graph.group("Temporal ×2", "#b58b2a")
     longer = graph.add(
         "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="temporal",
@@ -680,7 +676,6 @@ A picture that follows a sound: speech, a song, a noise.
         batch_size=1,
     )
     latent = joint(graph, video["LATENT"], audio["LATENT"])
-    graph.column()
     graph.group("Sampling")
     result = sample(graph, base, latent)
     closing(graph, base, result["output"], base.rate["FLOAT"], audio=trimmed["AUDIO"])
