@@ -25,8 +25,8 @@ class NodeProgress:
         self.stream = stream or sys.stderr
         self.quiet = quiet
         self.bars = not quiet and self.stream.isatty()
-        # Some terminals say that they are 0 columns wide; tqdm itself would then show nothing.
-        self.width = shutil.get_terminal_size((100, 24)).columns
+        # Some terminals say that they have 0 columns and lines; tqdm itself would then show nothing.
+        self.width, self.height = shutil.get_terminal_size((100, 24))
         self.total = len(workflow)
         self.seconds: dict[str, float] = {}
         self._begun: dict[str, float] = {}
@@ -70,6 +70,7 @@ class NodeProgress:
                 file=self.stream,
                 bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}",
                 ncols=self.width,
+                nrows=self.height,
             )
 
     def _move(self, node_id: str, value: float, most: float) -> None:

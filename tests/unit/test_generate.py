@@ -411,6 +411,19 @@ def test_progress_shows_every_node(stream: io.StringIO) -> None:
         assert "8/8" in text
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo terminals here")
+def test_progress_shows_on_a_terminal_without_a_size() -> None:
+    """So it is in containers and under `script`: 0 columns and 0 lines, where tqdm shows nothing."""
+    ours, theirs = os.openpty()
+    try:
+        with os.fdopen(theirs, "w") as stream:
+            with NodeProgress(WORKFLOW, stream) as watch:
+                watch("progress_state", {"nodes": {"2": {"state": "finished", "value": 8, "max": 8}}})
+            assert b"Sample it" in os.read(ours, 65536)
+    finally:
+        os.close(ours)
+
+
 # ---- a server of our own ----
 
 FAKE_MAIN = """
