@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,11 +45,17 @@ def text_encoders() -> dict[str, Path]:
 
 def _is_language(path: Path) -> bool:
     """Whether a checkpoint holds a language model, and not the video model that shares its folder."""
+    files = [path] if path.is_file() else path.rglob("*.safetensors")
+    return any(_names_attention(str(file), file.stat().st_mtime_ns) for file in files)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_attention(file: str, mtime_ns: int) -> bool:
     try:
-        names = open_checkpoint(path).names()
+        names, _ = read_header(file)
     except HLWQError:
         return False
-    return any("layers.0.self_attn.q_proj" in name for name in names)
+    return any("layers.0.self_attn" in name.replace("__", ".") for name in names)
 
 
 def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "default") -> Any:

@@ -406,6 +406,15 @@ class TestNode:
         assert f"{PACKED}/model.safetensors" not in known
         assert CHECKPOINT not in known
 
+    def test_lists_a_language_model_among_the_video_models(self, in_folders, files, comfy_base):
+        link = comfy_base / "models" / "hlwq" / "some-gemma"
+        link.symlink_to(files / "text_encoders" / PACKED, target_is_directory=True)
+        try:
+            assert in_folders.text_encoders()["some-gemma"].is_dir()
+        finally:
+            link.unlink()
+        assert "some-gemma" not in in_folders.text_encoders()
+
     def test_schema(self, in_folders):
         schema = in_folders.HLWQLoadTextEncoder.define_schema()
         assert (schema.node_id, schema.display_name) == ("HLWQLoadTextEncoder", "HLWQ Load Text Encoder")

@@ -158,7 +158,7 @@ def loaded(comfy, reference):
     return model, vae, audio_vae
 
 
-def sample(loaded, seed: int, text_seed: int = 0, steps: int = 8) -> list[torch.Tensor]:
+def sample(loaded, seed: int, text_seed: int = 0, steps: int = 4) -> list[torch.Tensor]:
     import comfy.sample
     from comfy.nested_tensor import NestedTensor
 
