@@ -68,6 +68,7 @@ def main() -> int:
     for name, value in SMALL.items():
         parser.add_argument(f"--{name}", default=value, type=int, help="default: %(default)s")
     args, rest = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # pip must not go on without us
     try:
         environment = ensure(args.comfyui, args.python)
         base = base_directory(environment)

@@ -49,6 +49,7 @@ def pytest(environment: Environment, arguments: list[str]) -> int:
     }
     command = [str(environment.python), "-m", "pytest", *arguments]
     process = subprocess.Popen(command, cwd=REPO, env=variables)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # then it tears down, and we go on waiting
     waits = [(DEADLINE, signal.SIGINT), (90, signal.SIGTERM), (10, signal.SIGKILL)]
     try:
         for seconds, then in waits:

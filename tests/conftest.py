@@ -23,6 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with SIGINT ignored, and children inherit that: without this neither the
     # session deadline of .ci/run nor the tests of Ctrl-C would reach anybody.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def terminated(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # The ComfyUIs and browsers of the fixtures live in sessions of their own: they end only if we tear down.
+    signal.signal(signal.SIGTERM, terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
