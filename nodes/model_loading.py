@@ -177,11 +177,20 @@ def diffusion_model(
         )
     model = patcher.model
     given = model.model_config.process_unet_state_dict(weights)
-    refuse_differences(path, "the diffusion model", model.diffusion_model.state_dict(), given)
+    refuse_differences(path, "the diffusion model", tensors_of(model.diffusion_model), given)
     decode_where_no_linear(model)
     if pack_rest:
         pack_the_rest(model, opened.checkpoint, backend)
     return patchers.adopt(patcher)
+
+
+def tensors_of(model: torch.nn.Module) -> list[str]:
+    """The names that a model has a place for; a packed Linear that got nothing has no parameter that would tell."""
+    names = dict.fromkeys(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, PackedOperations.Linear):
+            names.update(dict.fromkeys([f"{name}.weight", *([f"{name}.bias"] if module.has_bias else [])]))
+    return list(names)
 
 
 def decode_where_no_linear(model: torch.nn.Module) -> None:

@@ -1,26 +1,200 @@
-"""Load Checkpoint against the tiny LTX-2.3: complete, packed, and as core's own loaders give it."""
+"""The loaders against the tiny LTX-2.3: complete, and as core's own loaders give it; found wherever it may lie."""
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
+import logging
+import shutil
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import torch
 
 CHECKPOINT = "LTX-2.3-tiny-HLWQ-Q5"
 
 
 @pytest.fixture(scope="module")
-def loaded(pack: ModuleType, comfy_base: Path):
-    from comfyui_hlwq.nodes import load_checkpoint
-
-    return load_checkpoint.HLWQLoadCheckpoint.execute(CHECKPOINT).args
+def loaded(load):
+    return load()
 
 
-def test_gives_model_and_both_vaes(loaded):
+def test_gives_model_and_both_vaes_and_a_report(loaded):
     model, vae, audio_vae, report = loaded
-    assert model.model.__class__.__name__ == "LTXAV"
+    assert type(model.model).__name__ == "LTXAV"
     assert type(vae.first_stage_model).__name__ == "VideoVAE"
     assert type(audio_vae.first_stage_model).__name__ == "AudioVAE"
-    assert "59 packed tensors" in report or "packed tensors" in report
-    assert "backend eager" in report and "cuda not used" in report
+    assert "59 packed tensors (59 of 5 bits; V1; msb, codebook infinite)" in report
+    assert "config.json" in report and "by the backend eager" in report and "cuda not used" in report
+
+
+def test_the_vaes_are_those_of_core(loaded, comfy_base):
+    import comfy.sd
+    import comfy.utils
+
+    path = comfy_base / "models" / "reference" / "ltx23_tiny_bf16.safetensors"
+    weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    for vae, prefixes in (
+        (loaded[1], {"vae.": ""}),
+        (loaded[2], {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}),
+    ):
+        part = comfy.utils.state_dict_prefix_replace(dict(weights), prefixes, filter_keys=True)
+        ours = vae.first_stage_model.state_dict()
+        theirs = comfy.sd.VAE(sd=part, metadata=metadata).first_stage_model.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            # The quantized mel_basis is the one whose decoding is rounded anew.
+            assert torch.allclose(ours[name].float(), theirs[name].float(), rtol=1e-2, atol=1e-5), name
+
+
+def test_the_report_is_logged_once(load, caplog):
+    with caplog.at_level(logging.INFO, logger="hlwq"):
+        report = load()[3]
+    assert [record.message for record in caplog.records].count(report) == 1
+
+
+def test_every_choice_loads(load):
+    for options in ({"codebook": "infinite"}, {"bit_order": "msb"}, {"backend": "eager"}):
+        assert load(**options)[0] is not None
+
+
+def test_forced_reading_is_taken(load):
+    import comfy.utils
+
+    key = "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+    right, wrong = (comfy.utils.get_attr(load(codebook=c)[0].model, key) for c in ("infinite", "finite"))
+    assert wrong._params.codebook == "finite"
+    assert not torch.equal(right.dequantize(), wrong.dequantize())
+
+
+class TestLocations:
+    """Where checkpoints and upscalers are found."""
+
+    def test_lists_hlwq_checkpoints_only(self, pack, comfy_base):
+        from comfyui_hlwq.nodes import locations
+
+        assert CHECKPOINT in locations.checkpoints()
+        assert not any("reference" in label or "lora" in label for label in locations.checkpoints())
+
+    @pytest.mark.parametrize("kind", ["checkpoints", "diffusion_models"])
+    def test_other_model_folders_and_other_names(self, pack, comfy_base, kind):
+        from comfyui_hlwq.nodes import locations
+
+        source = next((comfy_base / "models" / "hlwq" / CHECKPOINT / "polarquant" / "codes").glob("*"))
+        folder = comfy_base / "models" / kind / "renamed" / "deep"
+        folder.mkdir(parents=True)
+        try:
+            shutil.copy(source, folder / "anything.safetensors")
+            assert locations.checkpoint("renamed/deep") == folder
+        finally:
+            shutil.rmtree(folder.parent)
+
+    def test_extra_model_paths(self, pack, comfy_base, tmp_path):
+        """`hlwq:` in extra_model_paths.yaml adds a folder; what lies there is found and may be loaded."""
+        import folder_paths
+        from comfyui_hlwq.nodes import locations
+        from utils.extra_config import load_extra_path_config
+
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "mine").symlink_to(comfy_base / "models" / "hlwq" / CHECKPOINT)
+        yaml = tmp_path / "extra.yaml"
+        yaml.write_text(f"other:\n    base_path: {tmp_path}\n    hlwq: elsewhere\n")
+        load_extra_path_config(str(yaml))
+        try:
+            assert locations.checkpoint("mine") == tmp_path / "elsewhere" / "mine"
+        finally:
+            folder_paths.folder_names_and_paths["hlwq"][0].remove(str(tmp_path / "elsewhere"))
+
+    def test_upscalers_of_checkpoint_and_model_folder(self, pack, comfy_base):
+        from comfyui_hlwq.nodes import locations
+
+        found = locations.upscalers()
+        assert "ltx-2.3-spatial-upscaler-x2-1.1.safetensors" in found
+        assert any(path.parent.name == "latent_upscale_models" for path in found.values())
+        assert locations.upscaler(f"{CHECKPOINT}/upscalers/ltx-2.3-temporal-upscaler-x2-1.0.safetensors").is_file()
+
+
+class TestUpscaler:
+    """Load Upscaler: as core's loader gives them, with the config that the checkpoint's files lack."""
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [("spatial", "ltx-2.3-spatial-upscaler-x2-1.1"), ("temporal", "ltx-2.3-temporal-upscaler-x2-1.0")],
+    )
+    def test_same_as_core(self, pack, comfy_base, kind, name):
+        from comfy_extras.nodes_hunyuan import LatentUpscaleModelLoader
+        from comfyui_hlwq.nodes.load_upscaler import HLWQLoadUpscaler
+
+        with torch.inference_mode():
+            ours = HLWQLoadUpscaler.execute(f"{name}.safetensors").args[0]
+            theirs = LatentUpscaleModelLoader.execute(f"{name}-tiny.safetensors").args[0]
+            assert ours.model.config() == theirs.model.config()
+            assert getattr(ours.model, f"{kind}_upsample")
+            latent = torch.randn(1, 128, 2, 2, 2).to(ours.model_dtype())
+            assert torch.equal(ours.model(latent), theirs.model(latent))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"spatial_upsample": True, "temporal_upsample": False, "dims": 2},
+            {"spatial_upsample": True, "temporal_upsample": True},
+            {"spatial_upsample": True, "rational_resampler": True, "spatial_scale": 1.5},
+            {"spatial_upsample": False, "temporal_upsample": True, "num_blocks_per_stage": 2},
+        ],
+    )
+    def test_config_is_read_off_the_shapes(self, pack, options):
+        from comfyui_hlwq.nodes import compat
+        from comfyui_hlwq.nodes.load_upscaler import config_from_shapes
+
+        config = {
+            "in_channels": 8,
+            "mid_channels": 32,
+            "num_blocks_per_stage": 1,
+            "dims": 3,
+            "spatial_scale": 2.0,
+            "rational_resampler": False,
+            "temporal_upsample": False,
+            **options,
+        }
+        model = compat.LatentUpsampler.from_config(config, operations=compat.disable_weight_init)
+        assert config_from_shapes({name: tuple(v.shape) for name, v in model.state_dict().items()}) == config
+
+
+class TestExtension:
+    """How ComfyUI meets the pack."""
+
+    def test_nodes_are_literal_and_complete(self, pack):
+        extension = asyncio.run(pack.comfy_entrypoint())
+        schemas = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in asyncio.run(extension.get_node_list())}
+        assert {"HLWQLoadCheckpoint", "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQUpscaleLatent"} <= set(schemas)
+        for node_id, schema in schemas.items():
+            assert node_id.startswith("HLWQ") and schema.category.startswith("HLWQ") and schema.description
+            assert all(field.tooltip for field in schema.inputs), node_id
+        assert Path(pack.__file__).parent.joinpath(pack.WEB_DIRECTORY).is_dir()
+
+    @pytest.mark.parametrize("version", ["0.29.9", "0.3.76", "v0.29.0", "one without a version"])
+    def test_an_old_comfyui_gets_one_readable_line(self, pack, version):
+        from comfyui_hlwq import nodes
+
+        reason = nodes.why_too_old(version)
+        assert "needs ComfyUI 0.30.0 or newer" in reason and version in reason and "\n" not in reason
+        assert nodes.why_too_old("0.30.0") is None and nodes.why_too_old("v1.2.3-rc1") is None
+
+    def test_an_old_comfyui_gets_no_nodes_and_no_traceback(self, pack, monkeypatch, caplog):
+        import comfyui_version
+
+        monkeypatch.setattr(comfyui_version, "__version__", "0.29.0")
+        root = Path(pack.__file__).parent
+        spec = importlib.util.spec_from_file_location(
+            "comfyui_hlwq_old", root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        old = sys.modules["comfyui_hlwq_old"] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(old)
+            assert not hasattr(old, "comfy_entrypoint") and old.NODE_CLASS_MAPPINGS == {}
+            assert "comfyui_hlwq_old.nodes.extension" not in sys.modules
+            assert sum("needs ComfyUI" in record.message for record in caplog.records) == 1
+        finally:
+            for name in [name for name in sys.modules if name.startswith("comfyui_hlwq_old")]:
+                del sys.modules[name]
