@@ -58,7 +58,9 @@ def _names_attention(file: str, mtime_ns: int) -> bool:
     return any("layers.0.self_attn" in name.replace("__", ".") for name in names)
 
 
-def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "default") -> Any:
+def load_text_encoder(
+    text_encoder: Path, checkpoint: Path, device: str = "default", disable_dynamic: bool = False
+) -> Any:
     """A CLIP that encodes prompts for LTX-2.3.
 
     Args:
@@ -66,6 +68,7 @@ def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "defau
             formats), or an HLWQ file or folder of one. HLWQ weights stay packed.
         checkpoint: an HLWQ checkpoint of LTX-2.3, for `text_embedding_projection.*`.
         device: `default` or `cpu`.
+        disable_dynamic: load for core's other patcher, whose weights do not live in dynamic VRAM.
 
     Raises:
         IncompleteError: a tensor is in no file.
@@ -78,7 +81,7 @@ def load_text_encoder(text_encoder: Path, checkpoint: Path, device: str = "defau
         _add_tokenizer(language, text_encoder if text_encoder.is_dir() else text_encoder.parent)
     projection = _read_projection(open_checkpoint(checkpoint), checkpoint, sizes)
     _check_pair(sizes, projection, text_encoder, checkpoint)
-    return _clip(language, projection, sizes, (text_encoder, checkpoint, device))
+    return _clip(language, projection, sizes, (text_encoder, checkpoint, device), disable_dynamic)
 
 
 def _read_gemma(path: Path) -> State:
@@ -243,7 +246,9 @@ def _check_pair(sizes: gemma.Sizes, projection: State, text_encoder: Path, check
             )
 
 
-def _clip(language: State, projection: State, sizes: gemma.Sizes, source: tuple[Path, Path, str]) -> Any:
+def _clip(
+    language: State, projection: State, sizes: gemma.Sizes, source: tuple[Path, Path, str], disable_dynamic: bool
+) -> Any:
     """ComfyUI's CLIP over the sized classes, loaded as core loads its own."""
     packed = any(map(is_packed, language.values()))
     options: dict[str, Any] = {"custom_operations": PackedOperations} if packed else {}
@@ -275,6 +280,7 @@ def _clip(language: State, projection: State, sizes: gemma.Sizes, source: tuple[
         parameters=sum(value.nelement() for part in parts for value in part.values()),
         state_dict=parts,
         model_options=load_options,
+        disable_dynamic=disable_dynamic,
     )
     clip.patcher.cached_patcher_init = (_patcher_again, source)
     if packed or any(map(is_packed, projection.values())):
@@ -283,7 +289,7 @@ def _clip(language: State, projection: State, sizes: gemma.Sizes, source: tuple[
 
 
 def _patcher_again(text_encoder: Path, checkpoint: Path, device: str, disable_dynamic: bool = False) -> Any:
-    return load_text_encoder(text_encoder, checkpoint, device).patcher
+    return load_text_encoder(text_encoder, checkpoint, device, disable_dynamic).patcher
 
 
 class HLWQLoadTextEncoder(io.ComfyNode):

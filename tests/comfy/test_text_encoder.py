@@ -179,6 +179,15 @@ class TestPackedGemma:
         clone = packed.clone(disable_dynamic=True)
         assert torch.equal(encode(clone, PROMPTS[0])[0], packed_conditioning[PROMPTS[0]])
 
+    def test_core_can_load_it_again_for_its_other_patcher(self, node, packed, monkeypatch):
+        asked = []
+        clip = node.compat.CLIP
+        monkeypatch.setattr(node.compat, "CLIP", lambda *a, **k: asked.append(k["disable_dynamic"]) or clip(*a, **k))
+        reload, arguments = packed.patcher.cached_patcher_init
+        again = reload(*arguments, disable_dynamic=True)
+        assert asked == [True] and not again.is_dynamic()
+        assert again.model is not packed.patcher.model
+
     def test_saved_dense(self, packed, layout):
         """Core's CLIPSave goes through the patcher's state dict."""
         weights = packed.patcher.model_state_dict_for_saving()
