@@ -103,7 +103,9 @@ export class CheckpointPanel {
       const picture = document.createElement("img");
       picture.className = "hlwq-coverage";
       picture.alt = "Which layers of which block are there (filled) and which are missing (empty)";
+      picture.title = "Open in a tab of its own";
       picture.src = api.apiURL(`/hlwq/coverage?name=${encodeURIComponent(name)}`);
+      picture.addEventListener("click", () => window.open(picture.src));
       this.extra.prepend(picture);
     }
     this.offer(report.fixes ?? [], report);

@@ -119,6 +119,23 @@ class Canvas:
         """Zoom so that everything is in view (also lets every widget be drawn)."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
+    def look_at(self, *node_types: str) -> None:
+        """Zoom to the first nodes of these types."""
+        self.page.evaluate(
+            """(types) => {
+              const nodes = types.map((type) => app.graph.nodes.find((n) => n.type === type));
+              const boxes = nodes.map((n) => Array.from(n.getBounding()));
+              const [x, y] = [0, 1].map((i) => Math.min(...boxes.map((b) => b[i])));
+              const [r, b] = [0, 1].map((i) => Math.max(...boxes.map((c) => c[i] + c[i + 2])));
+              const { width, height } = app.canvas.canvas.getBoundingClientRect();
+              const scale = Math.min((width - 160) / (r - x), (height - 200) / (b - y), 1);
+              app.canvas.ds.scale = scale;
+              app.canvas.ds.offset = [(width + 60) / scale / 2 - (x + r) / 2, (height + 40) / scale / 2 - (y + b) / 2];
+              app.canvas.setDirty(true, true);
+            }""",
+            list(node_types),
+        )
+
     def choose(self, node_type: str, widget: str, value: str) -> None:
         """Choose a value of a widget, as its list does."""
         self.page.evaluate(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from .canvas import PATIENCE, Canvas
-from .tiny_workflow import TINY
+from .tiny_workflow import TINY, upload_media
 
 FLAGS = [
     "--no-sandbox",
@@ -41,6 +41,8 @@ SETTINGS: dict[str, Any] = {
     "Comfy.VueNodes.Enabled": False,
     "Comfy.VueNodes.AutoScaleLayout": False,
     "Comfy.RightSidePanel.ShowErrorsTab": True,
+    "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.Minimap.Visible": False,
 }
 SCREENSHOTS = Path(os.environ.get("HLWQ_SCREENSHOTS") or Path(tempfile.gettempdir(), "hlwq-screenshots"))
 
@@ -71,6 +73,12 @@ def chromium() -> Iterator[Any]:
 def comfyui(server: Any) -> str:
     """The URL of the session's ComfyUI."""
     return str(getattr(server, "url", server)).rstrip("/")
+
+
+@pytest.fixture(scope="session")
+def media(comfyui: str) -> None:
+    """The start image and the sound that the workflows name, in the server's input folder."""
+    upload_media(comfyui)
 
 
 def _beside(server: Any, tiny: Path, name: str) -> Path:

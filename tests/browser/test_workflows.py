@@ -9,20 +9,15 @@ from pathlib import Path
 import pytest
 
 from .canvas import Canvas
-from .tiny_workflow import WORKFLOWS, tiny, upload_media
+from .tiny_workflow import WORKFLOWS, tiny
 
 pytestmark = pytest.mark.browser
 RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 TEXT_TO_VIDEO = next(path for path in WORKFLOWS if path.stem.endswith("text_to_video"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def media(comfyui: str) -> None:
-    upload_media(comfyui)
-
-
 @RENDERINGS
-def test_drop(open_canvas: Callable[..., Canvas], vue: bool) -> None:
+def test_drop(open_canvas: Callable[..., Canvas], media: None, vue: bool) -> None:
     """No missing node, no red input, readable notes, nothing on top of anything else."""
     canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
     for path in WORKFLOWS:
@@ -53,7 +48,10 @@ def test_text_to_video(open_canvas: Callable[..., Canvas], vue: bool, picture: C
     assert played["duration"] == pytest.approx(9 / 24, abs=1 / 24)
     assert played["controls"]
     assert not played["muted"]
-    picture(canvas, "workflow-nodes2" if vue else "workflow")
+    if vue:
+        picture(canvas, "workflow")
+        canvas.look_at("VAEDecodeTiled", "HLWQSaveAudioVideo")
+        picture(canvas, "result")
     assert canvas.failures == []
 
 
