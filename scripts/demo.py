@@ -44,8 +44,9 @@ def base_directory(environment: Environment) -> Path:
 def generate(environment: Environment, base: Path, options: list[str]) -> int:
     """Run the command that users have. It ends its ComfyUI itself, also on Ctrl-C: the signal is handed on, and
     the command waited for."""
-    command = [str(environment.python), "-m", "hlwq_core", "generate", *options]
-    command += ["--comfyui", str(environment.comfyui), "--base-directory", str(base)]
+    command = [str(environment.python), "-m", "hlwq_core", "generate"]
+    # The user's options last: --comfyui-args takes all that follows.
+    command += ["--comfyui", str(environment.comfyui), "--base-directory", str(base), *options]
     caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: caught.append(number))

@@ -79,7 +79,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--python", metavar="PROGRAM", help="the Python that has ComfyUI's requirements (default: this)")
     group.add_argument("--start-timeout", type=float, default=300.0, metavar="SECONDS", help="default: 300")
     group.add_argument("--comfyui-log", metavar="FILE", help="keep what it writes")
-    group.add_argument("comfyui_args", nargs="*", metavar="-- ARGS", help="handed on to it, such as: -- --lowvram")
+    group.add_argument(
+        "--comfyui-args",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="ARGS",
+        help="everything behind this is handed on to it, such as: --comfyui-args --lowvram --reserve-vram 2",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,13 +142,6 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
-    stray = [a for a in args.comfyui_args[:1] if not a.startswith("-")]
-    if stray:
-        raise InputError(
-            "this stands alone, and is no option of ComfyUI",
-            found=stray[0],
-            fix='put a prompt behind --prompt, in quotes; put options of ComfyUI behind " -- "',
-        )
     if args.server:
         given = [o for o in ("comfyui", "base_directory", "python", "comfyui_args", "comfyui_log") if getattr(args, o)]
         if given:

@@ -107,7 +107,9 @@ def test_a_comfyui_of_its_own(
     log, output = tmp_path / "log.txt", tmp_path / "own.mp4"
     own = ["--comfyui", str(comfyui_path), "--base-directory", str(server.base), "--comfyui-log", str(log)]
     before = sorted((server.base / "output").rglob("*.mp4"))
-    code = cli.main(["generate", *SMALL, "--output", str(output), *own, "--", "--cpu", "--disable-api-nodes"])
+    code = cli.main(
+        ["generate", *SMALL, "--output", str(output), *own, "--comfyui-args", "--cpu", "--disable-api-nodes"]
+    )
     assert code == 0, log.read_text()[-3000:]
     check_film(output)
     assert sorted((server.base / "output").rglob("*.mp4")) == before, "the result stands where it was asked for, only"

@@ -493,7 +493,9 @@ def test_a_server_that_does_not_come_up_shows_its_log(fake_folder: Path, tmp_pat
 def test_stopping_the_command_ends_the_server(fake_folder: Path, tmp_path: Path, signal_: signal.Signals) -> None:
     command = [sys.executable, "-m", "hlwq_core", "generate", "--prompt", "x", "--comfyui", str(fake_folder)]
     process = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "x.mp4"), "--", "--cpu", "--hang"], cwd=REPO, stderr=subprocess.PIPE
+        [*command, "--output", str(tmp_path / "x.mp4"), "--comfyui-args", "--cpu", "--hang"],
+        cwd=REPO,
+        stderr=subprocess.PIPE,
     )
     try:
         end = time.monotonic() + 30
@@ -533,7 +535,6 @@ def test_no_comfyui_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["--prompt", "x", "--frames", "9", "--seconds", "1"], "twice"),
         (["--prompt", "x", "--workflow", "none.json"], "cannot be read"),
         (["--prompt", "x", "--server", "--comfyui", "y"], "--comfyui"),
-        (["--prompt", "x", "a cat"], "stands alone"),
         (["--prompt", "x", "--width", "700", "--server", "http://127.0.0.1:9"], "--width 704"),
         (["--prompt", "x", "--server", "http://127.0.0.1:9"], "no answer from ComfyUI"),
         (["--prompt", "x", "--server", "http://127.0.0.1:9", "--output", "/nowhere/x.mp4"], "does not exist"),
@@ -544,6 +545,17 @@ def test_what_is_wrong_is_said_in_a_line_with_a_way_out(
 ) -> None:
     assert cli.main(["generate", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_options_of_comfyui_stand_at_the_end() -> None:
+    for command in (["generate"], ["queue", "w.json", "-n", "2"], ["queue", "-n", "2", "w.json"]):
+        args = cli.parser().parse_args(
+            [*command, "--output", "x", "--comfyui-args", "--lowvram", "--reserve-vram", "2"]
+        )
+        assert args.comfyui_args == ["--lowvram", "--reserve-vram", "2"] and args.output == "x"
+    assert cli.parser().parse_args(["generate"]).comfyui_args == []
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["generate", "a prompt without its option"])
 
 
 def test_lora_strengths() -> None:
