@@ -183,7 +183,9 @@ def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
     if request.seconds is not None:
         if frames is not None:
             raise InputError("--frames and --seconds say the same thing twice", fix="use one of them")
-        frames = frames_of(request.seconds, fps or 24.0)
+        if fps is None:
+            raise InputError("the workflow has no 'Frame rate' to make frames of seconds", fix="use --frames")
+        frames = frames_of(request.seconds, fps)
         say(f"{request.seconds:g} s at {fps:g} frames a second: {frames} frames, {frames / fps:.3f} s")
     elif frames is None and request.audio is not None and fps and _value(nodes, "Length"):
         sound = probe(request.audio).audio
@@ -261,6 +263,7 @@ class Target:
 
     def place(self, name: str, number: int, several: bool) -> Path:
         """The path for a result that ComfyUI calls `name`, of the `number`-th prompt (from 1)."""
+        name = Path(name.replace("\\", "/")).name  # a server does not choose our folders
         if self.path is not None and not self.path.is_dir():
             stem, suffix = self.path.stem, Path(name).suffix
             if self.count > 1:

@@ -294,6 +294,8 @@ def test_a_file_of_comfyuis_name_replaces_nothing(tmp_path: Path) -> None:
     target = Target.of(tmp_path, 1, ".mp4")
     (tmp_path / "x.mp4").touch()
     assert target.place("x.mp4", 1, False) == tmp_path / "x_1.mp4"
+    for outside in ("../../y.mp4", "/etc/y.mp4", "..\\y.mp4"):
+        assert target.place(outside, 1, False) == tmp_path / "y.mp4"
 
 
 # ---- running on a fake ComfyUI ----
