@@ -27,7 +27,7 @@ from .packing import BITS, pack, row_bytes
 from .rules import FLOATING, Recipe, encoded_bytes, load_recipe, planned_size
 from .safefile import DTYPES, SafeFile
 from .source import Source, open_source
-from .writer import Producer, write_safetensors
+from .writer import Producer, write_error, write_safetensors
 
 Progress = Callable[[int, int, str], None]
 LAYOUTS = ("published", "single")
@@ -251,16 +251,19 @@ class _Job:
         }
 
     def run(self) -> Report:
-        journal = self._open_journal()
-        self._check_space(journal)
-        chunks = self._chunks()
-        for number, names in enumerate(chunks):
-            path = self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
-            self._chunk(path, names, journal)
-        if self.layout == "published":
-            self._finish_published()
-        else:
-            self._finish_single(len(chunks))
+        try:
+            journal = self._open_journal()
+            self._check_space(journal)
+            chunks = self._chunks()
+            for number, names in enumerate(chunks):
+                path = self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
+                self._chunk(path, names, journal)
+            if self.layout == "published":
+                self._finish_published()
+            else:
+                self._finish_single(len(chunks))
+        except OSError as error:
+            raise write_error(self.target, error) from error
         shutil.rmtree(self.work, ignore_errors=True)
         self._tell("done")
         return self._report()
@@ -282,21 +285,15 @@ class _Job:
             pass
         # Another source or other choices: what lies there is of no use, and it is ours.
         shutil.rmtree(self.work, ignore_errors=True)
-        try:
-            self.work.mkdir(parents=True)
-        except OSError as error:
-            raise InputError("the target's folder cannot be written", file=self.work, found=error.strerror) from error
+        self.work.mkdir(parents=True)
         journal = {"signature": signature, "chunks": {}}
         self._write_journal(journal)
         return journal
 
     def _write_journal(self, journal: dict[str, Any]) -> None:
         beside = self.journal_file.with_suffix(".new")
-        try:
-            beside.write_text(json.dumps(journal), "utf-8")
-            os.replace(beside, self.journal_file)
-        except OSError as error:
-            raise InputError("the journal cannot be written", file=self.journal_file, found=error.strerror) from error
+        beside.write_text(json.dumps(journal), "utf-8")
+        os.replace(beside, self.journal_file)
 
     def _check_space(self, journal: dict[str, Any]) -> None:
         size = planned_size(self.recipe, self.source.described(), self.bits)

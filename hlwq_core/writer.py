@@ -65,13 +65,14 @@ def write_safetensors(
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
 
 
-def _write_error(path: Path, error: OSError) -> HLWQError:
+def write_error(path: Path, error: OSError) -> HLWQError:
+    """The system's error about writing `path`, in the user's terms."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(
             "the disk is full: nothing was written",

@@ -333,6 +333,26 @@ def test_full_disk_in_between(tmp_path: Path, source: Path, monkeypatch: pytest.
     assert quantize(source, tmp_path / "out", rules="plain", chunk_bytes=90_000).resumed_chunks == 1
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    refused(source, tmp_path / "note.txt" / "out", "cannot be written")
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers", "cosine"), [("ltx23", 59, 0.9990), ("ltx23-compact", 90, 0.9990), ("ltx23-mixed", 90, 0.9960)]
+)
+def test_recipes_on_the_tiny_model(tiny: Path, tmp_path: Path, recipe: str, layers: int, cosine: float) -> None:
+    """The overall cosine of each LTX recipe, with searched norms, on weights of the real structure."""
+    from hlwq_core.inspect import inspect
+
+    original = tiny / "models" / "reference" / "ltx23_tiny_bf16.safetensors"
+    report = quantize(original, tmp_path / "out.safetensors", norms="search", rules=recipe, layout="single")
+    print(f"{recipe}: {report.layers} layers, {report.bits_a_weight:.3f} bits a weight, cosine {report.cosine:.5f}")
+    assert report.layers >= layers - 1 and report.cosine >= cosine
+    assert inspect(tmp_path / "out.safetensors").complete
+
+
 def test_index_cannot_name_files_outside(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
     with pytest.raises(Exception, match="outside"):
