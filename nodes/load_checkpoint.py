@@ -47,8 +47,9 @@ def load_checkpoint(
 
     # The small parts first: what is wrong with them shows before the large one is built.
     vae = audio_vae = None
+    vae_prefixes = {"vae.": ""}
     if opened.config is not None:
-        vae = model_loading.vae(opened, {"vae.": ""}, "video VAE", step)
+        vae = model_loading.vae(opened, vae_prefixes, "video VAE", step)
         audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
     model = model_loading.diffusion_model(opened, backend, pack_rest, step=step)
     model.cached_patcher_init = (
@@ -56,8 +57,17 @@ def load_checkpoint(
         (str(path), version, order, backend, pack_rest),
     )
     if opened.config is None:
-        prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
-        vae = model_loading.vae(opened, prefixes, "VAE", step)
+        vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
+        vae = model_loading.vae(opened, vae_prefixes, "VAE", step)
+    for part, prefixes, patcher in (
+        ("VAE", vae_prefixes, getattr(vae, "patcher", None)),
+        ("audio VAE", model_loading.AUDIO_PREFIXES, getattr(audio_vae, "patcher", None)),
+    ):
+        if patcher is not None:
+            patcher.cached_patcher_init = (
+                model_loading.reload_vae,
+                (str(path), version, order, tuple(prefixes.items()), part),
+            )
     bar.update_absolute(len(opened.names))
     report = describe(opened, model, chosen.NAME, device)
     _log.info("%s", report)
@@ -156,6 +166,13 @@ class HLWQLoadCheckpoint(io.ComfyNode):
         except HLWQError as error:
             return str(error)
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> list[tuple[str, int, int]]:
+        """The files: a checkpoint that was repaired or replaced is loaded again."""
+        path = locations.checkpoint(checkpoint)
+        files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     @classmethod
     def execute(

@@ -262,3 +262,15 @@ def vae(opened: Opened, prefixes: dict[str, str], part: str, step: Callable[[], 
         # ComfyUI only warns, and fills what is missing with zeros or noise.
         refuse_differences(path, f"the {part}", result.first_stage_model.state_dict(), weights)
     return result
+
+
+def reload_vae(
+    path: str,
+    codebook: str | None,
+    bit_order: str | None,
+    prefixes: tuple[tuple[str, str], ...],
+    part: str,
+    disable_dynamic: bool = False,
+) -> Any:
+    """Load a VAE again and give its patcher, for ComfyUI's `cached_patcher_init` (several GPUs)."""
+    return vae(open_complete(Path(path), codebook, bit_order), dict(prefixes), part).patcher

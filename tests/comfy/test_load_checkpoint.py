@@ -54,6 +54,32 @@ def test_the_report_is_logged_once(load, caplog):
     assert [record.message for record in caplog.records].count(report) == 1
 
 
+def test_a_changed_file_is_loaded_again(pack, comfy_base, tmp_path):
+    """ComfyUI keeps a node's result while its fingerprint stays."""
+    import folder_paths
+    from comfyui_hlwq.nodes.load_checkpoint import HLWQLoadCheckpoint
+
+    shutil.copytree(comfy_base / "models" / "hlwq" / CHECKPOINT / "polarquant" / "codes", tmp_path / "changing")
+    folder_paths.add_model_folder_path("hlwq", str(tmp_path))
+    try:
+        before = HLWQLoadCheckpoint.fingerprint_inputs("changing", backend="auto")
+        assert before == HLWQLoadCheckpoint.fingerprint_inputs("changing", backend="auto")
+        file = next((tmp_path / "changing").glob("*.safetensors"))
+        file.write_bytes(file.read_bytes() + b" ")
+        assert before != HLWQLoadCheckpoint.fingerprint_inputs("changing", backend="auto")
+    finally:
+        folder_paths.folder_names_and_paths["hlwq"][0].remove(str(tmp_path))
+
+
+def test_vaes_can_be_loaded_again(loaded):
+    """For ComfyUI's device selectors, which ask the loader for a fresh copy."""
+    for vae in loaded[1:3]:
+        function, arguments = vae.patcher.cached_patcher_init
+        with torch.inference_mode():
+            again = function(*arguments)
+        assert type(again.model) is type(vae.first_stage_model) and again.model is not vae.first_stage_model
+
+
 def test_every_choice_loads(load):
     for options in ({"codebook": "infinite"}, {"bit_order": "msb"}, {"backend": "eager"}):
         assert load(**options)[0] is not None
