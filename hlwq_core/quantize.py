@@ -21,6 +21,8 @@ import torch
 
 from . import codec
 from .codebook import BLOCK
+from .compensate import encode as encode_compensated
+from .compensate import open_moments, rotated_factor
 from .errors import HLWQError, InputError
 from .find import holds_codes
 from .packing import BITS, pack, row_bytes
@@ -107,6 +109,7 @@ def quantize(
     layout: str = "published",
     device: str = "auto",
     codebook: str = "infinite",
+    calibration: str | os.PathLike[str] | None = None,
     force: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
     progress: Progress | None = None,
@@ -122,6 +125,8 @@ def quantize(
         layout: `published` (folder that the author's tools read) or `single` (one file, with the model's `config`).
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         codebook: `infinite` (what published files use) or `finite`.
+        calibration: moments of the layers' inputs (see `compensate`); layers in it are coded for the least error of their
+            outputs, the others with `norms`.
         force: replace an existing checkpoint at the target; anything else is never replaced.
         chunk_bytes: size of a file of codes in the published layout.
         progress: called with (bytes done, bytes in all, text); may raise to stop, and the work can be resumed.
@@ -138,8 +143,22 @@ def quantize(
     target = Path(target)
     _check_target(opened, target, layout, force)
     plan = _plan(opened, recipe, bits)
+    moments = None
+    if calibration is not None:
+        moments = open_moments(calibration, {name: opened.entries[name][1].shape for name in plan})
     job = _Job(
-        opened, target, plan, norms, codebook, layout, choose_device(device), chunk_bytes, recipe, bits, progress
+        opened,
+        target,
+        plan,
+        norms,
+        codebook,
+        layout,
+        choose_device(device),
+        chunk_bytes,
+        recipe,
+        bits,
+        progress,
+        moments,
     )
     return job.run()
 
@@ -229,6 +248,7 @@ class _Job:
     recipe: Recipe
     bits: int
     progress: Progress | None
+    moments: SafeFile | None = None
     done: int = 0
     resumed: int = 0
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
@@ -246,7 +266,7 @@ class _Job:
             "hlwq.version": "1",
             "hlwq.codebook": self.codebook,
             "hlwq.bit_order": "msb",
-            "hlwq.norms": self.norms,
+            "hlwq.norms": "search" if self.moments else self.norms,
             "hlwq.recipe": self.recipe.name,
         }
 
@@ -271,7 +291,8 @@ class _Job:
     # -- the journal -------------------------------------------------------------------------------------------------
 
     def _signature(self) -> str:
-        files = [(f.path.name, f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in self.source.files]
+        used = [*self.source.files, *([self.moments] if self.moments else [])]
+        files = [(f.path.name, f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in used]
         choices = [self.norms, self.codebook, self.layout, self.chunk_bytes, sorted(self.plan.items())]
         return hashlib.sha256(json.dumps([files, choices]).encode()).hexdigest()
 
@@ -361,7 +382,15 @@ class _Job:
                 self._advance(nbytes, name)
 
             codes, made["norms"], self.fidelity[name] = encode_layer(
-                weight, bits, self.norms, self.codebook, self.device, name=name, file=file, told=told
+                weight,
+                bits,
+                self.norms,
+                self.codebook,
+                self.device,
+                name=name,
+                file=file,
+                told=told,
+                moments=self.moments.tensor(name) if self.moments and name in self.moments else None,
             )
             return codes.reshape(-1)
 
@@ -462,6 +491,7 @@ def encode_layer(
     name: str,
     file: Path | None = None,
     told: Callable[[int], None] | None = None,
+    moments: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, Fidelity]:
     """Encode one layer in rounds of rows, and compare what a decoder gets with the original.
 
@@ -469,6 +499,7 @@ def encode_layer(
         weight: floating `[out, in]` on the CPU, e.g. a view of a mapped file.
         name, file: for messages.
         told: called with the bytes of the original that were done; may raise.
+        moments: of the layer's inputs, float32 `[in, in]`: code for the least error of the outputs.
 
     Returns:
         Packed codes uint8 `[out, row_bytes]` and norms float16 `[out, blocks]` on the CPU, and the comparison.
@@ -481,11 +512,15 @@ def encode_layer(
     codes = torch.empty((rows, row_bytes(blocks, bits, "msb")), dtype=torch.uint8)
     block_norms = torch.empty((rows, blocks), dtype=torch.float16)
     fidelity = Fidelity()
+    factor = rotated_factor(moments.to(device)) if moments is not None else None
     step = max(1, (_GPU_WEIGHTS if device.type == "cuda" else _CPU_WEIGHTS) // (blocks * BLOCK))
     for start in range(0, rows, step):
         part = weight[start : start + step].to(device).float()
         try:
-            encoded = codec.encode(part, bits, codebook, norms)
+            if factor is None:
+                encoded = codec.encode(part, bits, codebook, norms)
+            else:
+                encoded = encode_compensated(part, bits, codebook, factor)
         except HLWQError as error:
             raise InputError(error.what, file=file, tensor=name, expected=error.expected, fix=error.fix) from error
         if not bool(torch.isfinite(encoded.norms).all()):

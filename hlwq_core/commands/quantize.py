@@ -31,6 +31,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)"
     )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="moments of the layers' inputs: code for the least error of their outputs"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument(
         "--force", action="store_true", help="replace an HLWQ checkpoint at the target, and nothing else"
@@ -52,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             rules=args.rules,
             layout=args.layout,
             device=args.device,
+            calibration=args.calibration,
             force=args.force,
             progress=progress,
         )
