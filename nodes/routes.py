@@ -263,7 +263,10 @@ async def _body(request: web.Request) -> dict[str, Any]:
     # A form of another site cannot send this type without being asked first.
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="application/json is expected")
-    body = await request.json()
+    try:
+        body = await request.json()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text="the body is no JSON") from error
     if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
         raise web.HTTPBadRequest(text="an object of strings is expected")
     return body

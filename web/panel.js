@@ -70,6 +70,7 @@ export class CheckpointPanel {
     this.name = null;
     this.turn = 0;
     this.job = null;
+    this.latest = null;
     this.element = document.createElement("div");
     this.element.className = "hlwq-panel";
     this.element.setAttribute("role", "status");
@@ -137,7 +138,8 @@ export class CheckpointPanel {
     try {
       const { job } = await post(path, body);
       this.job = job;
-      this.progress({ job, state: "running", text: "Starting…", done: 0, total: 0 });
+      const starting = { job, state: "running", text: "Starting…", done: 0, total: 0 };
+      this.progress(this.latest?.job === job ? this.latest : starting); // its events may overtake the answer
     } catch (error) {
       this.extra.replaceChildren(line(error.message, "bad"));
     }
@@ -162,7 +164,8 @@ export class CheckpointPanel {
 
   /** One "hlwq.job" event: {job, kind, state: running|done|failed|cancelled, text, done, total}. */
   progress(event) {
-    if (!this.job || event.job !== this.job) return;
+    this.latest = event;
+    if (event.job !== this.job) return;
     const parts = [line(event.text ?? "", event.state === "failed" ? "bad" : "")];
     if (event.state === "running") {
       const bar = document.createElement("progress");

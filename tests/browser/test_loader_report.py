@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 
 import pytest
@@ -35,7 +36,11 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
     assert "HLWQ-5 · V1" in text
     for label in ("Complete: ", "Weights in memory: ", "Backend: eager", "Fast mode: "):
         assert label in text
-    canvas.choose(LOADER, "checkpoint", holes)
+    if vue:
+        canvas.page.get_by_role("combobox", name="checkpoint").click()
+        canvas.page.get_by_role("option", name=holes).click()
+    else:
+        canvas.choose(LOADER, "checkpoint", holes)
     panel = canvas.page.locator(".hlwq-panel[data-state=incomplete]")
     panel.wait_for()
     assert "tensors are missing" in panel.inner_text()
@@ -58,16 +63,24 @@ def test_verify(canvas: Canvas) -> None:
 
 
 def test_download_asks_first(canvas: Canvas, holes: str) -> None:
-    """Nothing is fetched before the user has said yes."""
+    """Nothing is fetched before the user has said yes; a refusal (the tests are offline) is shown with what to do."""
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
     requests: list[str] = []
     canvas.page.on("request", lambda request: requests.append(f"{request.method} {request.url}"))
     canvas.add(LOADER, checkpoint=holes)
-    canvas.page.locator(".hlwq-panel[data-state=incomplete] button[data-fix=download]").click()
+    panel = canvas.page.locator(".hlwq-panel[data-state=incomplete]")
     dialog = canvas.page.get_by_role("dialog")
+    panel.locator("button[data-fix=download]").click()
     dialog.get_by_text("Hugging Face").wait_for()
     dialog.get_by_role("button", name="Cancel").click()
     dialog.wait_for(state="hidden")
     assert not [request for request in requests if request.startswith("POST") and "/hlwq/" in request]
+    panel.locator("button[data-fix=download]").click()
+    dialog.get_by_role("button", name="Confirm").click()
+    failed = panel.locator("[data-job=failed]")
+    failed.wait_for()
+    assert "offline mode is on" in failed.inner_text()
+    assert "what to do: " in failed.inner_text()
 
 
 @pytest.mark.parametrize("palette", ["dark", "light"])
