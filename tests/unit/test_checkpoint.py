@@ -326,6 +326,7 @@ def test_memory_of_opening_and_decoding_2_gb(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, str(path), str(REPO)], capture_output=True, text=True, timeout=240
     )
+    path.unlink()
     assert result.returncode == 0, result.stderr
     opened, peak, largest, layers = map(int, result.stdout.split())
     assert layers == count
