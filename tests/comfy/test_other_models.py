@@ -20,7 +20,13 @@ def wan(comfy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(3)
     model = WanModel(
-        dim=256, ffn_dim=512, num_heads=2, num_layers=2, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast
+        dim=256,
+        ffn_dim=512,
+        num_heads=2,
+        num_layers=2,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.manual_cast,
     )
     tensors = {name: torch.randn_like(value) * 0.05 for name, value in model.state_dict().items()}
     path = tmp_path_factory.mktemp("wan") / "wan_tiny.safetensors"

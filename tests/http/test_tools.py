@@ -70,7 +70,13 @@ def test_cancel_stops_a_running_node(server: Any, models: Path) -> None:
 
     big = models / "checkpoints" / "tools_big.safetensors"
     save_file({f"blocks.{i}.weight": torch.randn(1024, 1024) for i in range(60)}, big)
-    inputs = {"source": f"checkpoints/{big.name}", "name": "tools-big", "bits": "8", "norms": "search", "rules": "plain"}
+    inputs = {
+        "source": f"checkpoints/{big.name}",
+        "name": "tools-big",
+        "bits": "8",
+        "norms": "search",
+        "rules": "plain",
+    }
     try:
         prompt = {"1": {"class_type": "HLWQQuantize", "inputs": inputs | {"layout": "published"}}}
         number = ask(server.url, "/prompt", {"prompt": prompt})["prompt_id"]
