@@ -52,9 +52,12 @@ def _chromium() -> str | None:
     return given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
-    """The browser, once for the session; each test takes a fresh context of it."""
+    """The browser, once for this folder; each test takes a fresh context of it.
+
+    Not for the session: while Playwright runs, its event loop occupies the thread, and tests/comfy need their own.
+    """
     path = _chromium()
     if path is None:
         if os.environ.get("CI"):
