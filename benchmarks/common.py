@@ -1,0 +1,76 @@
+"""What the benchmarks share: the machine's description, timing, results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, str]:
+    """Machine, versions and command, for every result."""
+    import torch
+
+    found = {
+        "cpu": _cpu_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def save(name: str, figures: dict[str, Any], summary: dict[str, float | None]) -> None:
+    """Write `results/NAME.json`, and the figures of issue-wide interest into `results/summary.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    out = Path(os.environ.get("OUT", RESULTS))
+    (out / f"{name}.json").write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+    path = RESULTS / "summary.json"
+    flat = json.loads(path.read_text()) if path.exists() else {}
+    flat.update(summary)
+    (out / "summary.json").write_text(json.dumps(dict(sorted(flat.items())), indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+def seconds(function: Callable[[], Any], repeat: int = 20, warm: int = 3, device: str = "cpu") -> float:
+    """Median time of one call."""
+    import torch
+
+    times = []
+    for i in range(warm + repeat):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if i >= warm:
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
