@@ -127,9 +127,10 @@ def test_a_range_of_rows_is_the_same_as_the_whole(rows, width, start, bits):
     made = encode(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows * 1000 + width)), bits)
     table = scaled_table("infinite", bits)
     packed = made.packed()
-    whole = eager.decode(packed, made.norms, table, bits, "msb", width, torch.bfloat16)
-    part = eager.decode(packed[start:], made.norms[start:], table, bits, "msb", width, torch.bfloat16)
-    assert torch.equal(whole[start:], part)
+    whole = eager.decode(packed, made.norms, table, bits, "msb", width, torch.float32)
+    part = eager.decode(packed[start:], made.norms[start:], table, bits, "msb", width, torch.float32)
+    # A matrix product of another height may sum in another order: equal but for float32 rounding.
+    assert part.shape == whole[start:].shape and torch.allclose(whole[start:], part, rtol=0, atol=1e-5)
 
 
 def test_quality_is_the_published_one():
