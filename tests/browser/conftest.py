@@ -85,13 +85,13 @@ def media(comfyui: str) -> None:
 
 
 def _beside(server: Any, tiny: Path, name: str) -> Path:
-    """A copy of the tiny checkpoint in the server's models/hlwq."""
+    """A copy of the tiny checkpoint in the server's models/hlwq, gone with this folder's tests: others expect one."""
     target = Path(server.base) / "models" / "hlwq" / name
     shutil.copytree(tiny / "models" / "hlwq" / TINY, target)
     return target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def holes(server: Any, tiny: Path) -> Iterator[str]:
     """A checkpoint that lacks its last chunk of codes; its name."""
     folder = _beside(server, tiny, "LTX-2.3-tiny-with-holes")
@@ -100,7 +100,7 @@ def holes(server: Any, tiny: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def truncated(server: Any, tiny: Path) -> Iterator[str]:
     """A checkpoint whose first chunk of codes ends too early; its name."""
     folder = _beside(server, tiny, "LTX-2.3-tiny-truncated")
