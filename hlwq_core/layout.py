@@ -118,6 +118,9 @@ register_layout_class(LAYOUT, HLWQLayout)
 class HLWQTensor(QuantizedTensor):
     """A packed weight. Shape and dtype are the logical ones; `nbytes` is what it takes: codes and norms."""
 
+    # Shape, dtype and device are asked for at every use of a layer, and cost 2 µs each through the Python hook.
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
     @property
     def nbytes(self) -> int:
         """Bytes of codes and norms (the base class forgets the norms, 2.4 % at 5 bits)."""
@@ -198,14 +201,55 @@ def is_packed(weight: object) -> bool:
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
 
 
-def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype, into_scratch: bool = False) -> torch.Tensor:
-    """Decode codes and parameters of a quantized tensor to `[out, in]` of `dtype`.
+class ScratchDecoder:
+    """Decodes one packed weight into its device's scratch buffer, again and again: its launch is prepared once.
 
     Args:
-        into_scratch: decode into the device's scratch buffer; the result is valid until the next layer is decoded.
+        weight: the packed tensor.
+        dtype: of the result.
+
+    Attributes:
+        dtype: of the result.
     """
+
+    __slots__ = ("_columns", "_device", "_rows", "_run", "dtype")
+
+    def __init__(self, weight: QuantizedTensor, dtype: torch.dtype):
+        codes, params = weight._qdata, weight._params
+        self.dtype = dtype
+        self._device = codes.device
+        self._rows, self._columns = params.orig_shape
+        table = scaled_table(params.codebook, params.bits, str(codes.device))
+        self._run = backends.choose(codes.device, params.backend).prepare(
+            codes, params.scale, table, params.bits, params.packing, self._columns, dtype
+        )
+
+    def __call__(self, low_rank: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """The weight `[out, in]`, valid until the next layer is decoded.
+
+        Args:
+            low_rank: `up [out, rank]` and `down [rank, in]` of `dtype`; their product is added before the result is rounded.
+        """
+        out = ops.scratch(self._rows, self._columns, self.dtype, self._device)
+        if low_rank is None:
+            self._run(out, False)
+        else:
+            torch.mm(*low_rank, out=out)
+            self._run(out, True)
+        return out
+
+
+def scratch_decoder(weight: QuantizedTensor, dtype: torch.dtype) -> ScratchDecoder:
+    """The decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
+    decoder = weight.__dict__.get("_decoder")
+    if decoder is None or decoder.dtype is not dtype:
+        decoder = weight._decoder = ScratchDecoder(weight, dtype)
+    return decoder
+
+
+def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Decode codes and parameters of a quantized tensor to `[out, in]` of `dtype`, in memory of its own."""
     table = scaled_table(params.codebook, params.bits, str(qdata.device))
-    function = ops.decode_into_scratch if into_scratch else ops.decode
-    return function(
+    return ops.decode(
         qdata, params.scale, table, params.bits, params.packing, params.orig_shape[1], dtype, params.backend
     )

@@ -59,49 +59,37 @@ def decode(
 
 # One buffer a device, as bytes: layers run one after another, so the next may overwrite the last.
 _scratch: dict[torch.device, torch.Tensor] = {}
+# Views of it by shape and dtype: making one costs the host more than launching a decode.
+_views: dict[tuple[torch.device, torch.dtype, int, int], torch.Tensor] = {}
 
 
 def scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A `[rows, columns]` view of the device's scratch buffer, valid until the next call; grown to the largest layer."""
+    key = (device, dtype, rows, columns)
+    view = _views.get(key)
+    if view is not None:
+        return view
     size = rows * columns * dtype.itemsize
     buffer = _scratch.get(device)
-    if buffer is None or buffer.numel() < size:
-        _scratch.pop(device, None)
-        # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
-        with torch.inference_mode(False):
-            buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        _scratch[device] = buffer
-    return buffer[:size].view(dtype).view(rows, columns)
+    # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
+    with torch.inference_mode(False):
+        if buffer is None or buffer.numel() < size:
+            del buffer
+            release_scratch(device)
+            buffer = _scratch[device] = torch.empty(size, dtype=torch.uint8, device=device)
+        view = _views[key] = buffer[:size].view(dtype).view(rows, columns)
+    return view
 
 
 def release_scratch(device: torch.device | None = None) -> None:
     """Give the scratch buffer of a device (or of all) back to torch's allocator."""
-    if device is None:
-        _scratch.clear()
-    else:
-        _scratch.pop(device, None)
+    for key in [key for key in _views if device in (None, key[0])]:
+        del _views[key]
+    for owner in [owner for owner in _scratch if device in (None, owner)]:
+        del _scratch[owner]
 
 
 def scratch_bytes(device: torch.device) -> int:
     """Size of the device's scratch buffer."""
     buffer = _scratch.get(device)
     return 0 if buffer is None else buffer.numel()
-
-
-def decode_into_scratch(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    backend: str = "auto",
-) -> torch.Tensor:
-    """Decode packed rows into the device's scratch buffer: use the result before the next layer is decoded.
-
-    Not for weights that autograd keeps, and not under torch.compile: use `decode` there.
-    """
-    out = scratch(codes.shape[0], in_features, dtype, codes.device)
-    chosen = backends.choose(codes.device, backend)
-    return chosen.decode(codes, norms, table, bits, packing, in_features, dtype, out=out)

@@ -8,13 +8,20 @@ import torch
 
 from ..hlwq_core import layout
 from . import compat
+from .low_rank import LowRank
 
 
 class PackedOperations(compat.manual_cast):
     """`custom_operations` for ComfyUI's loaders; layers with plain weights work as in core."""
 
     class Linear(compat.manual_cast.Linear):
-        """A linear layer whose weight is packed (or plain, for the layers that a checkpoint leaves in BF16)."""
+        """A linear layer whose weight is packed (or plain, for the layers that a checkpoint leaves in BF16).
+
+        Attributes:
+            low_rank: LoRAs to add to a packed weight.
+        """
+
+        low_rank: LowRank | None = None
 
         def __init__(
             self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -90,10 +97,11 @@ class PackedOperations(compat.manual_cast):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             """`input · Wᵀ + b`; W exists only while this runs."""
             compat.run_every_op()
-            if not layout.is_packed(self.weight):
+            weight = self._parameters["weight"]
+            if not layout.is_packed(weight):
                 return self.forward_comfy_cast_weights(input)
-            # With patches the cast decodes and adds them; in float32, so that a small patch is rounded once, not twice.
-            dtype = torch.float32 if self.weight_function else self.weight.dtype
+            # With functions the cast decodes and applies them; in float32, so that a small patch is rounded once, not twice.
+            dtype = torch.float32 if self.weight_function else weight.dtype
             weight, bias, stream = compat.cast_bias_weight(
                 self, None, dtype=dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
             )
@@ -102,11 +110,13 @@ class PackedOperations(compat.manual_cast):
             return output
 
         def _dense(self, weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-            if not layout.is_packed(weight):
-                return weight.to(input.dtype)
-            if torch.compiler.is_compiling():
-                # Compiled code sees the wrapper, whose operators decode through torch.ops.hlwq.decode.
-                return weight.to(input.dtype)
-            # Codes and norms straight from the cast weight: the wrapper's dispatch costs 20 µs a layer on the host.
+            low_rank = self.low_rank
             keep = torch.is_grad_enabled() and input.requires_grad
-            return layout.decode(weight._qdata, weight._params, input.dtype, into_scratch=not keep)
+            if layout.is_packed(weight) and not keep and not torch.compiler.is_compiling():
+                # Straight from the cast weight's codes: the wrapper's dispatch costs 20 µs a layer on the host.
+                decode = layout.scratch_decoder(weight, input.dtype)
+                return decode(None if low_rank is None else low_rank.factors(input.device, input.dtype))
+            if low_rank is None:
+                return weight.to(input.dtype)
+            # Compiled code sees the wrapper, whose operators decode through torch.ops.hlwq.
+            return weight.to(torch.float32).add(low_rank.delta(input.device)).to(input.dtype)

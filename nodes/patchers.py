@@ -14,6 +14,7 @@ import torch
 
 from ..hlwq_core import layout, ops
 from . import compat
+from .low_rank import LowRank, is_plain, is_plain_lora
 
 
 class PatchAfterDecoding:
@@ -36,7 +37,7 @@ class PatchAfterDecoding:
         self._device = torch.device(device)
         patches = self.patches[self.key]
         # Products of plain LoRA factors are exact enough in bfloat16 (they are summed in float32), and much faster there.
-        fast = self._device.type != "cpu" and all(_is_plain_lora(value) for _, value, *_ in patches)
+        fast = self._device.type != "cpu" and all(is_plain_lora(value) for _, value, *_ in patches)
         self._dtype = torch.bfloat16 if fast else torch.float32
         self._on_device = [(strength, _move(value, self._device, counted), *rest) for strength, value, *rest in patches]
         return counted[0]
@@ -44,11 +45,6 @@ class PatchAfterDecoding:
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         self.move_to(weight.device)
         return compat.lora.calculate_weight(self._on_device, weight, self.key, intermediate_dtype=self._dtype)
-
-
-def _is_plain_lora(value: Any) -> bool:
-    """Whether a patch is an up and a down matrix and nothing that depends on the weight (DoRA)."""
-    return isinstance(value, compat.WeightAdapterBase) and value.name == "lora" and value.weights[4] is None
 
 
 def _move(value: Any, device: torch.device, counted: list[int]) -> Any:
@@ -73,13 +69,18 @@ def packed_modules(patcher: Any) -> list[tuple[str, torch.nn.Module]]:
 
 
 def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
-    """After a load, under either patcher: each packed weight's patches become a function of the decoded weight."""
+    """After a load, under either patcher: each packed weight's patches are added after decoding, at every use."""
     loaded = 0
     for key, module in packed_modules(patcher):
         # The dynamic patcher's own hook for patches writes the re-quantized weight back: it must not see them.
         module.weight_lowvram_function = None
         functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
-        if key in patcher.patches:
+        module.low_rank = None
+        patches = patcher.patches.get(key, ())
+        if patches and all(map(is_plain, patches)):
+            module.low_rank = LowRank(patches, module.weight.dtype)
+            loaded += module.low_rank.move_to(device)
+        elif patches:
             patch = PatchAfterDecoding(key, patcher.patches)
             loaded += patch.move_to(device)
             functions.insert(0, patch)
@@ -186,6 +187,7 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
         if unpatch_weights:
             for _, module in packed_modules(self):
                 module.weight_function = []
+                module.low_rank = None
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         """As in core; the patches of what was offloaded are there already, as functions of the decoded weight."""
@@ -197,6 +199,14 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
 
 class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     """ComfyUI's ModelPatcherDynamic for packed weights."""
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        """As in core; where that frees too little, the LoRAs' factors go as well. They come back at their next use."""
+        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        if freed < memory_to_free:
+            low_ranks = [module.low_rank for _, module in packed_modules(self) if module.low_rank is not None]
+            freed += sum(low_rank.move_to(self.offload_device) for low_rank in low_ranks)
+        return freed
 
 
 class _Without:

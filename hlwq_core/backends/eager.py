@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -30,6 +31,7 @@ def decode(
     in_features: int,
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
+    accumulate: bool = False,
 ) -> torch.Tensor:
     """Decode rows of a packed weight: `w = (table[code] · H) · norm`, in float32, rounded to `dtype` at the end.
 
@@ -41,6 +43,7 @@ def decode(
         in_features: width of the weight; padding to a multiple of 128 is cut.
         dtype: of the result.
         out: `[rows, in_features]` of `dtype` to write into.
+        accumulate: add to what `out` holds (a patch of the weight), before the one rounding.
 
     Returns:
         `[rows, in_features]` of `dtype`, on the device of `codes`.
@@ -57,8 +60,26 @@ def decode(
         values = _look_up(codes[start:stop], table, bits, packing).reshape(-1, BLOCK)
         weight = torch.mm(values, h)
         weight *= norms[start:stop].reshape(-1, 1).float()
-        out[start:stop] = weight.reshape(stop - start, -1)[:, :in_features]
+        part = weight.reshape(stop - start, -1)[:, :in_features]
+        out[start:stop] = part + out[start:stop] if accumulate else part
     return out
+
+
+def prepare(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Callable[[torch.Tensor, bool], object]:
+    """`decode` with all but its last two arguments laid down, for a weight that is decoded again and again."""
+
+    def run(out: torch.Tensor, accumulate: bool) -> object:
+        return decode(codes, norms, table, bits, packing, in_features, dtype, out, accumulate)
+
+    return run
 
 
 def _look_up(codes: torch.Tensor, table: torch.Tensor, bits: int, packing: str) -> torch.Tensor:

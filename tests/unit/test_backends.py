@@ -6,12 +6,13 @@ import ctypes
 import itertools
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hlwq_core import backends, ops
-from hlwq_core.backends import cuda, eager
+from hlwq_core.backends import cuda, eager, nvrtc
 from hlwq_core.codebook import scaled_table
 from hlwq_core.codec import encode
 from hlwq_core.errors import InputError
@@ -80,6 +81,7 @@ static float exchange(float value, unsigned source) {
 }
 static float __shfl_sync(unsigned, float value, unsigned source) { return exchange(value, source); }
 static float __shfl_xor_sync(unsigned, float value, int mask) { return exchange(value, threadIdx.x ^ mask); }
+static float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
 static unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
 float half_to_float(unsigned short h) { _Float16 f; std::memcpy(&f, &h, 2); return (float)f; }
 unsigned short float_to_half(float f) { _Float16 g = (_Float16)f; unsigned short h; std::memcpy(&h, &g, 2); return h; }
@@ -111,11 +113,11 @@ def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernel")
     (folder / "shim.cpp").write_text(SHIM)
 
-    def make(bits: int, packing: str, dtype: torch.dtype):
-        library = folder / f"{bits}{packing}{str(dtype)[6:]}.so"
+    def make(bits: int, packing: str, dtype: torch.dtype, accumulate: bool = False):
+        library = folder / f"{bits}{packing}{str(dtype)[6:]}{accumulate}.so"
         command = [compiler, "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f'-DSOURCE="{cuda.SOURCE}"']
         subprocess.run(
-            [*command, *cuda.options(bits, packing, dtype), str(folder / "shim.cpp"), "-o", str(library)],
+            [*command, *cuda.options(bits, packing, dtype, accumulate), str(folder / "shim.cpp"), "-o", str(library)],
             check=True,
             timeout=120,
         )
@@ -138,13 +140,58 @@ def test_the_cuda_kernels_source_computes_what_eager_does(build, bits, packing):
         assert torch.allclose(found.float(), expected, rtol=step, atol=1e-5), (rows, in_features)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cuda_kernels_source_adds_to_a_patch_with_one_rounding(build, dtype):
+    library = build(5, "msb", dtype, accumulate=True)
+    for rows, in_features in ((3, 256), (2, 200)):
+        codes, norms, table = layer(5, "msb", rows, in_features)
+        patch = torch.randn(rows, in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+        found = patch.clone()
+        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (codes, norms, table, found)]
+        library.run(*pointers, norms.numel(), norms.shape[1], in_features)
+        exact = eager.decode(codes, norms, table, 5, "msb", in_features, torch.float32) + patch.float()
+        step = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
+        assert torch.allclose(found.float(), exact, rtol=step, atol=1e-5)
+        by_eager = eager.decode(codes, norms, table, 5, "msb", in_features, dtype, patch.clone(), accumulate=True)
+        assert torch.equal(by_eager, exact.to(dtype))
+
+
+def test_a_launch_hands_its_arguments_to_the_driver(monkeypatch):
+    """Without a GPU: a stand-in for cuLaunchKernel reads what it is given, as the driver does."""
+    calls = []
+
+    def driver(function, *numbers):
+        *shape, stream, addresses, extra = numbers
+        cells = ctypes.cast(addresses, ctypes.POINTER(ctypes.c_void_p))
+        pointed = ctypes.c_uint64.from_address(cells[0]).value, ctypes.c_uint32.from_address(cells[1]).value
+        calls.append((function, *shape, stream, *pointed, extra))
+        return 0
+
+    signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3)
+    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: signature(driver))
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77)
+    kernel = SimpleNamespace(function=123, device_index=0)
+    target = torch.zeros(4)
+    launch = nvrtc.Launch(kernel, 10, 256, nvrtc.pointer(target), ctypes.c_uint32(5))
+    launch()
+    launch.arguments[0].value = 99
+    launch()
+    assert calls[0] == (123, 10, 1, 1, 256, 1, 1, 0, 77, target.data_ptr(), 5, None)
+    assert calls[1][9] == 99
+    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: lambda *arguments: 719)
+    with pytest.raises(RuntimeError, match="719"):
+        nvrtc.Launch(kernel, 1, 32)()
+
+
 @pytest.mark.parametrize("arch", ["sm_75", "sm_89", "sm_90"])
 def test_nvrtc_builds_every_variant(arch):
     pytest.importorskip("cuda.bindings.nvrtc")
     try:
         for bits, packing in VARIANTS if arch == "sm_90" else VARIANTS[:2]:
-            for dtype in DTYPES:
-                assert b"hlwq_decode" in cuda.compile_cubin(cuda.options(bits, packing, dtype), arch)
+            for dtype, add in itertools.product(DTYPES, (False, True)):
+                cubin = nvrtc.compile_cubin(cuda.SOURCE, cuda.options(bits, packing, dtype, add), arch)
+                assert cuda.FUNCTION.encode() in cubin
     except RuntimeError as error:
         if "library" in str(error).lower():
             pytest.skip(f"NVRTC is not installed: {error}")
