@@ -8,6 +8,9 @@ ones. A packed weight is never quantized again: the format is not idempotent, an
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ import torch
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layout_class
 from comfy_kitchen.tensor.base import LAYOUTS, BaseLayoutParams
 
-from . import backends, ops
+from . import backends, fast, ops
 from .codebook import BLOCK, scaled_table
 from .errors import InputError
 
@@ -37,31 +40,80 @@ def _decode_by_name(
     return backends.choose(codes.device, backend).decode(codes, norms, table, bits, packing, in_features, dtype)
 
 
-def _register_operator() -> Any:
-    # Compiled code cannot hold tensors that are not its inputs, as the codebook is: hence an operator that takes its name.
-    # Each copy of the pack in a process has its own, because each has its own stored codebooks.
-    namespace = "hlwq"
-    while hasattr(getattr(torch.ops, namespace), "decode_by_name"):
+def _operator(function: Callable, fake: Callable) -> Any:
+    """Register an operator of torch under the function's name.
+
+    Compiled code cannot hold tensors that are not its inputs, as the codebook is: hence operators that take its name. Each
+    copy of the pack in a process has its own, because each has its own stored codebooks.
+    """
+    namespace, name = "hlwq", function.__name__.strip("_")
+    while hasattr(getattr(torch.ops, namespace), name):
         namespace += "_"
-    operator = torch.library.custom_op(f"{namespace}::decode_by_name", _decode_by_name, mutates_args=())
-
-    @operator.register_fake
-    def _(
-        codes: torch.Tensor,
-        norms: torch.Tensor,
-        codebook: str,
-        bits: int,
-        packing: str,
-        in_features: int,
-        dtype: torch.dtype,
-        backend: str,
-    ) -> torch.Tensor:
-        return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
-
-    return getattr(torch.ops, namespace).decode_by_name
+    torch.library.custom_op(f"{namespace}::{name}", function, mutates_args=()).register_fake(fake)
+    return getattr(getattr(torch.ops, namespace), name)
 
 
-_decode_named = _register_operator()
+def _fake_decode(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    codebook: str,
+    bits: int,
+    packing: str,
+    in_features: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> torch.Tensor:
+    return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
+
+
+_decode_named = _operator(_decode_by_name, _fake_decode)
+
+
+def _rotate_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    values, scales = fast.rotate(x.reshape(-1, x.shape[-1]), kind)
+    return values, scales
+
+
+def _fake_rotate(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = math.prod(x.shape[:-1])
+    values = x.new_empty((rows, -(-x.shape[-1] // BLOCK) * BLOCK), dtype=fast.DTYPES[kind])
+    return values, x.new_empty(rows, dtype=torch.float32)
+
+
+def _fast_linear(
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bias: torch.Tensor | None,
+    codebook: str,
+    bits: int,
+    packing: str,
+    kind: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    table = scaled_table(codebook, bits, str(codes.device))
+    weight = fast.weight(codes, norms, table, bits, packing, kind)
+    return fast.multiply(fast.EightBit(values, scales), weight, bias, dtype)
+
+
+def _fake_fast_linear(
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bias: torch.Tensor | None,
+    codebook: str,
+    bits: int,
+    packing: str,
+    kind: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return values.new_empty((values.shape[0], codes.shape[0]), dtype=dtype)
+
+
+_rotate_operator = _operator(_rotate_rows, _fake_rotate)
+_fast_linear_operator = _operator(_fast_linear, _fake_fast_linear)
 
 
 class HLWQLayout(QuantizedLayout):
@@ -253,3 +305,35 @@ def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype) -> torch.Tensor
     return ops.decode(
         qdata, params.scale, table, params.bits, params.packing, params.orig_shape[1], dtype, params.backend
     )
+
+
+def fast_linear(
+    x: torch.Tensor,
+    weight: QuantizedTensor,
+    bias: torch.Tensor | None,
+    kind: str,
+    shared: fast.SharedInput | None = None,
+    last: bool = True,
+) -> torch.Tensor:
+    """`x · Wᵀ + bias` in 8 bits (see fast.py).
+
+    Args:
+        x: `[..., in]` of one of `fast.INPUTS`.
+        weight: packed, `[out, in]`.
+        bias: `[out]`.
+        kind: `fp8` or `int8`.
+        shared: of the layers that read the same input, in turn.
+        last: whether this is the last of them.
+
+    Returns:
+        `[..., out]` in the dtype of `x`.
+    """
+    compiling = torch.compiler.is_compiling()
+    # An operator of torch costs the host 30 µs; only compiled code needs it.
+    rotate = functools.partial(_rotate_operator if compiling else _rotate_rows, kind=kind)
+    linear = _fast_linear_operator if compiling else _fast_linear
+    values, scales = rotate(x) if shared is None else shared.rotate(x, last, rotate)
+    codes, params = weight._qdata, weight._params
+    named = params.codebook, params.bits, params.packing, kind, x.dtype
+    result = linear(values, scales, codes, params.scale, bias, *named)
+    return result.view(*x.shape[:-1], codes.shape[0])

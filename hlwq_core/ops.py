@@ -57,39 +57,49 @@ def decode(
     return torch.ops.hlwq.decode(codes, norms, table, bits, packing, in_features, dtype, backend)
 
 
-# One buffer a device, as bytes: layers run one after another, so the next may overwrite the last.
-_scratch: dict[torch.device, torch.Tensor] = {}
+# One buffer a device and use, as bytes: layers run one after another, so the next may overwrite the last.
+_scratch: dict[tuple[torch.device, str], torch.Tensor] = {}
 # Views of it by shape and dtype: making one costs the host more than launching a decode.
-_views: dict[tuple[torch.device, torch.dtype, int, int], torch.Tensor] = {}
+_views: dict[tuple[torch.device, str, torch.dtype, int, int], torch.Tensor] = {}
 
 
-def scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A `[rows, columns]` view of the device's scratch buffer, valid until the next call; grown to the largest layer."""
-    key = (device, dtype, rows, columns)
+def scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device, use: str = "weights") -> torch.Tensor:
+    """A `[rows, columns]` view of the device's scratch buffer, valid until the next call; grown to the largest layer.
+
+    Args:
+        use: `weights`, or `scales` for the small buffer of 8-bit weights' scales.
+    """
+    key = (device, use, dtype, rows, columns)
     view = _views.get(key)
     if view is not None:
         return view
     size = rows * columns * dtype.itemsize
-    buffer = _scratch.get(device)
+    buffer = _scratch.get((device, use))
     # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
     with torch.inference_mode(False):
         if buffer is None or buffer.numel() < size:
             del buffer
-            release_scratch(device)
-            buffer = _scratch[device] = torch.empty(size, dtype=torch.uint8, device=device)
+            _release(device, use)
+            buffer = _scratch[device, use] = torch.empty(size, dtype=torch.uint8, device=device)
         view = _views[key] = buffer[:size].view(dtype).view(rows, columns)
     return view
 
 
+def _release(device: torch.device | None, use: str | None) -> None:
+    def meant(key: tuple) -> bool:
+        return device in (None, key[0]) and use in (None, key[1])
+
+    for view in filter(meant, list(_views)):
+        del _views[view]
+    for buffer in filter(meant, list(_scratch)):
+        del _scratch[buffer]
+
+
 def release_scratch(device: torch.device | None = None) -> None:
-    """Give the scratch buffer of a device (or of all) back to torch's allocator."""
-    for key in [key for key in _views if device in (None, key[0])]:
-        del _views[key]
-    for owner in [owner for owner in _scratch if device in (None, owner)]:
-        del _scratch[owner]
+    """Give the scratch buffers of a device (or of all) back to torch's allocator."""
+    _release(device, None)
 
 
 def scratch_bytes(device: torch.device) -> int:
-    """Size of the device's scratch buffer."""
-    buffer = _scratch.get(device)
-    return 0 if buffer is None else buffer.numel()
+    """Size of the device's scratch buffers."""
+    return sum(buffer.numel() for (owner, _), buffer in _scratch.items() if owner == device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hlwq_core import backends
+from ..hlwq_core import backends, fast
 from ..hlwq_core.errors import HLWQError
 from . import compat, locations, model_loading
 
@@ -18,7 +18,12 @@ AUTO = "auto"
 
 
 def load_checkpoint(
-    path: Path, backend: str = AUTO, codebook: str = AUTO, bit_order: str = AUTO, pack_rest: bool = False
+    path: Path,
+    backend: str = AUTO,
+    codebook: str = AUTO,
+    bit_order: str = AUTO,
+    pack_rest: bool = False,
+    mode: str = model_loading.EXACT,
 ) -> tuple[Any, Any | None, Any | None, str]:
     """Load everything that a checkpoint holds of a video model.
 
@@ -27,6 +32,7 @@ def load_checkpoint(
         backend: what decodes the weights: `auto`, or a name of `backends.names()`.
         codebook, bit_order: `auto` finds them in the data.
         pack_rest: also pack the large linear layers that the checkpoint leaves dense.
+        mode: `exact` or `fast`.
 
     Returns:
         Diffusion model, VAE and audio VAE as ComfyUI's own loaders give them (None where the checkpoint has none), and a
@@ -51,10 +57,10 @@ def load_checkpoint(
     if opened.config is not None:
         vae = model_loading.vae(opened, vae_prefixes, "video VAE", step)
         audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
-    model = model_loading.diffusion_model(opened, backend, pack_rest, step=step)
+    model = model_loading.diffusion_model(opened, backend, pack_rest, mode, step=step)
     model.cached_patcher_init = (
         model_loading.reload_diffusion_model,
-        (str(path), version, order, backend, pack_rest),
+        (str(path), version, order, backend, pack_rest, mode),
     )
     if opened.config is None:
         vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
@@ -69,12 +75,12 @@ def load_checkpoint(
                 (str(path), version, order, tuple(prefixes.items()), part),
             )
     bar.update_absolute(len(opened.names))
-    report = describe(opened, model, chosen.NAME, device)
+    report = describe(opened, model, chosen.NAME, device, mode)
     _log.info("%s", report)
     return model, vae, audio_vae, report
 
 
-def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any) -> str:
+def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any, mode: str) -> str:
     """The report: what was loaded, how it is decoded, how much memory it takes."""
     facts = opened.checkpoint.report()
     bits = ", ".join(f"{count} of {bits} bits" for bits, count in facts["bits"].items())
@@ -94,6 +100,9 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         f"  decoded on {device} by the backend {backend}",
         *reasons,
     ]
+    if mode == model_loading.FAST:
+        kind, reason = fast.choose(device)
+        lines.append(f"  fast mode: {kind or f'not available, decoded exactly: {reason}'}")
     if facts["upscalers"]:
         lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
     return "\n".join(lines)
@@ -149,6 +158,15 @@ class HLWQLoadCheckpoint(io.ComfyNode):
                     tooltip="Also pack the large linear layers that the checkpoint keeps in BF16. Saves memory, costs a "
                     "minute or more at loading and a little quality.",
                 ),
+                io.Combo.Input(
+                    "mode",
+                    options=[model_loading.EXACT, model_loading.FAST],
+                    default=model_loading.EXACT,
+                    optional=True,
+                    tooltip="exact decodes every weight. fast multiplies in 8 bits (FP8 from Ada on, INT8 on Turing and "
+                    "Ampere): quicker where the picture is large, with a small error of its own. Where the card cannot, "
+                    "the report says so and decoding stays exact.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The diffusion model, its weights packed."),
@@ -182,8 +200,9 @@ class HLWQLoadCheckpoint(io.ComfyNode):
         codebook: str = AUTO,
         bit_order: str = AUTO,
         pack_rest: bool = False,
+        mode: str = model_loading.EXACT,
     ) -> io.NodeOutput:
         """Load the checkpoint."""
         return io.NodeOutput(
-            *load_checkpoint(locations.checkpoint(checkpoint), backend, codebook, bit_order, pack_rest)
+            *load_checkpoint(locations.checkpoint(checkpoint), backend, codebook, bit_order, pack_rest, mode)
         )

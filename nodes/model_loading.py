@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import codec, layout, ltx_config, manifest
+from ..hlwq_core import codec, fast, layout, ltx_config, manifest
 from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
 from . import compat, patchers
@@ -19,6 +19,7 @@ from .packed_ops import PackedOperations
 _log = logging.getLogger("hlwq")
 
 AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
+EXACT, FAST = "exact", "fast"
 # Smaller layers win little by packing, and their errors weigh more.
 PACK_REST_FROM = 1 << 20
 REPAIR = "HLWQ Verify lists all of them; HLWQ Repair takes them out of another file, HLWQ Download fetches them"
@@ -138,10 +139,18 @@ def diffusion_model(
     opened: Opened,
     backend: str,
     pack_rest: bool = False,
+    mode: str = EXACT,
     disable_dynamic: bool = False,
     step: Callable[[], None] = lambda: None,
 ) -> Any:
     """The diffusion model as a patcher of ComfyUI, its quantized weights packed.
+
+    Args:
+        backend: what decodes them.
+        pack_rest: also pack the large linear layers that the checkpoint leaves dense.
+        mode: `exact`, or `fast` to multiply in 8 bits where the device can; elsewhere a warning says why not.
+        disable_dynamic: for ComfyUI's other patcher.
+        step: called once a tensor.
 
     Raises:
         HLWQError: ComfyUI does not know the architecture, or tensors are missing, unknown or of other shapes.
@@ -181,6 +190,12 @@ def diffusion_model(
     decode_where_no_linear(model)
     if pack_rest:
         pack_the_rest(model, opened.checkpoint, backend)
+    if mode == FAST:
+        kind, reason = fast.choose(compat.model_management.get_torch_device())
+        if kind is None:
+            _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
+        else:
+            make_fast(model, kind)
     return patchers.adopt(patcher)
 
 
@@ -201,6 +216,20 @@ def decode_where_no_linear(model: torch.nn.Module) -> None:
                 if layout.is_packed(value) and not (isinstance(module, PackedOperations.Linear) and name == "weight"):
                     dense = value.dequantize()
                     tensors[name] = torch.nn.Parameter(dense, False) if tensors is module._parameters else dense
+
+
+def make_fast(model: torch.nn.Module, kind: str) -> None:
+    """Let the packed layers multiply in 8 bits, and the projections of each attention share their rotated input."""
+    for module in model.modules():
+        if isinstance(module, PackedOperations.Linear):
+            module.eight_bit = kind
+        children = dict(module.named_children())
+        for names in (("to_q", "to_k", "to_v"), ("q", "k", "v")):
+            layers = [children.get(name) for name in names]
+            if all(isinstance(layer, PackedOperations.Linear) for layer in layers):
+                shared = fast.SharedInput()
+                for layer in layers:
+                    layer.shared, layer.last_of_shared = shared, layer is layers[-1]
 
 
 def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> None:
@@ -234,12 +263,18 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
 
 
 def reload_diffusion_model(
-    path: str, codebook: str | None, bit_order: str | None, backend: str, pack_rest: bool, disable_dynamic: bool = False
+    path: str,
+    codebook: str | None,
+    bit_order: str | None,
+    backend: str,
+    pack_rest: bool,
+    mode: str,
+    disable_dynamic: bool = False,
 ) -> Any:
     """Load the diffusion model again, for ComfyUI's `cached_patcher_init` (torch.compile, several GPUs)."""
     opened = open_complete(Path(path), codebook, bit_order)
-    patcher = diffusion_model(opened, backend, pack_rest, disable_dynamic)
-    patcher.cached_patcher_init = (reload_diffusion_model, (path, codebook, bit_order, backend, pack_rest))
+    patcher = diffusion_model(opened, backend, pack_rest, mode, disable_dynamic)
+    patcher.cached_patcher_init = (reload_diffusion_model, (path, codebook, bit_order, backend, pack_rest, mode))
     return patcher
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import layout
+from ..hlwq_core import fast, layout
 from . import compat
 from .low_rank import LowRank
 
@@ -19,9 +19,14 @@ class PackedOperations(compat.manual_cast):
 
         Attributes:
             low_rank: LoRAs to add to a packed weight.
+            eight_bit: `fp8` or `int8` to multiply in 8 bits where that pays (fast mode); None decodes exactly.
+            shared: in fast mode, what the layers that read the same input have in common; `last_of_shared` is the last one.
         """
 
         low_rank: LowRank | None = None
+        eight_bit: str | None = None
+        shared: fast.SharedInput | None = None
+        last_of_shared = True
 
         def __init__(
             self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -105,8 +110,28 @@ class PackedOperations(compat.manual_cast):
             weight, bias, stream = compat.cast_bias_weight(
                 self, None, dtype=dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
             )
-            output = torch.nn.functional.linear(input, self._dense(weight, input), bias)
+            if self.eight_bit is not None and self._can_be_fast(weight, input):
+                output = self._fast(weight, bias, input)
+            else:
+                output = torch.nn.functional.linear(input, self._dense(weight, input), bias)
             compat.uncast_bias_weight(self, weight, bias, stream)
+            return output
+
+        def _can_be_fast(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
+            return (
+                layout.is_packed(weight)
+                and input.dtype in fast.INPUTS
+                and input.numel() >= fast.MIN_ROWS * self.in_features
+                and self.out_features % 16 == 0
+                and not (torch.is_grad_enabled() and input.requires_grad)
+            )
+
+        def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+            output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared)
+            if self.low_rank is not None:
+                up, down = self.low_rank.factors(input.device, input.dtype)
+                thin = torch.nn.functional.linear(input.reshape(-1, self.in_features), down)
+                output.view(-1, self.out_features).addmm_(thin, up.t())
             return output
 
         def _dense(self, weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends, download, inspect, ltx_config, manifest, verify
+from ..hlwq_core import backends, download, fast, inspect, ltx_config, manifest, verify
 from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
@@ -131,7 +131,7 @@ def report(label: str) -> dict[str, Any]:
         "coverage": bool(missing),
         "vram": _memory(ckpt, names),
         "backend": _backend(),
-        "fast": {"available": False, "reason": "this version decodes exactly only"},
+        "fast": _fast(),
         "hypotheses": inspect.inspect(path).hypotheses if missing else [],
         "repository": manifest.REPOSITORIES[0],
         "fixes": ["download", "repair", "verify"] if missing else ["verify"],
@@ -173,6 +173,11 @@ def _backend() -> dict[str, Any]:
         "name": backends.choose(device).NAME,
         "unavailable": {name: reason for name, reason in reasons.items() if reason is not None},
     }
+
+
+def _fast() -> dict[str, Any]:
+    reason = fast.unavailable_reason(compat.model_management.get_torch_device())
+    return {"available": reason is None, "reason": reason}
 
 
 # ---- the routes ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-HEADER = Path(__file__).with_name("packed.cuh")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("packed.cuh", "eight_bit.cuh"))
 
 
 @functools.lru_cache(maxsize=16)
@@ -49,8 +49,8 @@ def compile_cubin(source: Path, definitions: Sequence[str], arch: str) -> bytes:
             raise RuntimeError(f"NVRTC: {nvrtc.nvrtcGetErrorString(result[0])[1].decode()}")
         return result[1] if len(result) > 1 else None
 
-    header = [HEADER.read_bytes()], [HEADER.name.encode()]
-    program = check(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 1, *header))
+    headers = [header.read_bytes() for header in HEADERS], [header.name.encode() for header in HEADERS]
+    program = check(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), len(HEADERS), *headers))
     try:
         arguments = [option.encode() for option in (*definitions, f"--gpu-architecture={arch}", "--std=c++17")]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
@@ -109,14 +109,20 @@ class Launch:
         kernel: what to launch.
         blocks, threads: grid and block, both of one dimension.
         arguments: the kernel's arguments: `ctypes` numbers, pointers as `c_uint64`. Change their `.value` at will.
+
+    Attributes:
+        arguments: as given.
+        blocks: of the next launch.
     """
 
-    __slots__ = ("_addresses", "_call", "_device", "_shape", "arguments")
+    __slots__ = ("_addresses", "_call", "_device", "_function", "_rest", "arguments", "blocks")
 
     def __init__(self, kernel: Kernel, blocks: int, threads: int, *arguments: Any):
         self.arguments = arguments
+        self.blocks = blocks
         self._addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        self._shape = (kernel.function, blocks, 1, 1, threads, 1, 1, 0)
+        self._function = kernel.function
+        self._rest = (1, 1, threads, 1, 1, 0)
         self._device = kernel.device_index
         self._call = _driver_launch()
 
@@ -131,7 +137,7 @@ class Launch:
                 self()
             return
         stream = torch._C._cuda_getCurrentRawStream(self._device)
-        error = self._call(*self._shape, stream, self._addresses, None)
+        error = self._call(self._function, self.blocks, *self._rest, stream, self._addresses, None)
         if error:
             raise RuntimeError(f"the CUDA driver did not launch an HLWQ kernel: error {error}")
 

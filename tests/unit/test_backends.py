@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import shutil
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +15,8 @@ from hlwq_core.codebook import scaled_table
 from hlwq_core.codec import encode
 from hlwq_core.errors import InputError
 from hlwq_core.packing import BITS, PACKINGS, pack, row_bytes
+
+from .host_kernel import kernel_on_the_host
 
 VARIANTS = [(bits, packing) for bits in BITS for packing in PACKINGS if packing != "nibble" or bits <= 4]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -50,78 +50,22 @@ def test_the_operator_compiles_without_a_graph_break():
     torch.library.opcheck(torch.ops.hlwq.decode, (codes, norms, table, 5, "msb", 200, torch.float32))
 
 
-SHIM = r"""
-#include <barrier>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <vector>
-#define HLWQ_HOST
-#define __device__
-#define __forceinline__ inline
-#define __global__
-#define __restrict__
-#define __launch_bounds__(n)
-#define __align__(n) alignas(n)
-#define __shared__ static
-struct Dim { unsigned int x; };
-static thread_local Dim threadIdx, blockIdx;
-static Dim blockDim;
-static std::unique_ptr<std::barrier<>> everyone;
-static float lanes[1024];
-static void __syncthreads() { everyone->arrive_and_wait(); }
-static float exchange(float value, unsigned source) {
-    lanes[threadIdx.x] = value;
-    everyone->arrive_and_wait();
-    float found = lanes[(threadIdx.x & ~31u) | (source & 31u)];
-    everyone->arrive_and_wait();
-    return found;
-}
-static float __shfl_sync(unsigned, float value, unsigned source) { return exchange(value, source); }
-static float __shfl_xor_sync(unsigned, float value, int mask) { return exchange(value, threadIdx.x ^ mask); }
-static float __uint_as_float(unsigned u) { float f; std::memcpy(&f, &u, 4); return f; }
-static unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
-float half_to_float(unsigned short h) { _Float16 f; std::memcpy(&f, &h, 2); return (float)f; }
-unsigned short float_to_half(float f) { _Float16 g = (_Float16)f; unsigned short h; std::memcpy(&h, &g, 2); return h; }
-#include SOURCE
+RUN = r"""
 extern "C" void run(const unsigned char* codes, const unsigned short* norms, const float* table, void* out,
                     unsigned total, unsigned num_blocks, unsigned in_features) {
-    const unsigned threads = 32;
-    blockDim.x = threads;
-    for (unsigned b = 0; b * (threads / 8) < total; b++) {
-        everyone = std::make_unique<std::barrier<>>(threads);
-        std::vector<std::thread> all;
-        for (unsigned t = 0; t < threads; t++)
-            all.emplace_back([=] {
-                threadIdx.x = t; blockIdx.x = b;
-                hlwq_decode(codes, norms, table, (value_t*)out, total, num_blocks, in_features);
-                everyone->arrive_and_drop();
-            });
-        for (auto& thread : all) thread.join();
-    }
+    launch((total + 3) / 4, 32, [=] {
+        hlwq_decode(codes, norms, table, (value_t*)out, total, num_blocks, in_features);
+    });
 }
 """
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to run the kernel's source on the CPU")
     folder = tmp_path_factory.mktemp("kernel")
-    (folder / "shim.cpp").write_text(SHIM)
 
     def make(bits: int, packing: str, dtype: torch.dtype, accumulate: bool = False):
-        library = folder / f"{bits}{packing}{str(dtype)[6:]}{accumulate}.so"
-        command = [compiler, "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f'-DSOURCE="{cuda.SOURCE}"']
-        subprocess.run(
-            [*command, *cuda.options(bits, packing, dtype, accumulate), str(folder / "shim.cpp"), "-o", str(library)],
-            check=True,
-            timeout=120,
-        )
-        return ctypes.CDLL(str(library))
+        return kernel_on_the_host(folder, cuda.SOURCE, cuda.options(bits, packing, dtype, accumulate), RUN)
 
     return make
 

@@ -1,0 +1,169 @@
+"""The kernels of fast mode on CUDA (see fast.py): rotating activations, weights to 8 bits, scaling INT8 sums."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from .. import fast
+from ..codebook import BLOCK
+from ..packing import row_bytes
+from . import cuda
+from .nvrtc import Kernel, Launch
+
+_FOLDER = Path(__file__).parent
+ROTATE, WEIGHT, SCALE = _FOLDER / "rotate.cu", _FOLDER / "eight_bit.cu", _FOLDER / "scale.cu"
+THREADS = 256
+MAX_COLUMNS = 16 * 1024  # 1,024 threads of 16 columns
+
+
+def rotate_options(dtype: torch.dtype, kind: str) -> list[str]:
+    """Definitions of the kernel that rotates activations."""
+    return [f"-DOUTPUT={cuda.OUTPUTS[dtype]}", f"-DEIGHT={fast.KINDS.index(kind)}"]
+
+
+def weight_options(bits: int, packing: str, kind: str) -> list[str]:
+    """Definitions of the kernel that makes 8-bit weights."""
+    return [*cuda.options(bits, packing, torch.float32), f"-DEIGHT={fast.KINDS.index(kind)}"]
+
+
+def scale_options(dtype: torch.dtype, bias: bool) -> list[str]:
+    """Definitions of the kernel that scales INT8 sums."""
+    return [f"-DOUTPUT={cuda.OUTPUTS[dtype]}", f"-DBIAS={int(bias)}"]
+
+
+@functools.lru_cache(maxsize=128)
+def _kernel(device_index: int, source: Path, name: str, definitions: tuple[str, ...]) -> Kernel:
+    with torch.cuda.device(device_index):
+        return Kernel(device_index, source, name, definitions)
+
+
+@functools.lru_cache(maxsize=256)
+def _rotate_launch(device_index: int, columns: int, dtype: torch.dtype, kind: str) -> Launch:
+    padded = -(-columns // BLOCK) * BLOCK
+    threads = -(-padded // (16 * 32)) * 32
+    kernel = _kernel(device_index, ROTATE, "hlwq_rotate", tuple(rotate_options(dtype, kind)))
+    pointers = [ctypes.c_uint64() for _ in range(3)]
+    return Launch(kernel, 1, threads, *pointers, ctypes.c_uint32(columns), ctypes.c_uint32(padded))
+
+
+def rotate(x: torch.Tensor, kind: str) -> fast.EightBit:
+    """As `fast.rotate`."""
+    rows, columns = x.shape
+    if columns > MAX_COLUMNS:
+        return fast.rotate_reference(x, kind)
+    x = x.contiguous()
+    if x.data_ptr() % 16:
+        x = x.clone()
+    values = torch.empty((rows, -(-columns // BLOCK) * BLOCK), dtype=fast.DTYPES[kind], device=x.device)
+    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    launch = _rotate_launch(x.device.index or 0, columns, x.dtype, kind)
+    launch.blocks = rows
+    for argument, tensor in zip(launch.arguments, (x, values, scales), strict=False):
+        argument.value = tensor.data_ptr()
+    launch()
+    return fast.EightBit(values, scales)
+
+
+@functools.lru_cache(maxsize=64)
+def _peak(table: torch.Tensor) -> float:
+    return float(table.abs().max())
+
+
+@functools.lru_cache(maxsize=64)
+def _weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
+    kernel = _kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
+    pointers = [ctypes.c_uint64() for _ in range(5)]
+    return Launch(kernel, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
+
+
+def weight(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    kind: str,
+    out: fast.EightBit,
+) -> None:
+    """As `fast.weight`, into `out`."""
+    codes, norms = codes.contiguous(), norms.contiguous()
+    if codes.data_ptr() % 2:
+        codes = codes.clone()
+    rows, num_blocks = norms.shape
+    launch = _weight_launch(codes.device.index or 0, bits, packing, kind)
+    launch.blocks = -(-rows * 32 // THREADS)
+    for argument, tensor in zip(launch.arguments, (codes, norms, table, *out), strict=False):
+        argument.value = tensor.data_ptr()
+    for argument, number in zip(launch.arguments[5:], (rows, num_blocks, _peak(table)), strict=True):
+        argument.value = number
+    launch()
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_launch(device_index: int, dtype: torch.dtype, bias: bool) -> Launch:
+    kernel = _kernel(device_index, SCALE, "hlwq_scale", tuple(scale_options(dtype, bias)))
+    return Launch(kernel, 1, THREADS, *[ctypes.c_uint64() for _ in range(5)], ctypes.c_uint32())
+
+
+def scale(
+    sums: torch.Tensor,
+    row_scales: torch.Tensor,
+    column_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """`out = sums · row_scales · column_scales + bias`: int32 `[rows, columns]` to `out`'s type."""
+    bias = None if bias is None else bias.to(out.dtype)
+    launch = _scale_launch(out.device.index or 0, out.dtype, bias is not None)
+    launch.blocks = sums.shape[0]
+    tensors = (sums, row_scales, column_scales, out if bias is None else bias, out)
+    for argument, tensor in zip(launch.arguments, tensors, strict=False):
+        argument.value = tensor.data_ptr()
+    launch.arguments[5].value = sums.shape[1]
+    launch()
+
+
+def prove(device: torch.device, kind: str) -> None:
+    """Compare the kernels and the vendor's product with their definitions in torch, on small random data.
+
+    Raises:
+        RuntimeError: one of them differs, or cannot be built or run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, out, columns = 48, 64, 2 * BLOCK + 72
+    num_blocks = -(-columns // BLOCK)
+    codes = torch.randint(0, 256, (out, row_bytes(num_blocks, 5, "msb")), generator=generator, dtype=torch.uint8)
+    norms = (torch.rand(out, num_blocks, generator=generator) + 0.5).half()
+    table = torch.randn(32, generator=generator)
+    x = torch.randn(rows, columns, generator=generator).bfloat16()
+    bias = torch.randn(out, generator=generator).bfloat16()
+
+    packed = codes.to(device), norms.to(device), table.to(device)
+    values = torch.empty((out, num_blocks * BLOCK), dtype=fast.DTYPES[kind], device=device)
+    made = fast.EightBit(values, torch.empty(out, dtype=torch.float32, device=device))
+    weight(*packed, 5, "msb", kind, made)
+    rotated = rotate(x.to(device), kind)
+    product = fast.multiply(rotated, made, bias.to(device), torch.bfloat16)
+
+    expected_weight = fast.weight_reference(codes, norms, table, 5, "msb", kind)
+    expected_x = fast.rotate_reference(x, kind)
+    for what, found, expected in (("weights", made, expected_weight), ("activations", rotated, expected_x)):
+        _compare(f"the kernel for {what}", _dense(found).cpu(), _dense(expected), 2e-2)
+    product_of = [fast.EightBit(pair.values.cpu(), pair.scales.cpu()) for pair in (rotated, made)]
+    expected_product = fast.multiply_reference(product_of[0], product_of[1], bias, torch.float32)
+    _compare("the product", product.float().cpu(), expected_product, 1e-2)
+
+
+def _dense(pair: fast.EightBit) -> torch.Tensor:
+    return pair.values.float() * pair.scales[:, None]
+
+
+def _compare(what: str, found: torch.Tensor, expected: torch.Tensor, allowed: float) -> None:
+    # A value at the middle of two levels may round either way: few differ, and by a step.
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference <= allowed:
+        raise RuntimeError(f"{what} differs from its definition by {difference:.3g}, {allowed:.3g} are allowed")

@@ -1,0 +1,212 @@
+"""Fast mode: the activations are rotated instead of the weights un-rotated, and both are multiplied in 8 bits.
+
+`W = R · H` with the packed weight's levels and norms in R and the Walsh-Hadamard matrix H, so `x · Wᵀ = (x · H) · Rᵀ`. R goes
+to 8 bits by look-up and one scale a row; x is transformed once for all the projections that read it, with one scale a row;
+the vendor's matrix product does the rest. FP8 (e4m3) on Ada and later, INT8 on Turing and Ampere.
+
+Everything here has a definition in plain torch, which the kernels are compared with before they are used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from . import ops
+from .codebook import BLOCK
+from .hadamard import hadamard
+from .packing import unpack
+
+KINDS = ("fp8", "int8")
+INPUTS = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+LIMITS = {"fp8": 448.0, "int8": 127.0}
+CAPABILITY = {"fp8": (8, 9), "int8": (7, 5)}
+# With fewer rows of activations, reading the weight is all that counts, and exact decoding reads no more.
+MIN_ROWS = 32
+# INT8 sums are 4 bytes: this many rows' sums are held at a time.
+SUMS = 1 << 24
+
+
+class EightBit(NamedTuple):
+    """A matrix in 8 bits, rotated block by block.
+
+    Attributes:
+        values: float8 or int8 `[rows, padded]`, padded to whole blocks.
+        scales: float32 `[rows]`: the matrix is `values · scales`.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+def round_rows(x: torch.Tensor, kind: str) -> EightBit:
+    """float32 `[rows, padded]` to 8 bits with one scale a row."""
+    scales = x.abs().amax(dim=1) / LIMITS[kind]
+    scaled = x * torch.where(scales > 0, 1 / scales, 0)[:, None]
+    values = scaled.to(DTYPES[kind]) if kind == "fp8" else scaled.round().to(torch.int8)
+    return EightBit(values, scales)
+
+
+def rotate_reference(x: torch.Tensor, kind: str) -> EightBit:
+    """What `rotate` computes, in plain torch, on any device."""
+    rows, columns = x.shape
+    padded = torch.nn.functional.pad(x.float(), (0, -columns % BLOCK))
+    return round_rows((padded.reshape(-1, BLOCK) @ hadamard(str(x.device))).reshape(rows, -1), kind)
+
+
+def weight_reference(
+    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+) -> EightBit:
+    """What `weight` computes, in plain torch, on any device. The scale is that of the row's largest norm and level."""
+    rows, num_blocks = norms.shape
+    levels = table[unpack(codes, bits, packing).int()].reshape(rows, num_blocks, BLOCK)
+    scales = norms.float().amax(dim=1) * table.abs().max() / LIMITS[kind]
+    factors = norms.float() * torch.where(scales > 0, 1 / scales, 0)[:, None]
+    scaled = (levels * factors[:, :, None]).reshape(rows, -1)
+    values = scaled.to(DTYPES[kind]) if kind == "fp8" else scaled.round().to(torch.int8)
+    return EightBit(values, scales)
+
+
+def multiply_reference(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """What `multiply` computes, in plain torch, on any device."""
+    product = (x.values.float() @ w.values.float().t()) * x.scales[:, None] * w.scales
+    return (product if bias is None else product + bias.float()).to(dtype)
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    """Why fast mode cannot run on `device`, as far as its capabilities tell; None if it should. Builds nothing."""
+    from .backends import nvrtc
+
+    reason = nvrtc.unavailable_reason(device)
+    if reason is not None:
+        return reason
+    if torch.cuda.get_device_capability(device) < min(CAPABILITY.values()):
+        return "the card has no 8-bit tensor cores (they came with Turing, compute capability 7.5)"
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def choose(device: torch.device) -> tuple[str | None, str | None]:
+    """The kind of 8 bits for a device, or None and why. Builds the kernels and proves them, once."""
+    reason = unavailable_reason(device)
+    if reason is not None:
+        return None, reason
+    from .backends import cuda_fast
+
+    capability = torch.cuda.get_device_capability(device)
+    reasons = []
+    for kind in KINDS:
+        if capability < CAPABILITY[kind]:
+            continue
+        try:
+            cuda_fast.prove(device, kind)
+        except (OSError, RuntimeError) as error:
+            reasons.append(f"{kind}: {str(error).splitlines()[0]}")
+            continue
+        return kind, None
+    return None, "; ".join(reasons)
+
+
+def rotate(x: torch.Tensor, kind: str) -> EightBit:
+    """Rotate activations and round them to 8 bits.
+
+    Args:
+        x: `[rows, columns]` of one of `INPUTS`.
+        kind: `fp8` or `int8`.
+    """
+    if x.device.type == "cuda":
+        from .backends import cuda_fast
+
+        return cuda_fast.rotate(x, kind)
+    return rotate_reference(x, kind)
+
+
+def weight(
+    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+) -> EightBit:
+    """A packed weight in 8 bits, in the device's scratch buffer: use it before the next layer is decoded.
+
+    Args:
+        codes, norms, table, bits, packing: as for `backends.eager.decode`.
+        kind: `fp8` or `int8`.
+    """
+    rows, num_blocks = norms.shape
+    out = EightBit(
+        ops.scratch(rows, num_blocks * BLOCK, DTYPES[kind], codes.device),
+        ops.scratch(rows, 1, torch.float32, codes.device, "scales").view(rows),
+    )
+    if codes.device.type == "cuda":
+        from .backends import cuda_fast
+
+        cuda_fast.weight(codes, norms, table, bits, packing, kind, out)
+    else:
+        made = weight_reference(codes, norms, table, bits, packing, kind)
+        out.values.view(torch.uint8).copy_(made.values.view(torch.uint8))
+        out.scales.copy_(made.scales)
+    return out
+
+
+class SharedInput:
+    """Layers that read the same input, one right after the other, transform it once: q, k and v of an attention."""
+
+    def __init__(self) -> None:
+        self._input: torch.Tensor | None = None
+        self._rotated: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def rotate(
+        self, x: torch.Tensor, last: bool, make: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`make(x)`, or what it gave for the layer before, if that had the same tensor.
+
+        Args:
+            x: any shape.
+            last: whether no layer after this one shares it: nothing is kept then.
+            make: gives values and scales.
+        """
+        rotated = self._rotated
+        if rotated is None or self._input is not x:
+            rotated = make(x)
+        self._input, self._rotated = (None, None) if last else (x, rotated)
+        return rotated
+
+
+def multiply(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`x · wᵀ + bias`.
+
+    Args:
+        x: `[rows, padded]`.
+        w: `[out, padded]`; `out` and `padded` multiples of 16.
+        bias: `[out]`.
+        dtype: one of `INPUTS`.
+
+    Returns:
+        `[rows, out]` of `dtype`.
+    """
+    if x.values.device.type != "cuda":
+        return multiply_reference(x, w, bias, dtype)
+    if w.values.dtype is torch.int8:
+        return _multiply_int8(x, w, bias, dtype)
+    scales = x.scales[:, None], w.scales[None, :]
+    # Scales a row want a bfloat16 result.
+    bias = None if bias is None else bias.to(torch.bfloat16)
+    result = torch._scaled_mm(x.values, w.values.t(), *scales, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return result.to(dtype)
+
+
+def _multiply_int8(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    from .backends import cuda_fast
+
+    rows, columns = x.values.shape[0], w.values.shape[0]
+    out = torch.empty((rows, columns), dtype=dtype, device=x.values.device)
+    step = max(MIN_ROWS, SUMS // columns)
+    for start in range(0, rows, step):
+        # The vendor's product takes no fewer than 17 rows: the last piece begins earlier, and writes some rows again.
+        start = min(start, max(0, rows - MIN_ROWS))
+        part = slice(start, min(rows, start + step))
+        sums = torch._int_mm(x.values[part], w.values.t())
+        cuda_fast.scale(sums, x.scales[part], w.scales, bias, out[part])
+    return out

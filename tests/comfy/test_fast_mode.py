@@ -1,0 +1,125 @@
+"""Fast mode in a whole model. Without a GPU its definition in torch runs in place of the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def flat(latents) -> torch.Tensor:
+    return torch.cat([part.flatten().double() for part in latents])
+
+
+@pytest.fixture
+def fast_model(load, pack):
+    """`fast_model(kind)`: the tiny model, its layers multiplying in 8 bits."""
+    from comfyui_hlwq.nodes import model_loading
+
+    def make(kind):
+        model = load()[0]
+        model_loading.make_fast(model.model, kind)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def rotations(monkeypatch, pack):
+    """The inputs that were rotated, in order."""
+    from comfyui_hlwq.hlwq_core import fast
+
+    seen = []
+    original = fast.rotate
+
+    def rotate(x, kind):
+        seen.append(tuple(x.shape))
+        return original(x, kind)
+
+    monkeypatch.setattr(fast, "rotate", rotate)
+    return seen
+
+
+def long_latent():
+    """Enough tokens that layers are fast: 2 · 4 · 4 of video."""
+    import comfy.nested_tensor
+
+    return comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 2, 4, 4), torch.zeros(1, 8, 33, 16)])
+
+
+@pytest.mark.parametrize("kind, least", [("fp8", 0.996), ("int8", 0.999)])
+def test_latents_are_those_of_exact_decoding(fast_model, load, sample, rotations, kind, least):
+    """One step from noise to the end, which shows a model's error whole; a step of a real schedule goes a part of the way."""
+    exact = flat(sample(load()[0], steps=1, latent=long_latent()))
+    assert not rotations
+    found = flat(sample(fast_model(kind), steps=1, latent=long_latent()))
+    assert rotations, "no layer was fast"
+    assert not torch.equal(found, exact)
+    assert float(torch.nn.functional.cosine_similarity(found, exact, dim=0)) > least
+
+
+def test_projections_share_the_rotated_input(fast_model, rotations):
+    attention = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1
+    x = torch.randn(1, 40, attention.to_q.in_features).bfloat16()
+    with torch.inference_mode():
+        attention(x)
+    # q, k and v have one input, the output projection another.
+    assert len(rotations) == 2
+    assert attention.to_q.shared is attention.to_k.shared is attention.to_v.shared
+    assert attention.to_q.shared._input is None
+
+
+def test_few_rows_and_gradients_stay_exact(fast_model, rotations):
+    module = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1.to_q
+    few = torch.randn(1, 8, module.in_features).bfloat16()
+    with torch.inference_mode():
+        module(few)
+    x = torch.randn(1, 64, module.in_features).bfloat16().requires_grad_()
+    module(x).sum().backward()
+    assert not rotations and x.grad is not None
+
+
+def test_lora_in_fast_mode(fast_model):
+    """Added to the output: what 8 bits lose of the weight does not touch the LoRA."""
+    import comfy.model_management
+    import comfy.sd
+
+    model = fast_model("fp8")
+    module = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
+    name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(module.out_features, 4, generator=generator) * 0.1
+    down = torch.randn(4, module.in_features, generator=generator) * 0.1
+    tensors = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+    x = torch.randn(1, 64, module.in_features, generator=generator).bfloat16()
+    with torch.inference_mode():
+        before = module(x)
+        patched = comfy.sd.load_lora_for_models(model, None, tensors, 0.5, 0)[0]
+        comfy.model_management.load_models_gpu([patched], force_full_load=True)
+        try:
+            delta = (module(x) - before).float()
+        finally:
+            comfy.model_management.unload_all_models()
+    expected = 0.5 * x.float() @ down.t() @ up.t()
+    assert float((delta - expected).norm() / expected.norm()) < 0.05
+
+
+def test_a_fast_linear_compiles_without_graph_breaks(fast_model):
+    attention = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1
+
+    def projections(x):
+        return torch.cat([attention.to_q(x), attention.to_k(x), attention.to_v(x)], dim=-1)
+
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        compiled = torch.compile(projections, backend="aot_eager", fullgraph=True)
+        for rows in (40, 48):
+            x = torch.randn(1, rows, attention.to_q.in_features).bfloat16()
+            assert torch.allclose(compiled(x).float(), projections(x).float(), atol=2e-2, rtol=2e-2)
+    torch._dynamo.reset()
+
+
+def test_without_a_gpu_the_report_says_why_and_decoding_is_exact(load, sample, distance):
+    model, _, _, report = load(mode="fast")
+    assert "fast mode: not available, decoded exactly: cpu is no CUDA device" in report
+    assert all(getattr(module, "eight_bit", None) is None for module in model.model.modules())
+    assert distance(sample(model, steps=1), sample(load()[0], steps=1)) == 0
