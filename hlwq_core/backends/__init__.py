@@ -16,7 +16,7 @@ import torch
 from ..errors import InputError
 
 # In order of preference.
-_TABLE = ("cuda", "eager")
+_TABLE = ("cuda", "triton", "eager")
 ENVIRONMENT_VARIABLE = "HLWQ_BACKEND"
 
 _log = logging.getLogger(__name__)

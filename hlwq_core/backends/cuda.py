@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from ..codebook import BLOCK
-from ..packing import PACKINGS, row_bytes
-from . import eager
+from ..packing import PACKINGS
+from . import eager, proof
 from .nvrtc import Kernel, Launch, pointer, unavailable_reason
 
 __all__ = ["NAME", "decode", "prepare", "unavailable_reason"]
@@ -55,25 +54,10 @@ def _kernel(device_index: int, bits: int, packing: str, dtype: torch.dtype, accu
 
 
 def _prove(kernel: Kernel, bits: int, packing: str, dtype: torch.dtype, accumulate: bool) -> None:
-    device = torch.device("cuda", kernel.device_index)
-    generator = torch.Generator().manual_seed(0)
-    rows, num_blocks = 33, 3
-    codes = torch.randint(0, 256, (rows, row_bytes(num_blocks, bits, packing)), generator=generator, dtype=torch.uint8)
-    if packing == "byte":
-        codes &= (1 << bits) - 1
-    norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
-    table = torch.randn(1 << bits, generator=generator)
-    on_device = codes.to(device), norms.to(device), table.to(device)
-    for in_features in (num_blocks * BLOCK, 2 * BLOCK + 72):
-        before = torch.randn(rows, in_features, generator=generator).to(dtype)
-        expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
-        expected += before.float() if accumulate else 0
-        found = before.to(device)
-        _launch(kernel, *on_device, found, in_features)()
-        scale = float(expected.abs().max()) * {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-        difference = float((found.float().cpu() - expected).abs().max())
-        if not difference <= scale:
-            raise RuntimeError(f"its result differs from eager's by {difference:.3g}, {scale:.3g} are allowed")
+    def launch(codes, norms, table, bits, packing, in_features, out, accumulate):  # type: ignore[no-untyped-def]
+        _launch(kernel, codes, norms, table, out, in_features)()
+
+    proof.prove(launch, torch.device("cuda", kernel.device_index), bits, packing, dtype, accumulate)
 
 
 def _launch(

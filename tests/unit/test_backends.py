@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hlwq_core import backends, ops
-from hlwq_core.backends import cuda, eager, nvrtc
+from hlwq_core.backends import cuda, eager, nvrtc, proof
 from hlwq_core.codebook import scaled_table
 from hlwq_core.codec import encode
 from hlwq_core.errors import InputError
@@ -31,6 +34,7 @@ def test_choice(monkeypatch):
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
     assert backends.choose("cpu").NAME == "eager"
     assert "CUDA" in backends.unavailable_reasons("cpu")["cuda"]
+    assert "Triton" in backends.unavailable_reasons("cpu")["triton"]
     with pytest.raises(InputError, match="cannot run on cpu"):
         backends.choose("cpu", "cuda")
     with pytest.raises(InputError, match="unknown HLWQ backend"):
@@ -153,6 +157,40 @@ def test_cuda_agrees_with_eager(dtype):
         expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
         step = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
         assert torch.allclose(found.float().cpu(), expected, rtol=step, atol=1e-5)
+
+
+TRITON = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from hlwq_core.backends import proof, triton
+for bits, packing in {variants}:
+    for dtype, add in ((torch.bfloat16, False), (torch.float16, True)):
+        proof.prove(triton.launch, torch.device("cpu"), bits, packing, dtype, add)
+print("proven")
+"""
+
+
+def test_the_triton_kernel_computes_what_eager_does():
+    """In Triton's interpreter, which a process chooses as it imports the package."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-c", TRITON.format(variants=VARIANTS)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    assert done.stdout.strip() == "proven", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("bits, packing", VARIANTS)
+def test_a_wrong_kernel_is_not_proven(bits, packing):
+    def right(codes, norms, table, bits, packing, in_features, out, accumulate):
+        eager.decode(codes, norms, table, bits, packing, in_features, out.dtype, out, accumulate)
+
+    def wrong(codes, norms, table, bits, packing, in_features, out, accumulate):
+        right(codes, norms, table.flip(0), bits, packing, in_features, out, accumulate)
+
+    for accumulate in (False, True):
+        proof.prove(right, torch.device("cpu"), bits, packing, torch.bfloat16, accumulate)
+        with pytest.raises(RuntimeError, match="differs from eager"):
+            proof.prove(wrong, torch.device("cpu"), bits, packing, torch.bfloat16, accumulate)
 
 
 def test_row_bytes():

@@ -1,0 +1,45 @@
+"""The comparison that a kernel has to pass on a device before it decodes weights there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..codebook import BLOCK
+from ..packing import pack
+from . import eager
+
+ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def prove(
+    launch: Callable[..., object], device: torch.device, bits: int, packing: str, dtype: torch.dtype, accumulate: bool
+) -> None:
+    """Decode a small random layer with a kernel and with eager.
+
+    Args:
+        launch: `launch(codes, norms, table, bits, packing, in_features, out, accumulate)`.
+        device: where the kernel runs.
+        bits, packing, dtype, accumulate: the kernel's variant.
+
+    Raises:
+        RuntimeError: the results differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, num_blocks = 33, 3
+    size = (rows, num_blocks * BLOCK)
+    codes = pack(torch.randint(0, 1 << bits, size, generator=generator, dtype=torch.uint8), bits, packing)
+    norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
+    table = torch.randn(1 << bits, generator=generator)
+    on_device = codes.to(device), norms.to(device), table.to(device)
+    for in_features in (num_blocks * BLOCK, 2 * BLOCK + 72):
+        before = torch.randn(rows, in_features, generator=generator).to(dtype)
+        expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
+        expected += before.float() if accumulate else 0
+        found = before.to(device)
+        launch(*on_device, bits, packing, in_features, found, accumulate)
+        allowed = float(expected.abs().max()) * ALLOWED[dtype]
+        difference = float((found.float().cpu() - expected).abs().max())
+        if not difference <= allowed:
+            raise RuntimeError(f"its result differs from eager's by {difference:.3g}, {allowed:.3g} are allowed")
