@@ -1,0 +1,131 @@
+"""The CUDA backend's own path without a GPU: kernels built for the CPU, launched through a stand-in for the driver.
+
+All but the driver is real: choosing and proving variants, preparing launches, the order and types of the arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+import pytest
+import torch
+
+from hlwq_core import fast
+from hlwq_core.backends import cuda, cuda_fast, eager, nvrtc
+from hlwq_core.codebook import scaled_table
+from hlwq_core.codec import encode
+
+from .host_kernel import kernel_on_the_host
+
+TYPES = {
+    "hlwq_decode": ["const unsigned char*", "const unsigned short*", "const float*", "value_t*", *["unsigned"] * 3],
+    "hlwq_eight_bit": [
+        *["const unsigned char*", "const unsigned short*", "const float*", "unsigned char*", "float*"],
+        *["unsigned", "unsigned", "float"],
+    ],
+    "hlwq_rotate": ["const value_t*", "unsigned char*", "float*", "unsigned", "unsigned"],
+    "hlwq_scale": ["const int*", "const float*", "const float*", "const value_t*", "value_t*", "unsigned"],
+}
+RUN = """
+extern "C" void run(unsigned blocks, unsigned threads, void** p) {{ launch(blocks, threads, [=] {{ {name}({call}); }}); }}
+"""
+
+
+@pytest.fixture
+def on_host(monkeypatch, tmp_path):
+    """CUDA's launches run on the CPU; gives the names of the kernels that were launched, in order."""
+    launched: list[str] = []
+    libraries = {}
+
+    class HostKernel:
+        device_index = 0
+
+        def __init__(self, device_index, source, name, definitions):
+            call = ", ".join(f"*({kind}*)p[{i}]" for i, kind in enumerate(TYPES[name]))
+            library = kernel_on_the_host(tmp_path, source, list(definitions), RUN.format(name=name, call=call))
+            self.function = len(libraries) + 1
+            libraries[self.function] = name, library
+
+    def driver(function, blocks, y, z, threads, ty, tz, shared, stream, addresses, extra):
+        assert (y, z, ty, tz, shared, stream, extra) == (1, 1, 1, 1, 0, 7, None)
+        name, library = libraries[function]
+        launched.append(name)
+        library.run(ctypes.c_uint(blocks), ctypes.c_uint(threads), addresses)
+        return 0
+
+    for module in (cuda, cuda_fast):
+        monkeypatch.setattr(module, "Kernel", HostKernel)
+    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: driver)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    # The proofs name a CUDA device; here it is the CPU.
+    monkeypatch.setattr(torch, "device", lambda *arguments: CPU)
+    caches = (cuda._kernel, cuda_fast._kernel, cuda_fast._rotate_launch, cuda_fast._weight_launch)
+    caches += (cuda_fast._scale_launch, cuda_fast._weight_proven)
+    for cache in caches:
+        cache.cache_clear()
+    yield launched
+    for cache in caches:
+        cache.cache_clear()
+
+
+CPU = torch.device("cpu")
+
+
+def layer(rows, columns):
+    made = encode(torch.randn(rows, columns, generator=torch.Generator().manual_seed(3)))
+    return made.packed(), made.norms, scaled_table("infinite", 5)
+
+
+def test_decode(on_host):
+    for columns in (256, 200):
+        codes, norms, table = layer(4, columns)
+        expected = eager.decode(codes, norms, table, 5, "msb", columns, torch.bfloat16)
+        found = cuda.decode(codes, norms, table, 5, "msb", columns, torch.bfloat16)
+        assert torch.allclose(found.float(), expected.float(), rtol=8e-3, atol=1e-5)
+        # A prepared launch writes wherever it is told to, also between other things.
+        run = cuda.prepare(codes, norms, table, 5, "msb", columns, torch.bfloat16)
+        wide = torch.zeros(4, columns + 8, dtype=torch.bfloat16)
+        run(wide[:, 8:], False)
+        assert torch.equal(wide[:, 8:], found) and not wide[:, :8].any()
+        patch = torch.ones(4, columns, dtype=torch.bfloat16)
+        run(patch, True)
+        assert torch.allclose(patch.float(), expected.float() + 1, rtol=8e-3, atol=8e-3)
+    # Two variants were built, and each was proven on two shapes before it was used.
+    assert set(on_host) == {"hlwq_decode"} and len(on_host) == 2 * 3 + 4
+
+
+def test_a_kernel_that_is_wrong_is_not_used(on_host, monkeypatch, caplog):
+    monkeypatch.setattr(cuda, "options", lambda *variant, original=cuda.options: original(5, "lsb", *variant[2:]))
+    codes, norms, table = layer(4, 256)
+    found = cuda.decode(codes, norms, table, 5, "msb", 256, torch.bfloat16)
+    assert torch.equal(found, eager.decode(codes, norms, table, 5, "msb", 256, torch.bfloat16))
+    assert "decoding with eager" in caplog.text and "differs from eager" in caplog.text
+
+
+@pytest.mark.parametrize("kind", fast.KINDS)
+def test_fast_mode(on_host, kind):
+    codes, norms, table = layer(48, 200)
+    x = torch.randn(33, 200, generator=torch.Generator().manual_seed(4)).bfloat16()
+    made = fast.EightBit(torch.empty(48, 256, dtype=fast.DTYPES[kind]), torch.empty(48))
+    cuda_fast.weight(codes, norms, table, 5, "msb", kind, made)
+    rotated = cuda_fast.rotate(x, kind)
+    assert on_host == ["hlwq_eight_bit", "hlwq_eight_bit", "hlwq_rotate"]
+    exact = x.float() @ eager.decode(codes, norms, table, 5, "msb", 200, torch.float32).t()
+    found = fast.multiply_reference(rotated, made, None, torch.float32)
+    assert float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_int8_products_in_pieces(on_host, monkeypatch):
+    codes, norms, table = layer(48, 256)
+    monkeypatch.setattr(fast, "SUMS", 48 * 40)
+    x = torch.randn(100, 256, generator=torch.Generator().manual_seed(5)).bfloat16()
+    bias = torch.randn(48, generator=torch.Generator().manual_seed(6)).bfloat16()
+    weight = fast.weight_reference(codes, norms, table, 5, "msb", "int8")
+    rotated = fast.rotate_reference(x, "int8")
+    expected = fast.multiply_reference(rotated, weight, bias, torch.bfloat16)
+    found = fast._multiply_int8(rotated, weight, bias, torch.bfloat16)
+    assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2)
+    assert on_host == ["hlwq_scale"] * 3
