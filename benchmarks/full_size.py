@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import core
 
-FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_fast")
+FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_fast")
 PREFIX = "model.diffusion_model."
 # Video latents of 768×512×121, 1536×1024×121 and a small one, by their number of tokens: frames, height, width.
 SIZES = {96: (2, 6, 8), 2048: (8, 16, 16), 6144: (16, 16, 24), 24576: (16, 32, 48)}
@@ -176,6 +177,8 @@ def _load_opaque(weights: dict, tensors: dict, metadata: dict, options: dict) ->
 def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> Any:
     import comfy.sd
 
+    if kind == "hlwq_kept":
+        os.environ["HLWQ_KEEP_DECODED"] = "1"
     core.pack()
     from comfyui_hlwq.hlwq_core import codec, layout
     from comfyui_hlwq.hlwq_core.checkpoint import PackedLayer

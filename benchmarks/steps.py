@@ -57,6 +57,7 @@ def speed(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[s
         base = run("bf16", *given, "--host")
         exact = run("hlwq", *given, "--host", *latents)
         fast = run("hlwq_fast", *given, *latents)
+        kept = run("hlwq_kept", *given)
         fp8, gguf = run("fp8", *given), run("gguf_q5k", *given)
         packed = run("hlwq_packed", *given[:1], str(tokens[0]), *options)
         cosines = []
@@ -70,14 +71,14 @@ def speed(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[s
         "model_resident_gb": exact["model_gb"],
         "model_resident_packed_gb": packed.get("model_gb"),
     }
-    for name, result in (("exact", exact), ("fast", fast), ("fp8fast", fp8), ("gguf_q5k", gguf)):
+    for name, result in (("exact", exact), ("kept", kept), ("fast", fast), ("fp8fast", fp8), ("gguf_q5k", gguf)):
         for count in tokens:
-            if name == "exact" or count != 2048:
+            if name in ("exact", "kept") or count != 2048:
                 summary[f"step_ratio_{name}_{count}"] = ratio(at(result, count), at(base, count))
     largest = tokens[-1]
     for name, result in (("bf16", base), ("fp8", fp8), ("gguf_q5k", gguf), ("hlwq", exact)):
         summary[f"peak_vram_gb_{largest}_{name}"] = at(result, largest, "peak_gb")
-    return {"results": [base, exact, fast, fp8, gguf, packed]}, summary
+    return {"results": [base, exact, kept, fast, fp8, gguf, packed]}, summary
 
 
 def caps(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[str, float | None]]:

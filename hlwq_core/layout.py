@@ -261,28 +261,31 @@ class ScratchDecoder:
         dtype: of the result.
 
     Attributes:
-        dtype: of the result.
+        shape, dtype, device: of the result.
     """
 
-    __slots__ = ("_columns", "_device", "_rows", "_run", "dtype")
+    __slots__ = ("_run", "device", "dtype", "shape")
 
     def __init__(self, weight: QuantizedTensor, dtype: torch.dtype):
         codes, params = weight._qdata, weight._params
-        self.dtype = dtype
-        self._device = codes.device
-        self._rows, self._columns = params.orig_shape
+        self.shape: tuple[int, int] = params.orig_shape
+        self.dtype, self.device = dtype, codes.device
         table = scaled_table(params.codebook, params.bits, str(codes.device))
         self._run = backends.choose(codes.device, params.backend).prepare(
-            codes, params.scale, table, params.bits, params.packing, self._columns, dtype
+            codes, params.scale, table, params.bits, params.packing, self.shape[1], dtype
         )
 
-    def __call__(self, low_rank: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+    def __call__(
+        self, low_rank: tuple[torch.Tensor, torch.Tensor] | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The weight `[out, in]`, valid until the next layer is decoded.
 
         Args:
             low_rank: `up [out, rank]` and `down [rank, in]` of `dtype`; their product is added before the result is rounded.
+            out: where to decode it to instead of the scratch buffer.
         """
-        out = ops.scratch(self._rows, self._columns, self.dtype, self._device)
+        if out is None:
+            out = ops.scratch(*self.shape, self.dtype, self.device)
         if low_rank is None:
             self._run(out, False)
         else:

@@ -23,6 +23,8 @@ import comfy.text_encoders.llama
 import comfy.text_encoders.lt
 import comfy.utils
 import comfy.weight_adapter
+import comfy_aimdo.model_vbar
+import comfy_aimdo.torch
 import folder_paths
 import torch
 from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler
@@ -40,6 +42,7 @@ __all__ = [
     "SDClipModel",
     "VAE",
     "WeightAdapterBase",
+    "aimdo_to_tensor",
     "cast_bias_weight",
     "core_patcher_class",
     "disable_weight_init",
@@ -53,12 +56,15 @@ __all__ = [
     "lt",
     "manual_cast",
     "model_management",
+    "model_vbar",
     "run_every_op",
     "uncast_bias_weight",
     "unet_prefix",
     "utils",
 ]
 
+model_vbar = comfy_aimdo.model_vbar
+aimdo_to_tensor = comfy_aimdo.torch.aimdo_to_tensor
 CallbacksMP = comfy.patcher_extension.CallbacksMP
 LowVramPatch = comfy.model_patcher.LowVramPatch
 ModelPatcher = comfy.model_patcher.ModelPatcher

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import fast, layout
-from . import compat
+from . import compat, kept_decoded
 from .low_rank import LowRank
 
 
@@ -20,11 +20,13 @@ class PackedOperations(compat.manual_cast):
         Attributes:
             low_rank: LoRAs to add to a packed weight.
             eight_bit: `fp8` or `int8` to multiply in 8 bits where that pays (fast mode); None decodes exactly.
+            place: where the decoded weight may be kept.
             shared: in fast mode, what the layers that read the same input have in common; `last_of_shared` is the last one.
         """
 
         low_rank: LowRank | None = None
         eight_bit: str | None = None
+        place: kept_decoded.Place | None = None
         shared: fast.SharedInput | None = None
         last_of_shared = True
 
@@ -112,10 +114,29 @@ class PackedOperations(compat.manual_cast):
             )
             if self.eight_bit is not None and self._can_be_fast(weight, input):
                 output = self._fast(weight, bias, input)
+            elif self.place is not None and self._can_be_kept(weight, input):
+                output = self._kept(weight, bias, input)
             else:
                 output = torch.nn.functional.linear(input, self._dense(weight, input), bias)
             compat.uncast_bias_weight(self, weight, bias, stream)
             return output
+
+        def _can_be_kept(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
+            return (
+                layout.is_packed(weight)
+                and input.dtype.itemsize == kept_decoded.BYTES_A_VALUE
+                and not (torch.is_grad_enabled() and input.requires_grad)
+                and not torch.compiler.is_compiling()
+            )
+
+        def _kept(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+            dense = self.place.take(layout.scratch_decoder(weight, input.dtype), self.low_rank)
+            if dense is None:
+                return torch.nn.functional.linear(input, self._dense(weight, input), bias)
+            try:
+                return torch.nn.functional.linear(input, dense, bias)
+            finally:
+                self.place.release()
 
         def _can_be_fast(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
             return (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import layout, ops
-from . import compat
+from . import compat, kept_decoded
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -87,6 +87,8 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_function = functions
     if not patcher.is_dynamic():
         patcher.model.model_loaded_weight_memory += loaded
+    elif kept_decoded.wanted():
+        kept_decoded.lend_places(patcher.model, [module for _, module in packed_modules(patcher)], device)
 
 
 def release_scratch(patcher: Any, *unused: Any) -> None:
@@ -201,8 +203,11 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     """ComfyUI's ModelPatcherDynamic for packed weights."""
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
-        """As in core; where that frees too little, the LoRAs' factors go as well. They come back at their next use."""
-        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.
+        They come back at their next use."""
+        freed = kept_decoded.give_back(self.model, self.load_device, memory_to_free)
+        if freed < memory_to_free:
+            freed += super().partially_unload(device_to, memory_to_free - freed, force_patch_weights)
         if freed < memory_to_free:
             low_ranks = [module.low_rank for _, module in packed_modules(self) if module.low_rank is not None]
             freed += sum(low_rank.move_to(self.offload_device) for low_rank in low_ranks)

@@ -1,0 +1,85 @@
+"""Decoded weights kept in video memory that nothing else wants, so that the next step need not decode them again.
+
+ComfyUI's dynamic VRAM lends the memory: a reservation of its own, below every model's in priority. What other models or the
+latents need is taken from it first, and a layer that lost its place is decoded as it is used, as without all this.
+
+Opt-in by the environment variable HLWQ_KEEP_DECODED=1, until it has been measured on cards of every size.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ..hlwq_core import layout
+from . import compat
+
+ENVIRONMENT_VARIABLE = "HLWQ_KEEP_DECODED"
+BYTES_A_VALUE = 2  # bfloat16 and float16; other dtypes are not kept
+
+
+def wanted() -> bool:
+    """Whether the user asked for it."""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "") not in ("", "0")
+
+
+class Place:
+    """Where one layer's decoded weight is kept, as long as the memory is lent."""
+
+    __slots__ = ("_allocation", "_decoded", "_holds")
+
+    def __init__(self, allocation: tuple):
+        self._allocation = allocation
+        self._decoded: torch.Tensor | None = None
+        self._holds: tuple = ()
+
+    def take(self, decode: layout.ScratchDecoder, low_rank: Any) -> torch.Tensor | None:
+        """The decoded weight, decoded into its place if it is not there; None if no memory is lent. `release` after use.
+
+        Args:
+            decode: the layer's decoder.
+            low_rank: what it adds to the weight (`LowRank`), or None.
+        """
+        signature = compat.model_vbar.vbar_fault(self._allocation)
+        if signature is None:
+            self._holds = ()
+            return None
+        rows, columns = decode.shape
+        if self._decoded is None or self._decoded.dtype is not decode.dtype:
+            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
+            self._decoded = memory[: rows * columns * BYTES_A_VALUE].view(decode.dtype).view(rows, columns)
+            self._holds = ()
+        holds = (bytes(signature), low_rank, decode.dtype)
+        if self._holds != holds:
+            factors = None if low_rank is None else low_rank.factors(decode.device, decode.dtype)
+            decode(factors, self._decoded)
+            self._holds = holds
+        return self._decoded
+
+    def release(self) -> None:
+        """Let ComfyUI take the memory again, if it needs it."""
+        compat.model_vbar.vbar_unpin(self._allocation)
+
+
+def lend_places(model: torch.nn.Module, modules: list[torch.nn.Module], device: torch.device) -> None:
+    """Give each packed layer a place in a reservation of the model on `device`; what was kept before may be gone."""
+    reservations = model.__dict__.setdefault("hlwq_reservations", {})
+    if device not in reservations:
+        # Small layers first: they cost a launch each for little memory, and the first are kept the longest.
+        modules = sorted(modules, key=lambda module: module.weight.numel())
+        sizes = [module.weight.numel() * BYTES_A_VALUE for module in modules]
+        reservation = compat.model_vbar.ModelVBAR(sum(sizes) + 512 * len(sizes), device.index)
+        reservations[device] = reservation
+        for module, size in zip(modules, sizes, strict=True):
+            module.place = Place(reservation.alloc(size))
+    # To the front makes all of it usable again after what it had to give up, then behind all others.
+    reservations[device].prioritize()
+    reservations[device].deprioritize()
+
+
+def give_back(model: torch.nn.Module, device: torch.device, nbytes: float) -> int:
+    """Free up to `nbytes` of what is kept on `device`; the bytes freed."""
+    reservation = model.__dict__.get("hlwq_reservations", {}).get(device)
+    return 0 if reservation is None else reservation.free_memory(min(nbytes, 1 << 60))
