@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -12,62 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hlwq_core import manifest
 from hlwq_core.cli import main
 from hlwq_core.errors import InputError
 from hlwq_core.inspect import coverage_picture, inspect, table
-from hlwq_core.rules import encoded_bytes, load_recipe
 
-SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
-
-
-def sparse_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """A safetensors file of zeros that takes no room on the disk."""
-    header, position = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        size = SIZES[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
-        position += size
-    raw = json.dumps(header).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + position)
+REPO = Path(__file__).resolve().parents[2]
 
 
 def full_size(folder: Path, blocks: range = range(48), plain: bool = True) -> Path:
     """The published folder at full size: headers real, weights zero."""
-    known = manifest.expected()
-    plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-    chunks: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    meta: dict[str, list[int]] = {}
-    for name in plan:
-        parts = name.split(".")
-        block = int(parts[3]) if parts[2] == "transformer_blocks" else 0
-        if block not in blocks:
-            continue
-        rows, columns = known[name][1]
-        codes, _ = encoded_bytes((rows, columns), 5)
-        base = name.replace(".", "__")
-        chunk = chunks.setdefault(block // 12, {})
-        chunk[f"{base}__packed"] = ("U8", (codes,))
-        chunk[f"{base}__norms"] = ("F16", (rows, columns // 128))
-        chunk[f"{base}__meta"] = ("I64", (4,))
-        meta[f"{base}__meta"] = [rows, columns // 128, 128, rows * columns]
-    for number, tensors in chunks.items():
-        path = folder / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
-        sparse_file(path, tensors)
-        with open(path, "r+b") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            for key, entry in header.items():
-                if key in meta:
-                    file.seek(8 + length + entry["data_offsets"][0])
-                    file.write(torch.tensor(meta[key]).numpy().tobytes())
-    if plain:
-        rest = {name: found for name, found in known.items() if name not in plan}
-        sparse_file(folder / "polarquant" / "bf16" / "ltx23_bf16.safetensors", rest)
-    return folder
+    spec = importlib.util.spec_from_file_location("hlwq_scripts_make_full", REPO / "scripts" / "make_full.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_full(folder, blocks, plain)
 
 
 def test_the_whole_model_in_seconds(tmp_path: Path) -> None:
