@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ltx_config, manifest
-from .checkpoint import Checkpoint, layer_bytes, open_checkpoint
-from .errors import ConfigError, FormatError, HLWQError, IncompleteError
-from .rules import load_recipe
-from .verify import component, missing_in_blocks
+from .checkpoint import Checkpoint, open_checkpoint
+from .completeness import component, expectation
+from .errors import FormatError, HLWQError, IncompleteError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,8 +103,12 @@ def _count(checkpoint: Checkpoint, found: Inspection) -> None:
         found.hypotheses.append(
             f"{len(checkpoint.cut)} layers are cut: some of their codes, norms or meta lie in a file that is not there"
         )
-    expected = _expected_names(checkpoint, found, states)
-    for name in dict.fromkeys([*expected, *checkpoint.cut]):
+    whole = expectation(checkpoint)
+    found.model, found.wrong_shapes = whole.model, whole.wrong_shapes
+    found.expected_bytes_quantized = whole.bytes_quantized
+    if whole.note:
+        found.hypotheses.append(whole.note)
+    for name in dict.fromkeys([*whole.names, *checkpoint.cut]):
         state = states.setdefault(name, MISSING)
         if state == MISSING:
             found.missing.append(name)
@@ -128,32 +130,6 @@ def _part(name: str) -> str:
     if found.startswith("model.diffusion_model.") and not found.endswith("blocks"):
         return "model.diffusion_model (rest)"
     return found
-
-
-def _expected_names(checkpoint: Checkpoint, found: Inspection, states: dict[str, str]) -> list[str]:
-    known = manifest.expected()
-    shapes: dict[str, tuple[int, ...]] = {name: checkpoint.info(name).shape for name in checkpoint.names()}
-    shapes |= {name: checkpoint.plain_info(name)[0] for name in checkpoint.plain_names()}
-    shared = [name for name in shapes if name in known]
-    wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
-    if shared and len(wrong) * 5 < len(shared) and len(shared) * 2 > len(shapes):
-        found.model = "LTX-2.3 22B"
-        found.wrong_shapes = wrong
-        plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-        found.expected_bytes_quantized = sum(
-            layer_bytes((known[name][1][0], known[name][1][1]), bits) for name, bits in plan.items()
-        )
-        return list(known)
-    if not ltx_config.is_ltx(shapes):
-        return missing_in_blocks(list(states))
-    found.model = "LTX-2.3 of another size"
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    try:
-        config = ltx_config.find_config(folder, checkpoint.metadata, shapes, manifest.ltx23_config)
-    except ConfigError as error:
-        found.hypotheses.append(f"{error.what}: how many blocks there must be is not known")
-        return missing_in_blocks(list(states))
-    return ltx_config.needed_names(config.values, known)
 
 
 def _fill_grid(states: dict[str, str], found: Inspection) -> None:

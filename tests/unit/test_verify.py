@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hlwq_core.cli import main
+from hlwq_core.completeness import component, missing_in_blocks
 from hlwq_core.quantize import quantize
-from hlwq_core.verify import component, missing_in_blocks, verify
+from hlwq_core.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,14 @@ def test_missing_layers_with_and_without_the_original(copy: Path, dense: Path) -
         change(copy, f"blocks__1__mlp__weight__{part}", None)
     damaged(copy, "missing", "blocks.1.mlp.weight")
     damaged(copy, "missing", "blocks.1.mlp.weight", dense)
+
+
+def test_a_file_of_the_rest_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
+    """No gap in the blocks shows it: the model itself says what it needs."""
+    folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    assert verify(folder).ok
+    shutil.rmtree(folder / "polarquant" / "bf16")
+    damaged(folder, "missing", "model.diffusion_model.scale_shift_table")
 
 
 def test_a_cut_layer(copy: Path) -> None:
