@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import Checkpoint, open_checkpoint
 from .completeness import component, expectation
 from .errors import FormatError, HLWQError, IncompleteError
+from .manifest import REPOSITORY_NAME
+from .quantize import RECORD
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -172,16 +175,36 @@ def _explain(path: Path, found: Inspection, error: HLWQError | None) -> None:
         _explain_missing(found)
     if path.is_dir() and found.model.startswith("LTX-2.3") and not found.report.get("upscalers"):
         say("there are no upscalers beside it: text and image to video work, the two-stage workflow needs them")
-    if found.error or pointers or unfinished or not found.complete:
-        fetch = f"python -m hlwq_core download --to {path}"
-        repair = f"python -m hlwq_core repair {path} --from ORIGINAL"
-        found.next_step = (
-            f"{fetch} fetches what is missing and checks the rest"
-            if error is not None or pointers
-            else f"{fetch} fetches what the repository has; if layers are missing there too, {repair}"
+    found.next_step = _next_step(path, found, error, bool(pointers or unfinished))
+
+
+def _next_step(path: Path, found: Inspection, error: HLWQError | None, unfinished: bool) -> str:
+    if found.complete and not unfinished:
+        return f"python -m hlwq_core verify {path}, then load it in ComfyUI with HLWQ Load Checkpoint"
+    if path.is_file():
+        again = (
+            f"get the file again, or make it anew: python -m hlwq_core quantize ORIGINAL {path.name} --layout single"
         )
-    else:
-        found.next_step = f"python -m hlwq_core verify {path}, then load it in ComfyUI with HLWQ Load Checkpoint"
+        return error.fix if error is not None and error.fix else again
+    repository = _repository(path)
+    repair = f"python -m hlwq_core repair {path} --from ORIGINAL"
+    if repository is None and found.model == "unknown" and error is None:
+        return f"get what is missing where the checkpoint came from, or {repair}"
+    fetch = f"python -m hlwq_core download {repository + ' ' if repository else ''}--to {path}"
+    if repository is None and found.model == "unknown":
+        fetch = f"if it is the published LTX-2.3, {fetch}"
+    if error is not None or unfinished:
+        return f"{fetch} fetches what is missing and checks the rest"
+    return f"{fetch} fetches what the repository has; if layers are missing there too, {repair}"
+
+
+def _repository(path: Path) -> str | None:
+    """Where the folder was downloaded from, as the download noted it."""
+    try:
+        noted = json.loads((path / RECORD).read_text("utf-8"))["repository"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return noted if isinstance(noted, str) and REPOSITORY_NAME.fullmatch(noted) else None
 
 
 def _explain_missing(found: Inspection) -> None:

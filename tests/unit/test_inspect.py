@@ -107,6 +107,37 @@ def test_other_models_are_judged_by_their_blocks(tmp_path: Path) -> None:
     assert found.missing == ["blocks.2.a.weight"] and not found.complete
 
 
+def test_the_next_step_fits_what_lies_there(tiny: Path, tmp_path: Path) -> None:
+    """The published LTX-2.3 is never fetched into another model's folder, and never into a file."""
+    from hlwq_core.quantize import quantize
+
+    save_file({f"blocks.{i}.a.weight": torch.randn(256, 256) for i in range(4)}, tmp_path / "dense.safetensors")
+    dense = inspect(tmp_path / "dense.safetensors")
+    assert dense.error and "quantize" in dense.next_step and "download" not in dense.next_step
+    quantize(tmp_path / "dense.safetensors", tmp_path / "wan", rules="plain", chunk_bytes=50_000)
+    (tmp_path / "wan" / "polarquant" / "codes" / "chunk_01_codes.safetensors").unlink()
+    wan = inspect(tmp_path / "wan")
+    assert wan.missing and "repair" in wan.next_step and "download" not in wan.next_step
+    tiny_folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    record = {"format": "hlwq-sha256", "repository": "we/ltx-tiny", "revision": "0" * 40, "files": {}}
+    (tiny_folder / "hlwq.sha256.json").write_text(json.dumps(record))
+    chunk = sorted((tiny_folder / "polarquant" / "codes").iterdir())[0]
+    chunk.write_bytes(chunk.read_bytes()[:-10])
+    assert f"download we/ltx-tiny --to {tiny_folder}" in inspect(tiny_folder).next_step
+    single = tmp_path / "cut.safetensors"
+    single.write_bytes(chunk.read_bytes())
+    assert "hlwq_core download" not in inspect(single).next_step and "fetch the file again" in inspect(single).next_step
+
+
+def test_a_picture_that_cannot_be_written(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5")
+    for picture, match in ((tmp_path / "no" / "x.png", "cannot be written"), (tmp_path / "x.unknown", "png")):
+        assert main(["inspect", folder, "--picture", str(picture)]) == 2
+        said = capsys.readouterr().err
+        assert match in said and str(picture) in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5")
     assert main(["inspect", folder, "--picture", str(tmp_path / "x.png")]) == 0

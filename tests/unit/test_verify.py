@@ -181,6 +181,20 @@ def test_command_and_exit_codes(
     assert main(["verify", str(made), "--against", str(tmp_path / "nothing")]) == 2
 
 
+def test_what_nobody_foresaw_is_no_finding(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 says that the checkpoint has problems: a bug or a broken disk must not say that."""
+    for error in (OSError(5, "Input/output error", "chunk"), ZeroDivisionError("bug")):
+
+        def broken(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("hlwq_core.commands.verify.verify", broken)
+        assert main(["verify", str(made)]) == 2
+        assert str(error) in capsys.readouterr().err
+
+
 def test_components_and_gaps() -> None:
     assert component("model.diffusion_model.transformer_blocks.7.attn1.to_q.weight") == (
         "model.diffusion_model.transformer_blocks"
