@@ -360,7 +360,7 @@ class _Job:
         tensors: list[tuple[str, torch.dtype, tuple[int, ...], Producer]] = []
         for name in names:
             tensors += self._encoded_tensors(name)
-        write_safetensors(path, tensors, self.metadata)
+        write_safetensors(path, metas_first(tensors), self.metadata)
         journal["chunks"][path.name] = {
             "size": path.stat().st_size,
             "fidelity": {
@@ -417,16 +417,22 @@ class _Job:
             path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
         write_record(self.work, self._tell)
-        self.journal_file.unlink()
-        self.target.mkdir(parents=True, exist_ok=True)
+        if self.target.is_dir() and not any(self.target.iterdir()):
+            self.target.rmdir()
+        if not self.target.exists():
+            os.replace(self.work, self.target)
+            (self.target / self.journal_file.name).unlink()
+            return
         # The user's upscalers and notes stay; all other weights are the old checkpoint's and go, at the very last.
         old = self.work.with_name(self.work.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed at its very end
         for item in sorted(self.target.iterdir()):
             if item.name != "upscalers" and _belongs_to_checkpoint(item):
                 old.mkdir(exist_ok=True)
                 os.replace(item, old / item.name)
         for item in sorted(self.work.iterdir()):
-            os.replace(item, self.target / item.name)
+            if item != self.journal_file:
+                os.replace(item, self.target / item.name)
         shutil.rmtree(old, ignore_errors=True)
 
     def _finish_single(self, chunks: int) -> None:
@@ -434,7 +440,7 @@ class _Job:
         for number in range(chunks):
             file = SafeFile(self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors")
             tensors += [(n, DTYPES[e.dtype][0], e.shape, _reader(file, n)) for n, e in file.entries.items()]
-        write_safetensors(self.target, tensors, self.source.metadata | self.metadata)
+        write_safetensors(self.target, metas_first(tensors), self.source.metadata | self.metadata)
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -566,6 +572,13 @@ def layer_entries(
         (f"{base}__norms", torch.float16, (rows, blocks), norms),
         (f"{base}__meta", torch.int64, (len(meta),), lambda: torch.tensor(meta)),
     ]
+
+
+def metas_first(
+    entries: list[tuple[str, torch.dtype, tuple[int, ...], Producer]],
+) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+    """The same entries for the writer, all metas at the file's begin: whoever opens it reads them, and nothing between."""
+    return sorted(entries, key=lambda entry: not entry[0].endswith("__meta"))
 
 
 def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:

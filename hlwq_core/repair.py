@@ -17,7 +17,7 @@ from .codec import nearest, to_blocks
 from .errors import InputError, UnsupportedError
 from .hadamard import rotate
 from .packing import pack, unpack
-from .quantize import choose_device, encode_layer, layer_entries
+from .quantize import choose_device, encode_layer, layer_entries, metas_first
 from .rules import load_recipe, recipe_names
 from .safefile import DTYPES
 from .source import Source, open_source
@@ -191,7 +191,7 @@ class _Job:
         for name, bits in plan.items():
             entries += self._layer(name, bits, dotted)
         metadata = {"format": "pt", "hlwq.codebook": version, "hlwq.bit_order": order, "hlwq.norms": self.norms}
-        write_safetensors(path, entries, metadata)
+        write_safetensors(path, metas_first(entries), metadata)
         return path
 
     def _layer(self, name: str, bits: int, dotted: bool) -> list[_Entry]:
