@@ -360,7 +360,8 @@ class _Job:
         size = partial.stat().st_size
         digest = None
         if size == file.size and file.sha256 is not None:
-            digest = file_sha256(partial)
+            # No progress of its own, but Cancel works here too.
+            digest = file_sha256(partial, lambda n: self._tell(0, f"checking {file.name}"))
         if size != file.size or digest != file.sha256:
             partial.unlink()
             raise DownloadError(

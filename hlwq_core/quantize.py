@@ -599,9 +599,12 @@ def write_record(folder: Path, tell: Callable[[str], None] | None = None) -> Non
         name = path.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        if tell is not None:
-            tell(f"sha256 of {name}")
-        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+        def told(nbytes: int, text: str = f"sha256 of {name}") -> None:
+            if tell is not None:
+                tell(text)
+
+        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path, told)}
     beside = folder / f".{RECORD}.partial"
     beside.write_text(json.dumps({"format": "hlwq-sha256", "files": files}, indent=1), "utf-8")
     os.replace(beside, folder / RECORD)
