@@ -36,6 +36,8 @@ LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 RECORD = "hlwq.sha256.json"
+# Metadata of a repair's files: before the name of each file of the record that was not there.
+REPAIRED = "hlwq.repaired."
 # Rows are encoded in rounds of so many weights: 16 MB and 256 MB as float32, some ten times that with all temporaries.
 _CPU_WEIGHTS = 1 << 22
 _GPU_WEIGHTS = 1 << 26
@@ -608,3 +610,24 @@ def write_record(folder: Path, tell: Callable[[str], None] | None = None) -> Non
     beside = folder / f".{RECORD}.partial"
     beside.write_text(json.dumps({"format": "hlwq-sha256", "files": files}, indent=1), "utf-8")
     os.replace(beside, folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `hlwq.sha256.json` notes: file name → `size` and `sha256`; nothing where there is none.
+
+    Raises:
+        InputError: it cannot be understood.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text("utf-8"))["files"]
+        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the record of checksums cannot be understood",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="remove this file (nothing else needs it), or download the checkpoint again",
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from .checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from .codebook import SQRT_BLOCK
 from .completeness import component, expectation
 from .detect import expected_rms, level_rms
-from .errors import FormatError, HLWQError, IncompleteError, InputError
-from .quantize import RECORD, Fidelity, choose_device, compare, file_sha256
+from .errors import FormatError, HLWQError, IncompleteError
+from .quantize import RECORD, REPAIRED, Fidelity, choose_device, compare, file_sha256, read_record
 from .source import Source, open_source
 
 Progress = Callable[[int, int, str], None]
@@ -136,7 +135,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.infos = {name: self.checkpoint.info(name) for name in self.checkpoint.names()}
         self.folder = self.checkpoint.path if self.checkpoint.path.is_dir() else self.checkpoint.path.parent
-        self.record = self._read_record()
+        self.record = read_record(self.folder) if self.checkpoint.path.is_dir() else {}
         self.total = sum(info.nbytes for info in self.infos.values()) + sum(r["size"] for r in self.record.values())
 
     def all(self) -> None:
@@ -262,16 +261,6 @@ class _Run:
                 self.result.add("original", "a tensor that was kept differs from the original's", name)
             self._tell(0, name)
 
-    def _read_record(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / RECORD
-        if not self.checkpoint.path.is_dir() or not path.is_file():
-            return {}
-        try:
-            files = json.loads(path.read_text("utf-8"))["files"]
-            return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError("the record of checksums cannot be understood", file=path, found=error) from error
-
     def _checksums(self) -> None:
         if not self.record:
             self.result.notes.append(f"no {RECORD}: sha256 not compared")
@@ -279,6 +268,8 @@ class _Run:
             path = self.folder / name
             if not path.resolve().is_relative_to(self.folder.resolve()):
                 self.result.add("sha256", "the record names a file outside the folder", name)
+            elif not path.is_file() and self.checkpoint.metadata.get(REPAIRED + name):
+                self.result.notes.append(f"{name} is not there; a repair has made its tensors anew")
             elif not path.is_file():
                 self.result.add("sha256", "the record names a file that is not there", name, "download it again")
             elif path.stat().st_size != expected["size"] or self._digest(path, name) != expected["sha256"]:
