@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..inspect import Inspection, coverage_picture, inspect, table
+from ..output import as_json
 from ..writer import partial_path, write_error
 
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     found = inspect(args.path)
     if args.picture:
         _save(found, args.picture)
-    print(json.dumps(found.to_dict()) if args.json else table(found))
+    print(as_json(found.to_dict()) if args.json else table(found))
     return 0 if found.complete else 1
 
 

@@ -138,6 +138,29 @@ def test_a_picture_that_cannot_be_written(tiny: Path, tmp_path: Path, capsys: py
     assert not list(tmp_path.iterdir())
 
 
+def test_json_is_json_where_nothing_can_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers of zeros have no RMS, and no relative error: null, because NaN and Infinity are none of JSON."""
+    from hlwq_core.quantize import quantize
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    save_file({"blocks.0.a.weight": torch.zeros(256, 256)}, tmp_path / "dense.safetensors")
+    quantize(tmp_path / "dense.safetensors", tmp_path / "zeros", rules="plain")
+    save_file({"blocks.0.a.weight": torch.zeros(256, 256) + 1e-3}, tmp_path / "other.safetensors")
+    quantize(tmp_path / "other.safetensors", tmp_path / "ones", rules="plain")
+    for arguments in (
+        ["inspect", "zeros"],
+        ["verify", "zeros"],
+        ["verify", "zeros", "--against", "dense.safetensors"],
+        ["verify", "ones", "--against", "dense.safetensors"],
+    ):
+        paths = [str(tmp_path / a) if (tmp_path / a).exists() else a for a in arguments]
+        assert main([*paths, "--json"]) in (0, 1)
+        found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+        assert isinstance(found, dict)
+
+
 def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5")
     assert main(["inspect", folder, "--picture", str(tmp_path / "x.png")]) == 0
