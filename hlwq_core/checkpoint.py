@@ -25,7 +25,7 @@ import torch
 
 from . import manifest, ops
 from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, register_stored, scaled_table
-from .detect import SAMPLE_LAYERS, Detection, detect
+from .detect import SAMPLE_LAYERS, Detection, detect, sample_rows
 from .errors import FormatError, IncompleteError, InputError, UnsupportedError
 from .packing import BITS, row_bytes
 from .safefile import DTYPES, SafeFile
@@ -96,6 +96,7 @@ class _Layer:
     num_blocks: int = 0
     rows: int = 0
     byte_codes: bool = False
+    meta: list[int] | None = None
 
 
 def open_checkpoint(
@@ -353,8 +354,12 @@ class Checkpoint:
             ) from None
 
     def _meta(self, layer: _Layer) -> list[int]:
-        if "meta" not in layer.parts:
-            return []
+        if layer.meta is None:
+            layer.meta = self._read_meta(layer) if "meta" in layer.parts else []
+        return layer.meta
+
+    @staticmethod
+    def _read_meta(layer: _Layer) -> list[int]:
         file, key = layer.parts["meta"]
         entry = file.entries[key]
         if entry.dtype != "I64" or entry.shape not in ((4,), (5,)):
@@ -365,7 +370,7 @@ class Checkpoint:
                 expected="I64 [4] or [5]",
                 found=f"{entry.dtype} {list(entry.shape)}",
             )
-        meta = file.tensor(key).tolist()
+        meta: list[int] = file.rows(key, [0], 1)[0].tolist()
         expected = [layer.rows, layer.num_blocks, BLOCK, layer.rows * layer.num_blocks * BLOCK]
         if meta[:4] != expected:
             raise FormatError(
@@ -438,7 +443,7 @@ class Checkpoint:
             # The largest layers: their rows are the least like special cases.
             alike.sort(key=lambda layer: layer.rows * layer.num_blocks, reverse=True)
             step = max(1, len(alike) // SAMPLE_LAYERS)
-            sample = [(self._codes(layer), self._norms(layer)) for layer in alike[::step][:SAMPLE_LAYERS]]
+            sample = [self._sample(layer) for layer in alike[::step][:SAMPLE_LAYERS]]
             self._detections[key] = detect(
                 sample,
                 bits,
@@ -446,6 +451,14 @@ class Checkpoint:
                 (version,) if version in VERSIONS else VERSIONS,
             )
         return self._detections[key]
+
+    def _sample(self, layer: _Layer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and norms of the rows that the detection looks at; of all rows where those are zero."""
+        rows = sample_rows(layer.rows, layer.num_blocks)
+        codes, norms = (file.rows(key, rows, layer.rows) for file, key in (layer.parts["codes"], layer.parts["norms"]))
+        if not bool((norms > 0).any()):
+            return self._codes(layer), self._norms(layer)
+        return codes.view(torch.uint8), norms.to(torch.float16)
 
     def info(self, name: str) -> LayerInfo:
         """What is known of a quantized tensor. Reads its meta, and once a sample of the codes for the detection."""

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 
 from . import __version__, commands
@@ -44,3 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except Exception:
+        # Python's own exit code would be 1, which says that something is wrong with what was looked at.
+        traceback.print_exc()
+        return ERROR

@@ -11,6 +11,7 @@ import functools
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .codebook import BLOCK, VERSIONS, centroids
@@ -42,34 +43,52 @@ class Detection:
 @functools.lru_cache(maxsize=64)
 def expected_rms(bits: int, version: str, written: str | None = None) -> float:
     """RMS of the levels of normally distributed coordinates, written with one version (by default the same) and read with another."""
-    from scipy.special import ndtr  # scipy.stats takes a second to import
-
     levels = centroids(bits, written or version).double()
     edges = torch.cat((torch.tensor([-40.0]), (levels[1:] + levels[:-1]) / 2, torch.tensor([40.0])))
-    mass = torch.from_numpy(ndtr(edges[1:].numpy()) - ndtr(edges[:-1].numpy()))
+    below = torch.special.ndtr(edges)
+    mass = below[1:] - below[:-1]
     return float((centroids(bits, version).double() ** 2 * mass).sum().sqrt())
 
 
-def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor) -> float | None:
-    """RMS of the levels over up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
+def sample_rows(rows: int, num_blocks: int) -> list[int]:
+    """The rows of a layer that are looked at: whole rows rather than single blocks, so that few pages are touched."""
+    wanted = min(rows, max(1, SAMPLE_BLOCKS // num_blocks))
+    return [i * (rows // wanted) for i in range(wanted)]
+
+
+def level_counts(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str) -> torch.Tensor | None:
+    """How often each code occurs in up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer.
 
     Args:
         codes: uint8 `[out, row_bytes]`.
         norms: float16 `[out, num_blocks]`.
-        levels: float32 `[2**bits]`, of unit variance.
+
+    Returns:
+        int64 `[2**bits]`; None if all blocks are zero.
     """
     rows, num_blocks = norms.shape
-    wanted = min(rows, max(1, SAMPLE_BLOCKS // num_blocks))
-    # Whole rows rather than single blocks, so that few pages of the file are touched.
-    picked = torch.arange(0, wanted) * (rows // wanted)
+    picked = torch.tensor(sample_rows(rows, num_blocks))
     keep = norms[picked] > 0
     if not bool(keep.any()):
-        picked = (norms > 0).any(dim=1).nonzero().flatten()[:wanted]
+        picked = (norms > 0).any(dim=1).nonzero().flatten()[: len(picked)]
         keep = norms[picked] > 0
         if not bool(keep.any()):
             return None
     unpacked = unpack(codes[picked], bits, packing).reshape(len(picked), num_blocks, BLOCK)
-    return float(levels[unpacked[keep].int()].double().square().mean().sqrt())
+    # numpy, because torch would start threads for so little, and take ten times as long.
+    counts = np.bincount(unpacked.numpy()[keep.numpy()].ravel(), minlength=1 << bits)
+    return torch.from_numpy(counts)
+
+
+def counts_rms(counts: torch.Tensor, levels: torch.Tensor) -> float:
+    """RMS of the levels (float32 `[2**bits]`, of unit variance) of so many codes."""
+    return float((counts.double() @ levels.double().square() / counts.sum()).sqrt())
+
+
+def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor) -> float | None:
+    """RMS of the levels of a layer's sample, see `level_counts`; None if all blocks are zero."""
+    counts = level_counts(codes, norms, bits, packing)
+    return None if counts is None else counts_rms(counts, levels)
 
 
 def detect(
@@ -88,13 +107,13 @@ def detect(
     best: Detection | None = None
     found: list[tuple[float, Detection]] = []
     for packing in packings:
+        samples = [level_counts(codes, norms, bits, packing) for codes, norms in layers]
+        counts = [sample for sample in samples if sample is not None]
+        if not counts:
+            return Detection(packings[0], versions[0], float("nan"), False)
         for version in versions:
             levels = centroids(bits, version)
-            samples = [level_rms(codes, norms, bits, packing, levels) for codes, norms in layers]
-            values = [value for value in samples if value is not None]
-            if not values:
-                return Detection(packings[0], versions[0], float("nan"), False)
-            rms = statistics.median(values)
+            rms = statistics.median(counts_rms(sample, levels) for sample in counts)
             found.append((abs(rms - expected_rms(bits, version)), Detection(packing, version, rms, True)))
     found.sort(key=lambda item: item[0])
     distance, best = found[0]

@@ -22,7 +22,6 @@ from .quantize import RECORD, file_sha256
 Progress = Callable[[int, int, str], None]
 _WANTED_JSON = ("polar_config.json", "config.json")
 _SPARE_BYTES = 64 << 20
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def download(
         DownloadError: offline, no such repository, no access, no room on the disk, or a file that came corrupted.
         InputError: a name that is none, or no folder given and no ComfyUI known.
     """
-    if repository is not None and not _REPOSITORY.fullmatch(repository):
+    if repository is not None and not manifest.REPOSITORY_NAME.fullmatch(repository):
         raise InputError("this is no repository name", expected="owner/name", found=repository)
     _refuse_offline()
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or None
@@ -361,7 +360,8 @@ class _Job:
         size = partial.stat().st_size
         digest = None
         if size == file.size and file.sha256 is not None:
-            digest = file_sha256(partial)
+            # No progress of its own, but Cancel works here too.
+            digest = file_sha256(partial, lambda n: self._tell(0, f"checking {file.name}"))
         if size != file.size or digest != file.sha256:
             partial.unlink()
             raise DownloadError(

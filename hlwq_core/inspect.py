@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import ltx_config, manifest
-from .checkpoint import Checkpoint, layer_bytes, open_checkpoint
-from .errors import ConfigError, FormatError, HLWQError, IncompleteError
-from .rules import load_recipe
-from .verify import component, missing_in_blocks
+from .checkpoint import Checkpoint, open_checkpoint
+from .completeness import component, expectation
+from .errors import FormatError, HLWQError, IncompleteError
+from .manifest import REPOSITORY_NAME
+from .quantize import RECORD
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,8 +106,12 @@ def _count(checkpoint: Checkpoint, found: Inspection) -> None:
         found.hypotheses.append(
             f"{len(checkpoint.cut)} layers are cut: some of their codes, norms or meta lie in a file that is not there"
         )
-    expected = _expected_names(checkpoint, found, states)
-    for name in dict.fromkeys([*expected, *checkpoint.cut]):
+    whole = expectation(checkpoint)
+    found.model, found.wrong_shapes = whole.model, whole.wrong_shapes
+    found.expected_bytes_quantized = whole.bytes_quantized
+    if whole.note:
+        found.hypotheses.append(whole.note)
+    for name in dict.fromkeys([*whole.names, *checkpoint.cut]):
         state = states.setdefault(name, MISSING)
         if state == MISSING:
             found.missing.append(name)
@@ -128,32 +133,6 @@ def _part(name: str) -> str:
     if found.startswith("model.diffusion_model.") and not found.endswith("blocks"):
         return "model.diffusion_model (rest)"
     return found
-
-
-def _expected_names(checkpoint: Checkpoint, found: Inspection, states: dict[str, str]) -> list[str]:
-    known = manifest.expected()
-    shapes: dict[str, tuple[int, ...]] = {name: checkpoint.info(name).shape for name in checkpoint.names()}
-    shapes |= {name: checkpoint.plain_info(name)[0] for name in checkpoint.plain_names()}
-    shared = [name for name in shapes if name in known]
-    wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
-    if shared and len(wrong) * 5 < len(shared) and len(shared) * 2 > len(shapes):
-        found.model = "LTX-2.3 22B"
-        found.wrong_shapes = wrong
-        plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-        found.expected_bytes_quantized = sum(
-            layer_bytes((known[name][1][0], known[name][1][1]), bits) for name, bits in plan.items()
-        )
-        return list(known)
-    if not ltx_config.is_ltx(shapes):
-        return missing_in_blocks(list(states))
-    found.model = "LTX-2.3 of another size"
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    try:
-        config = ltx_config.find_config(folder, checkpoint.metadata, shapes, manifest.ltx23_config)
-    except ConfigError as error:
-        found.hypotheses.append(f"{error.what}: how many blocks there must be is not known")
-        return missing_in_blocks(list(states))
-    return ltx_config.needed_names(config.values, known)
 
 
 def _fill_grid(states: dict[str, str], found: Inspection) -> None:
@@ -196,16 +175,36 @@ def _explain(path: Path, found: Inspection, error: HLWQError | None) -> None:
         _explain_missing(found)
     if path.is_dir() and found.model.startswith("LTX-2.3") and not found.report.get("upscalers"):
         say("there are no upscalers beside it: text and image to video work, the two-stage workflow needs them")
-    if found.error or pointers or unfinished or not found.complete:
-        fetch = f"python -m hlwq_core download --to {path}"
-        repair = f"python -m hlwq_core repair {path} --from ORIGINAL"
-        found.next_step = (
-            f"{fetch} fetches what is missing and checks the rest"
-            if error is not None or pointers
-            else f"{fetch} fetches what the repository has; if layers are missing there too, {repair}"
+    found.next_step = _next_step(path, found, error, bool(pointers or unfinished))
+
+
+def _next_step(path: Path, found: Inspection, error: HLWQError | None, unfinished: bool) -> str:
+    if found.complete and not unfinished:
+        return f"python -m hlwq_core verify {path}, then load it in ComfyUI with HLWQ Load Checkpoint"
+    if path.is_file():
+        again = (
+            f"get the file again, or make it anew: python -m hlwq_core quantize ORIGINAL {path.name} --layout single"
         )
-    else:
-        found.next_step = f"python -m hlwq_core verify {path}, then load it in ComfyUI with HLWQ Load Checkpoint"
+        return error.fix if error is not None and error.fix else again
+    repository = _repository(path)
+    repair = f"python -m hlwq_core repair {path} --from ORIGINAL"
+    if repository is None and found.model == "unknown" and error is None:
+        return f"get what is missing where the checkpoint came from, or {repair}"
+    fetch = f"python -m hlwq_core download {repository + ' ' if repository else ''}--to {path}"
+    if repository is None and found.model == "unknown":
+        fetch = f"if it is the published LTX-2.3, {fetch}"
+    if error is not None or unfinished:
+        return f"{fetch} fetches what is missing and checks the rest"
+    return f"{fetch} fetches what the repository has; if layers are missing there too, {repair}"
+
+
+def _repository(path: Path) -> str | None:
+    """Where the folder was downloaded from, as the download noted it."""
+    try:
+        noted = json.loads((path / RECORD).read_text("utf-8"))["repository"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return noted if isinstance(noted, str) and REPOSITORY_NAME.fullmatch(noted) else None
 
 
 def _explain_missing(found: Inspection) -> None:

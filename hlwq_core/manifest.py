@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 # The same checkpoint under its first and its present name.
 REPOSITORIES = ("caiovicentino1/LTX-2.3-22B-HLWQ-Q5", "caiovicentino1/LTX-2.3-22B-PolarQuant-Q5")
+REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _DATA = Path(__file__).parent / "data"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import TracebackType
 
 from tqdm import tqdm
@@ -15,8 +16,16 @@ class TerminalProgress:
     """
 
     def __init__(self, quiet: bool = False):
+        # Some terminals say that they have 0 columns and lines; tqdm itself would then show nothing.
+        columns, lines = shutil.get_terminal_size((100, 24))
         self._bar = tqdm(
-            unit="B", unit_scale=True, unit_divisor=1000, dynamic_ncols=True, disable=True if quiet else None, delay=0.5
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1000,
+            ncols=min(columns - 1, 120),
+            nrows=lines,
+            disable=True if quiet else None,
+            delay=0.5,
         )
 
     def __enter__(self) -> TerminalProgress:

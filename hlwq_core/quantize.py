@@ -36,6 +36,8 @@ LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 RECORD = "hlwq.sha256.json"
+# Metadata of a repair's files: before the name of each file of the record that was not there.
+REPAIRED = "hlwq.repaired."
 # Rows are encoded in rounds of so many weights: 16 MB and 256 MB as float32, some ten times that with all temporaries.
 _CPU_WEIGHTS = 1 << 22
 _GPU_WEIGHTS = 1 << 26
@@ -360,7 +362,7 @@ class _Job:
         tensors: list[tuple[str, torch.dtype, tuple[int, ...], Producer]] = []
         for name in names:
             tensors += self._encoded_tensors(name)
-        write_safetensors(path, tensors, self.metadata)
+        write_safetensors(path, metas_first(tensors), self.metadata)
         journal["chunks"][path.name] = {
             "size": path.stat().st_size,
             "fidelity": {
@@ -417,16 +419,22 @@ class _Job:
             path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
         write_record(self.work, self._tell)
-        self.journal_file.unlink()
-        self.target.mkdir(parents=True, exist_ok=True)
+        if self.target.is_dir() and not any(self.target.iterdir()):
+            self.target.rmdir()
+        if not self.target.exists():
+            os.replace(self.work, self.target)
+            (self.target / self.journal_file.name).unlink()
+            return
         # The user's upscalers and notes stay; all other weights are the old checkpoint's and go, at the very last.
         old = self.work.with_name(self.work.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed at its very end
         for item in sorted(self.target.iterdir()):
             if item.name != "upscalers" and _belongs_to_checkpoint(item):
                 old.mkdir(exist_ok=True)
                 os.replace(item, old / item.name)
         for item in sorted(self.work.iterdir()):
-            os.replace(item, self.target / item.name)
+            if item != self.journal_file:
+                os.replace(item, self.target / item.name)
         shutil.rmtree(old, ignore_errors=True)
 
     def _finish_single(self, chunks: int) -> None:
@@ -434,7 +442,7 @@ class _Job:
         for number in range(chunks):
             file = SafeFile(self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors")
             tensors += [(n, DTYPES[e.dtype][0], e.shape, _reader(file, n)) for n, e in file.entries.items()]
-        write_safetensors(self.target, tensors, self.source.metadata | self.metadata)
+        write_safetensors(self.target, metas_first(tensors), self.source.metadata | self.metadata)
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -568,6 +576,13 @@ def layer_entries(
     ]
 
 
+def metas_first(
+    entries: list[tuple[str, torch.dtype, tuple[int, ...], Producer]],
+) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+    """The same entries for the writer, all metas at the file's begin: whoever opens it reads them, and nothing between."""
+    return sorted(entries, key=lambda entry: not entry[0].endswith("__meta"))
+
+
 def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, hexadecimal; `told` gets the bytes read and may raise."""
     digest = hashlib.sha256()
@@ -586,9 +601,33 @@ def write_record(folder: Path, tell: Callable[[str], None] | None = None) -> Non
         name = path.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        if tell is not None:
-            tell(f"sha256 of {name}")
-        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+        def told(nbytes: int, text: str = f"sha256 of {name}") -> None:
+            if tell is not None:
+                tell(text)
+
+        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path, told)}
     beside = folder / f".{RECORD}.partial"
     beside.write_text(json.dumps({"format": "hlwq-sha256", "files": files}, indent=1), "utf-8")
     os.replace(beside, folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `hlwq.sha256.json` notes: file name → `size` and `sha256`; nothing where there is none.
+
+    Raises:
+        InputError: it cannot be understood.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text("utf-8"))["files"]
+        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the record of checksums cannot be understood",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="remove this file (nothing else needs it), or download the checkpoint again",
+        ) from error

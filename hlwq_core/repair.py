@@ -17,7 +17,7 @@ from .codec import nearest, to_blocks
 from .errors import InputError, UnsupportedError
 from .hadamard import rotate
 from .packing import pack, unpack
-from .quantize import choose_device, encode_layer, layer_entries
+from .quantize import REPAIRED, choose_device, encode_layer, layer_entries, metas_first, read_record
 from .rules import load_recipe, recipe_names
 from .safefile import DTYPES
 from .source import Source, open_source
@@ -176,6 +176,11 @@ class _Job:
                 return info.packing, info.codebook
         return order, version
 
+    def _replaced(self) -> dict[str, str]:
+        """A note, for verify, of the files that the record of checksums names and that are lost."""
+        folder = self.checkpoint.path
+        return {REPAIRED + name: "1" for name in read_record(folder) if not (folder / name).is_file()}
+
     def write_codes(self, plan: dict[str, int]) -> Path:
         layers = [*self.checkpoint.names()[:1]]
         if layers:
@@ -191,7 +196,8 @@ class _Job:
         for name, bits in plan.items():
             entries += self._layer(name, bits, dotted)
         metadata = {"format": "pt", "hlwq.codebook": version, "hlwq.bit_order": order, "hlwq.norms": self.norms}
-        write_safetensors(path, entries, metadata)
+        metadata |= self._replaced()
+        write_safetensors(path, metas_first(entries), metadata)
         return path
 
     def _layer(self, name: str, bits: int, dotted: bool) -> list[_Entry]:
@@ -267,7 +273,7 @@ class _Job:
             entry = self.source.entries[name][1]
             entries.append((name, DTYPES[entry.dtype][0], entry.shape, self._copy(name, entry.nbytes)))
         config = {key: value for key, value in self.source.metadata.items() if key not in self.checkpoint.metadata}
-        write_safetensors(path, entries, config)
+        write_safetensors(path, entries, config | self._replaced())
         return path
 
     def _copy(self, name: str, nbytes: int) -> Producer:

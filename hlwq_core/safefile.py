@@ -1,4 +1,4 @@
-"""Safetensors files as maps: headers are read and checked here, tensors are the library's views of the mapped file.
+"""Safetensors files as maps: headers are read and checked here, tensors are views of the mapped file.
 
 What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a
 header longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that
@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import FormatError, InputError, UnsupportedError
 
@@ -183,7 +182,10 @@ class SafeFile:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.entries, self.metadata = read_header(self.path)
-        self._handle: Any = None
+        self._size = self.path.stat().st_size
+        # The header was checked: tensors fill the file from here to its end.
+        self._data = self._size - max((entry.stop for entry in self.entries.values()), default=0)
+        self._mapped: Any = None
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -193,12 +195,48 @@ class SafeFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, a view of the mapped file: no memory is taken until it is read. Do not write into it."""
-        if self._handle is None:
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype][0]
+        if entry.nbytes == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        if self._mapped is None:
             try:
-                self._handle = safe_open(str(self.path), framework="pt", device="cpu").__enter__()
-            except (OSError, SafetensorError) as error:
+                self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self._size)
+            except (OSError, RuntimeError) as error:
                 raise FormatError("the file cannot be mapped", file=self.path, found=error, fix=_AGAIN) from error
-        if self.entries[name].nbytes == 0:
-            entry = self.entries[name]
-            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype][0])
-        return self._handle.get_tensor(name)
+        # safetensors' get_tensor would touch the first page of each tensor, and with what the system reads ahead then
+        # the whole file: 30 s for the codes of LTX-2.3 from a disk, when nobody has asked for a single value.
+        part = self._mapped[self._data + entry.start : self._data + entry.stop]
+        return torch.empty(0, dtype=dtype).set_(part, 0, entry.shape)  # type: ignore[call-overload]
+
+    def rows(self, name: str, numbers: Sequence[int], count: int) -> torch.Tensor:
+        """Some rows of a tensor, read into memory of their own: for the little that is wanted of a file at once.
+
+        Touching the mapping instead would bring what lies around each row into memory: the system reads ahead by as much
+        as megabytes, which at full size comes to the whole file.
+
+        Args:
+            numbers: the rows, of
+            count: equal parts of the tensor's bytes.
+
+        Returns:
+            `[len(numbers), values a row]` of the tensor's dtype.
+
+        Raises:
+            InputError: the file cannot be read any more.
+        """
+        entry = self.entries[name]
+        size = entry.nbytes // count
+        data = bytearray(size * len(numbers))
+        view = memoryview(data)
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for i, number in enumerate(numbers):
+                    file.seek(self._data + entry.start + number * size)
+                    if file.readinto(view[i * size : (i + 1) * size]) != size:
+                        raise FormatError("the file is cut off", file=self.path, tensor=name, fix=_AGAIN)
+        except OSError as error:
+            raise InputError("the file cannot be read", file=self.path, found=error.strerror or error) from error
+        return torch.frombuffer(data, dtype=DTYPES[entry.dtype][0]).reshape(len(numbers), -1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,9 +13,10 @@ import torch
 
 from .checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from .codebook import SQRT_BLOCK
+from .completeness import component, expectation
 from .detect import expected_rms, level_rms
-from .errors import FormatError, HLWQError, IncompleteError, InputError
-from .quantize import RECORD, Fidelity, choose_device, compare, file_sha256
+from .errors import FormatError, HLWQError, IncompleteError
+from .quantize import RECORD, REPAIRED, Fidelity, choose_device, compare, file_sha256, read_record
 from .source import Source, open_source
 
 Progress = Callable[[int, int, str], None]
@@ -112,18 +111,6 @@ def verify(
     return result
 
 
-def component(name: str) -> str:
-    """The part of a model that a tensor belongs to: everything before its first number, without the layer's own name.
-
-    `model.diffusion_model.transformer_blocks.7.attn1.to_q.weight` → `model.diffusion_model.transformer_blocks`.
-    """
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[:i]) or name
-    return ".".join(parts[:2] if len(parts) > 2 else parts[:1])
-
-
 def rms_limits(bits: int, searched: bool) -> tuple[float, float]:
     """Between which values the RMS of a layer's levels lies.
 
@@ -148,7 +135,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.infos = {name: self.checkpoint.info(name) for name in self.checkpoint.names()}
         self.folder = self.checkpoint.path if self.checkpoint.path.is_dir() else self.checkpoint.path.parent
-        self.record = self._read_record()
+        self.record = read_record(self.folder) if self.checkpoint.path.is_dir() else {}
         self.total = sum(info.nbytes for info in self.infos.values()) + sum(r["size"] for r in self.record.values())
 
     def all(self) -> None:
@@ -164,13 +151,16 @@ class _Run:
             self.progress(min(self.done, self.total), self.total, text)
 
     def _names(self) -> None:
-        """What the original, or the numbering of the blocks, says must be there."""
-        have = [*self.checkpoint.names(), *self.checkpoint.plain_names()]
+        """What the original, or the model that this is, says must be there."""
+        there = {*self.checkpoint.names(), *self.checkpoint.plain_names()}
         if self.original is not None:
-            there = set(have)
-            missing = [name for name in self.original.entries if name not in there]
+            needed = list(self.original.entries)
         else:
-            missing = list(dict.fromkeys([*self.checkpoint.cut, *missing_in_blocks([*have, *self.checkpoint.cut])]))
+            whole = expectation(self.checkpoint)
+            needed = list(dict.fromkeys([*whole.names, *self.checkpoint.cut]))
+            for name in whole.wrong_shapes:
+                self.result.add("structure", f"the shape is not that of {whole.model}", name)
+        missing = [name for name in needed if name not in there]
         for name in missing[:20]:
             self.result.add(
                 "missing",
@@ -271,16 +261,6 @@ class _Run:
                 self.result.add("original", "a tensor that was kept differs from the original's", name)
             self._tell(0, name)
 
-    def _read_record(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / RECORD
-        if not self.checkpoint.path.is_dir() or not path.is_file():
-            return {}
-        try:
-            files = json.loads(path.read_text("utf-8"))["files"]
-            return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError("the record of checksums cannot be understood", file=path, found=error) from error
-
     def _checksums(self) -> None:
         if not self.record:
             self.result.notes.append(f"no {RECORD}: sha256 not compared")
@@ -288,6 +268,8 @@ class _Run:
             path = self.folder / name
             if not path.resolve().is_relative_to(self.folder.resolve()):
                 self.result.add("sha256", "the record names a file outside the folder", name)
+            elif not path.is_file() and self.checkpoint.metadata.get(REPAIRED + name):
+                self.result.notes.append(f"{name} is not there; a repair has made its tensors anew")
             elif not path.is_file():
                 self.result.add("sha256", "the record names a file that is not there", name, "download it again")
             elif path.stat().st_size != expected["size"] or self._digest(path, name) != expected["sha256"]:
@@ -297,28 +279,6 @@ class _Run:
 
     def _digest(self, path: Path, name: str) -> str:
         return file_sha256(path, lambda nbytes: self._tell(nbytes, f"sha256 of {name}"))
-
-
-def missing_in_blocks(names: list[str]) -> list[str]:
-    """Names that other blocks of the same stack have and one lacks, and blocks that a gap in the numbers leaves out."""
-    stacks: dict[str, dict[int, set[str]]] = {}
-    for name in names:
-        found = re.match(r"^(.*?\.?\w*(?:blocks|layers))\.(\d+)\.(.+)$", name)
-        if found:
-            stacks.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(found[3])
-    missing: list[str] = []
-    for stack, blocks in stacks.items():
-        kinds: dict[str, int] = {}
-        for tails in blocks.values():
-            for tail in tails:
-                kinds[tail] = kinds.get(tail, 0) + 1
-        # Stacks of unlike blocks (a VAE's) have few tensors in common: only what most blocks have is missed.
-        usual = [tail for tail, count in kinds.items() if count * 2 > len(blocks)]
-        if len(usual) * 2 < len(kinds):
-            continue
-        for number in range(max(blocks) + 1):
-            missing += [f"{stack}.{number}.{tail}" for tail in usual if tail not in blocks.get(number, set())]
-    return missing
 
 
 def _figures(fidelity: Fidelity) -> dict[str, float]:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ..download import download
 from ..manifest import REPOSITORIES
+from ..output import as_json
 from ..progress import TerminalProgress
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     with TerminalProgress(quiet=args.json) as progress:
         result = download(args.repository, args.to, revision=args.revision, progress=progress)
     if args.json:
-        print(json.dumps(result.to_dict()))
+        print(as_json(result.to_dict()))
         return 0
     print(f"{result.repository} at {result.revision[:12]} → {result.folder}")
     print(

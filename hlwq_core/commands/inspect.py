@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
+from pathlib import Path
 from typing import Any
 
-from ..inspect import coverage_picture, inspect, table
+from ..errors import InputError
+from ..inspect import Inspection, coverage_picture, inspect, table
+from ..output import as_json
+from ..writer import partial_path, write_error
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -16,14 +20,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog="example: python -m hlwq_core inspect models/hlwq/LTX-2.3-22B-HLWQ-Q5 --picture coverage.png",
     )
     parser.add_argument("path", metavar="PATH", help="the checkpoint's folder or file")
-    parser.add_argument("--picture", metavar="PNG", help="also draw blocks × layers into this file")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="also draw blocks × layers into this file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.picture and args.picture.suffix.lower() != ".png":
+        raise InputError("the picture is a PNG file", file=args.picture, expected="a name that ends in .png")
     found = inspect(args.path)
     if args.picture:
-        coverage_picture(found).save(args.picture)
-    print(json.dumps(found.to_dict()) if args.json else table(found))
+        _save(found, args.picture)
+    print(as_json(found.to_dict()) if args.json else table(found))
     return 0 if found.complete else 1
+
+
+def _save(found: Inspection, file: Path) -> None:
+    beside = partial_path(file)
+    try:
+        coverage_picture(found).save(beside, "PNG")
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise write_error(file, error) from error

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from ..output import as_json
 from ..progress import TerminalProgress
 from ..quantize import LAYOUTS, NORMS, open_source, quantize
 from ..rules import load_recipe, planned_size, recipe_names
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.json:
-        print(json.dumps(report.to_dict()))
+        print(as_json(report.to_dict()))
         return 0
     print(
         f"{report.target}: {report.layers} layers, {report.weights / 1e9:.3f} billion weights, recipe {report.recipe}"
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_plan(args: argparse.Namespace) -> int:
     size = planned_size(load_recipe(args.rules), open_source(args.source).described(), args.bits)
     if args.json:
-        print(json.dumps({**vars(size), "total": size.total}))
+        print(as_json({**vars(size), "total": size.total}))
     else:
         print(f"{size.layers} layers, {size.weights / 1e9:.3f} billion weights")
         print(

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from ..output import as_json
 from ..progress import TerminalProgress
 from ..quantize import NORMS
 from ..repair import repair
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             args.path, args.original, rules=args.rules, norms=args.norms, device=args.device, progress=progress
         )
     if args.json:
-        print(json.dumps(result.to_dict()))
+        print(as_json(result.to_dict()))
         return 0
     if not result.files:
         print(f"{result.path}: nothing is missing")

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
+from ..output import as_json
 from ..progress import TerminalProgress
 from ..verify import Verification, verify
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     with TerminalProgress(quiet=args.json) as progress:
         result = verify(args.path, args.against, device=args.device, progress=progress)
-    print(json.dumps(result.to_dict()) if args.json else text(result))
+    print(as_json(result.to_dict()) if args.json else text(result))
     return 0 if result.ok else 1
 
 

@@ -60,6 +60,17 @@ def encode(clip, text: str) -> tuple[torch.Tensor, dict]:
         return nodes.CLIPTextEncode().encode(clip, text)[0][0]
 
 
+def picture_embeddings(clip, inverted: bool = False) -> torch.Tensor:
+    """A prompt with a picture as the language model gets it."""
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+    image = 1 - picture if inverted else picture
+    tokens = clip.tokenize("what is this", image=image, skip_template=False, min_length=1)
+    with torch.inference_mode():
+        return clip.cond_stage_model.gemma3_12b.process_tokens(
+            [[token[0] for token in tokens["gemma3_12b"][0]]], torch.device("cpu")
+        )[0]
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / a.norm())
 
@@ -126,15 +137,7 @@ class TestEncoding:
         assert clip.patcher.load_device == clip.patcher.offload_device == torch.device("cpu")
 
     def test_picture_in_the_prompt_and_generation(self, plain):
-        picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
-        outputs = []
-        for image in (picture, 1 - picture):
-            tokens = plain.tokenize("what is this", image=image, skip_template=False, min_length=1)
-            with torch.inference_mode():
-                embeds = plain.cond_stage_model.gemma3_12b.process_tokens(
-                    [[token[0] for token in tokens["gemma3_12b"][0]]], torch.device("cpu")
-                )[0]
-            outputs.append(embeds)
+        outputs = [picture_embeddings(plain, inverted) for inverted in (False, True)]
         assert outputs[0].shape == outputs[1].shape and outputs[0].shape[1] > 256
         assert distance(*outputs) > 0.01
         with torch.inference_mode():
@@ -194,6 +197,26 @@ class TestPackedGemma:
         name = "gemma3_12b.transformer.model.layers.0.self_attn.q_proj.weight"
         dense = weights[name].to("cpu")
         assert not layout.is_packed(dense) and dense.shape == (32, 64)
+
+
+@pytest.mark.parametrize("made", ["gemma-q", "gemma-q.safetensors"])
+def test_made_by_the_gemma_recipe(node, layout, files, checkpoint, plain, conditioning, tmp_path, made):
+    """What the recipe makes of a plain file, embeddings and vision tower included, loads and stays near the original."""
+    from hlwq_core.quantize import quantize
+
+    report = quantize(
+        files / "text_encoders" / PLAIN,
+        tmp_path / made,
+        rules="gemma",
+        norms="search",
+        layout="single" if made.endswith(".safetensors") else "published",
+    )
+    assert report.layers > 7 * 48 + 1
+    clip = node.load_text_encoder(tmp_path / made, checkpoint)
+    packed = [name for name, value in clip.cond_stage_model.state_dict().items() if layout.is_packed(value)]
+    assert len(packed) == report.layers - 1 and any("vision" in name for name in packed), "all but the embeddings"
+    assert 0 < distance(conditioning[PROMPTS[0]], encode(clip, PROMPTS[0])[0]) < 0.25
+    assert 0 < distance(picture_embeddings(plain), picture_embeddings(clip)) < 0.15
 
 
 def test_hugging_face_names_and_tokenizer_file(node, files, checkpoint, conditioning, tmp_path):

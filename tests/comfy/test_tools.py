@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from ..unit.test_download import Hub
+
 CHECKPOINT = "LTX-2.3-tiny-HLWQ-Q5"
 NODES = ("HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload")
 
@@ -95,6 +97,50 @@ def test_cancel_stops_and_leaves_no_target(tools, made: Path) -> None:
     # Queued again, it runs to its end.
     tools.HLWQQuantize.execute(ORIGINAL, "stopped", "5", "author", "ltx23", "published")
     assert (made / "stopped" / "polarquant" / "codes").is_dir()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_cancel_stops_verify_and_repair(tools, made: Path, tiny: Path) -> None:
+    from comfy import model_management
+
+    shutil.copytree(tiny / "models" / "hlwq" / CHECKPOINT, made / "broken")
+    sorted((made / "broken" / "polarquant" / "codes").iterdir())[1].unlink()
+    before = contents(made / "broken")
+    for node in (tools.HLWQVerify, tools.HLWQRepair):
+        model_management.interrupt_current_processing(True)
+        with pytest.raises(model_management.InterruptProcessingException):
+            node.execute("broken", ORIGINAL)
+        assert contents(made / "broken") == before
+    assert "layers quantized" in tools.HLWQRepair.execute("broken", ORIGINAL).args[0]
+
+
+def test_cancel_stops_a_download_that_then_goes_on(tools, made: Path, tiny: Path, monkeypatch) -> None:
+    from comfy import model_management
+    from huggingface_hub import constants
+
+    folder = tiny / "models" / "hlwq" / CHECKPOINT
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    repository = tools.manifest.REPOSITORIES[0]
+    target = made / repository.split("/")[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    hub = Hub()
+    try:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        hub.models[repository] = files
+        model_management.interrupt_current_processing(True)
+        with pytest.raises(model_management.InterruptProcessingException):
+            tools.HLWQDownload.execute(repository)
+        assert not list(target.rglob("*.safetensors")), "nothing is whole yet"
+        said = tools.HLWQDownload.execute(repository).args[0]
+        assert f"{len(files)} files fetched" in said
+        assert {name: (target / name).read_bytes() for name in files} == files
+    finally:
+        hub.stop()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "C:\\x", "dot."])

@@ -37,6 +37,8 @@ class Hub:
         self.listed_sha256: dict[str, str] = {}
         self.cut_after: int | None = None
         self.gone = False
+        self.gated = False
+        self.ranges = True
         self.requests: list[tuple[str, str | None, str | None]] = []
         hub = self
 
@@ -72,6 +74,8 @@ class Hub:
         self.requests.append((path, request.headers.get("Range"), request.headers.get("Authorization")))
         if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
             return self.send(request, 401, b'{"error": "Invalid credentials"}', {"X-Error-Code": "RepoNotFound"}, body)
+        if self.gated:
+            return self.send(request, 403, b'{"error": "Access restricted"}', {"X-Error-Code": "GatedRepo"}, body)
         for name, files in self.models.items():
             if path.startswith(f"/api/models/{name}/revision/"):
                 siblings = [self.sibling(file, data) for file, data in files.items()]
@@ -100,8 +104,10 @@ class Hub:
     def file(self, request: BaseHTTPRequestHandler, data: bytes, body: bool) -> None:
         start = 0
         status, headers = 200, {"ETag": '"x"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if request.headers.get("Range"):
+        if request.headers.get("Range") and self.ranges:
             start = int(request.headers["Range"].removeprefix("bytes=").split("-")[0])
+            if start >= len(data):
+                return self.send(request, 416, b"", {"Content-Range": f"bytes */{len(data)}"}, body)
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if self.cut_after is not None and len(data) > self.cut_after:
@@ -228,6 +234,55 @@ def test_stopped_and_resumed_where_it_was(hub: Hub, tmp_path: Path, monkeypatch:
     download("we/model", tmp_path / "x")
     assert hub.requests[-1][1] == f"bytes={there}-"
     assert on_disk(tmp_path / "x") == {"big.safetensors": data}
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_stopped_between_the_last_byte_and_its_place(hub: Hub, tmp_path: Path, good: bool) -> None:
+    """The partial file is as long as it shall be: it is compared, and fetched anew only if it is not right."""
+    data = os.urandom(300_000)
+    hub.models["we/model"] = {"big.safetensors": data}
+
+    def stop(done: int, total: int, text: str) -> None:
+        if text.startswith("checking"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        download("we/model", tmp_path / "x", progress=stop)
+    (partial,) = (tmp_path / "x").iterdir()
+    assert partial.read_bytes() == data
+    if not good:
+        partial.write_bytes(bytes(len(data)))
+        with pytest.raises(DownloadError, match="corrupted"):
+            download("we/model", tmp_path / "x")
+    before = len(hub.requests)
+    download("we/model", tmp_path / "x")
+    assert on_disk(tmp_path / "x") == {"big.safetensors": data}
+    assert good != any("/resolve/" in path for path, *_ in hub.requests[before:])
+
+
+def test_a_server_without_ranges(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some mirrors send the whole file again: it is not appended to what is there."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+    data = os.urandom(1_000_000)
+    hub.models["we/model"] = {"big.safetensors": data}
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done > 400_000:
+            raise Stop
+
+    with pytest.raises(Stop):
+        download("we/model", tmp_path / "x", progress=stop)
+    hub.ranges = False
+    download("we/model", tmp_path / "x")
+    assert on_disk(tmp_path / "x") == {"big.safetensors": data}
+
+
+def test_gated(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.models[HLWQ] = files
+    hub.gated = True
+    with pytest.raises(DownloadError, match="(?s)refuses access.*HTTP 403.*terms"):
+        download(to=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_corrupted_on_the_way(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:

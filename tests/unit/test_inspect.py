@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -12,62 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hlwq_core import manifest
 from hlwq_core.cli import main
 from hlwq_core.errors import InputError
 from hlwq_core.inspect import coverage_picture, inspect, table
-from hlwq_core.rules import encoded_bytes, load_recipe
 
-SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
-
-
-def sparse_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    """A safetensors file of zeros that takes no room on the disk."""
-    header, position = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        size = SIZES[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
-        position += size
-    raw = json.dumps(header).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + position)
+REPO = Path(__file__).resolve().parents[2]
 
 
 def full_size(folder: Path, blocks: range = range(48), plain: bool = True) -> Path:
     """The published folder at full size: headers real, weights zero."""
-    known = manifest.expected()
-    plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-    chunks: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    meta: dict[str, list[int]] = {}
-    for name in plan:
-        parts = name.split(".")
-        block = int(parts[3]) if parts[2] == "transformer_blocks" else 0
-        if block not in blocks:
-            continue
-        rows, columns = known[name][1]
-        codes, _ = encoded_bytes((rows, columns), 5)
-        base = name.replace(".", "__")
-        chunk = chunks.setdefault(block // 12, {})
-        chunk[f"{base}__packed"] = ("U8", (codes,))
-        chunk[f"{base}__norms"] = ("F16", (rows, columns // 128))
-        chunk[f"{base}__meta"] = ("I64", (4,))
-        meta[f"{base}__meta"] = [rows, columns // 128, 128, rows * columns]
-    for number, tensors in chunks.items():
-        path = folder / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
-        sparse_file(path, tensors)
-        with open(path, "r+b") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            for key, entry in header.items():
-                if key in meta:
-                    file.seek(8 + length + entry["data_offsets"][0])
-                    file.write(torch.tensor(meta[key]).numpy().tobytes())
-    if plain:
-        rest = {name: found for name, found in known.items() if name not in plan}
-        sparse_file(folder / "polarquant" / "bf16" / "ltx23_bf16.safetensors", rest)
-    return folder
+    spec = importlib.util.spec_from_file_location("hlwq_scripts_make_full", REPO / "scripts" / "make_full.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_full(folder, blocks, plain)
 
 
 def test_the_whole_model_in_seconds(tmp_path: Path) -> None:
@@ -147,6 +105,60 @@ def test_other_models_are_judged_by_their_blocks(tmp_path: Path) -> None:
     save_file(kept, tmp_path / "cut.safetensors")
     found = inspect(tmp_path / "cut.safetensors")
     assert found.missing == ["blocks.2.a.weight"] and not found.complete
+
+
+def test_the_next_step_fits_what_lies_there(tiny: Path, tmp_path: Path) -> None:
+    """The published LTX-2.3 is never fetched into another model's folder, and never into a file."""
+    from hlwq_core.quantize import quantize
+
+    save_file({f"blocks.{i}.a.weight": torch.randn(256, 256) for i in range(4)}, tmp_path / "dense.safetensors")
+    dense = inspect(tmp_path / "dense.safetensors")
+    assert dense.error and "quantize" in dense.next_step and "download" not in dense.next_step
+    quantize(tmp_path / "dense.safetensors", tmp_path / "wan", rules="plain", chunk_bytes=50_000)
+    (tmp_path / "wan" / "polarquant" / "codes" / "chunk_01_codes.safetensors").unlink()
+    wan = inspect(tmp_path / "wan")
+    assert wan.missing and "repair" in wan.next_step and "download" not in wan.next_step
+    tiny_folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    record = {"format": "hlwq-sha256", "repository": "we/ltx-tiny", "revision": "0" * 40, "files": {}}
+    (tiny_folder / "hlwq.sha256.json").write_text(json.dumps(record))
+    chunk = sorted((tiny_folder / "polarquant" / "codes").iterdir())[0]
+    chunk.write_bytes(chunk.read_bytes()[:-10])
+    assert f"download we/ltx-tiny --to {tiny_folder}" in inspect(tiny_folder).next_step
+    single = tmp_path / "cut.safetensors"
+    single.write_bytes(chunk.read_bytes())
+    assert "hlwq_core download" not in inspect(single).next_step and "fetch the file again" in inspect(single).next_step
+
+
+def test_a_picture_that_cannot_be_written(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5")
+    for picture, match in ((tmp_path / "no" / "x.png", "cannot be written"), (tmp_path / "x.unknown", "png")):
+        assert main(["inspect", folder, "--picture", str(picture)]) == 2
+        said = capsys.readouterr().err
+        assert match in said and str(picture) in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_json_where_nothing_can_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers of zeros have no RMS, and no relative error: null, because NaN and Infinity are none of JSON."""
+    from hlwq_core.quantize import quantize
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    save_file({"blocks.0.a.weight": torch.zeros(256, 256)}, tmp_path / "dense.safetensors")
+    quantize(tmp_path / "dense.safetensors", tmp_path / "zeros", rules="plain")
+    save_file({"blocks.0.a.weight": torch.zeros(256, 256) + 1e-3}, tmp_path / "other.safetensors")
+    quantize(tmp_path / "other.safetensors", tmp_path / "ones", rules="plain")
+    for arguments in (
+        ["inspect", "zeros"],
+        ["verify", "zeros"],
+        ["verify", "zeros", "--against", "dense.safetensors"],
+        ["verify", "ones", "--against", "dense.safetensors"],
+    ):
+        paths = [str(tmp_path / a) if (tmp_path / a).exists() else a for a in arguments]
+        assert main([*paths, "--json"]) in (0, 1)
+        found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+        assert isinstance(found, dict)
 
 
 def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

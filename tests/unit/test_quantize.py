@@ -200,6 +200,60 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     assert len(open_checkpoint(tmp_path / "out").names()) == 24
 
 
+@pytest.mark.parametrize("layout", ["published", "single"])
+def test_stopped_at_any_rename_there_is_nothing_or_all(
+    tmp_path: Path, source: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill would at that moment: no half target, and the next run needs no --force to go on."""
+    rename = os.replace
+    options: dict[str, Any] = {"rules": "plain", "layout": layout, "chunk_bytes": 90_000}
+    for number in range(1, 40):
+        target = tmp_path / (f"out{number}" if layout == "published" else f"out{number}.safetensors")
+        calls = 0
+
+        def stopping(a: Any, b: Any, number: int = number) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Stop
+            rename(a, b)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            try:
+                quantize(source, target, **options)
+            except Stop:
+                assert not target.exists(), f"rename {number}"
+            else:
+                break
+        assert quantize(source, target, **options).layers == 6
+        assert len(open_checkpoint(target).names()) == 6
+    assert number > 8, "several chunks, their journal, and the target"
+
+
+def test_what_a_killed_replacement_left_is_in_nobodys_way(tmp_path: Path, source: Path) -> None:
+    """The old checkpoint of a --force run that was killed at its very end."""
+    target = tmp_path / "out"
+    quantize(source, target, rules="plain", bits=4)
+    left = tmp_path / ".out.quantizing.old" / "polarquant" / "codes"
+    left.mkdir(parents=True)
+    (left / "chunk_00_codes.safetensors").write_bytes(b"old")
+    quantize(source, target, rules="plain", bits=6, force=True)
+    assert set(open_checkpoint(target).report()["bits"]) == {"6"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_metas_lie_together(tmp_path: Path, source: Path) -> None:
+    """A reader of headers and metas then reads two places of a file, not one for every layer."""
+    from hlwq_core.safefile import read_header
+
+    quantize(source, tmp_path / "out", rules="plain")
+    (file,) = (tmp_path / "out" / "polarquant" / "codes").iterdir()
+    entries, _ = read_header(file)
+    metas = [entry for name, entry in entries.items() if name.endswith("__meta")]
+    assert len(metas) == 6 and max(entry.stop for entry in metas) == sum(entry.nbytes for entry in metas)
+
+
 def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
     """Anonymous memory grows by far less than the model."""
     if not Path("/proc/self/status").is_file():

@@ -59,8 +59,11 @@ def test_missing_chunk(dense: Path, tmp_path: Path, norms: str, bits: int) -> No
     assert len(chunks) >= 3
     lost = open_checkpoint(folder).names()
     chunks[1].unlink()
-    (folder / "hlwq.sha256.json").unlink()
+    assert not verify(folder).ok
     repaired(folder, dense)
+    # The record of checksums still names the lost file, and nothing that exists was touched.
+    alone = verify(folder)
+    assert alone.ok and any("chunk_01" in note for note in alone.notes), alone
     checkpoint = open_checkpoint(folder)
     assert sorted(checkpoint.names()) == sorted(lost)
     assert set(checkpoint.report()["bits"]) == {str(bits)}
@@ -80,7 +83,6 @@ def test_same_bytes_as_before_with_the_authors_norms(dense: Path, tmp_path: Path
 def test_missing_plain_tensors(dense: Path, tmp_path: Path) -> None:
     folder = make(dense, tmp_path / "out")
     shutil.rmtree(folder / "polarquant" / "bf16")
-    (folder / "hlwq.sha256.json").unlink()
     repaired(folder, dense)
     assert open_checkpoint(folder).metadata["config"] == "{}"
     assert "embed.weight" in open_checkpoint(folder).plain_names()
@@ -101,6 +103,19 @@ def test_layers_cut_between_chunks(dense: Path, tmp_path: Path, parts: tuple[str
     save_file(tensors, chunk, metadata)
     (folder / "hlwq.sha256.json").unlink()
     repaired(folder, dense)
+
+
+def test_what_is_lost_after_a_repair_is_found(dense: Path, tmp_path: Path) -> None:
+    folder = make(dense, tmp_path / "out")
+    chunks = sorted((folder / "polarquant" / "codes").iterdir())
+    chunks[1].unlink()
+    repair(folder, dense)
+    chunks[2].unlink()
+    found = verify(folder)
+    assert any(p.kind == "sha256" and "chunk_02" in p.where for p in found.problems), found.problems
+    assert not any("chunk_01" in p.where for p in found.problems)
+    (folder / "polarquant" / "codes" / "repair_00_codes.safetensors").unlink()
+    assert any("chunk_01" in p.where for p in verify(folder).problems), "the repair itself is lost"
 
 
 def test_lsb_checkpoint_gets_lsb_layers(golden: Path, tmp_path: Path) -> None:

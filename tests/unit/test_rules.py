@@ -48,16 +48,48 @@ def test_the_vae_and_norms_are_never_packed() -> None:
             assert "norm" not in tensor and not tensor.startswith(("vae.", "audio_vae.")), (name, tensor)
 
 
-def test_gemma_packs_the_language_model_alone() -> None:
+def gemma_12b() -> list[tuple[str, str, tuple[int, ...]]]:
+    """Gemma 3 12B as ComfyUI's file has it, with the vision tower."""
+    width, inner = 3840, 15360
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (262208, width),
+        "model.norm.weight": (width,),
+        "multi_modal_projector.mm_input_projection_weight": (1152, width),
+        "vision_model.embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (4096, 1152),
+    }
+    for i in range(48):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}self_attn.{x}_proj.weight": (rows, width) for x, rows in zip("qkv", (4096, 2048, 2048))}
+        shapes |= {f"{layer}self_attn.o_proj.weight": (width, 4096), f"{layer}self_attn.q_norm.weight": (256,)}
+        shapes |= {f"{layer}mlp.{x}_proj.weight": (inner, width) for x in ("gate", "up")}
+        shapes |= {f"{layer}mlp.down_proj.weight": (width, inner), f"{layer}input_layernorm.weight": (width,)}
+    for i in range(27):
+        layer = f"vision_model.encoder.layers.{i}."
+        shapes |= {f"{layer}self_attn.{x}_proj.weight": (1152, 1152) for x in ("q", "k", "v", "out")}
+        shapes |= {f"{layer}mlp.fc1.weight": (4304, 1152), f"{layer}mlp.fc2.weight": (1152, 4304)}
+    return [(name, "BF16", shape) for name, shape in shapes.items()]
+
+
+def test_gemma_keeps_its_promise_of_less_than_8_gb() -> None:
+    recipe = load_recipe("gemma")
+    size = planned_size(recipe, gemma_12b(), 5)
+    print(f"Gemma 3 12B at 5 bits: {size.total / 1e9:.3f} GB, {size.kept / 1e6:.1f} MB of it kept")
+    assert size.total <= 7.9e9
+    assert size.layers == 1 + 48 * 7 + 27 * 6
+    kept = [name for name, dtype, shape in gemma_12b() if recipe.bits_for(name, dtype, shape) is None]
+    assert all("norm" in n or "embeddings" in n or "projector" in n for n in kept), kept
+
+
+@pytest.mark.parametrize("prefix", ["model.", "language_model.model.", "model.language_model."])
+def test_gemma_under_hugging_faces_names(prefix: str) -> None:
     tensors = [
-        ("model.embed_tokens.weight", "BF16", (262208, 3840)),
-        ("model.layers.0.self_attn.q_proj.weight", "BF16", (4096, 3840)),
-        ("model.layers.0.mlp.down_proj.weight", "BF16", (3840, 15360)),
-        ("model.layers.0.input_layernorm.weight", "BF16", (3840,)),
-        ("vision_model.encoder.layers.0.mlp.fc1.weight", "BF16", (4304, 1152)),
-        ("vision_model.encoder.layers.0.self_attn.q_proj.weight", "BF16", (1152, 1152)),
+        (f"{prefix}embed_tokens.weight", "BF16", (262208, 3840)),
+        (f"{prefix}layers.0.self_attn.q_proj.weight", "BF16", (4096, 3840)),
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "BF16", (4304, 1152)),
+        (f"{prefix}layers.0.input_layernorm.weight", "BF16", (3840,)),
     ]
-    assert list(load_recipe("gemma").plan(tensors)) == [tensors[1][0], tensors[2][0]]
+    assert list(load_recipe("gemma").plan(tensors)) == [name for name, *_ in tensors[:3]]
 
 
 def test_own_recipe_in_order_with_conditions(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hlwq_core.cli import main
+from hlwq_core.completeness import component, missing_in_blocks
 from hlwq_core.quantize import quantize
-from hlwq_core.verify import component, missing_in_blocks, verify
+from hlwq_core.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,14 @@ def test_missing_layers_with_and_without_the_original(copy: Path, dense: Path) -
     damaged(copy, "missing", "blocks.1.mlp.weight", dense)
 
 
+def test_a_file_of_the_rest_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
+    """No gap in the blocks shows it: the model itself says what it needs."""
+    folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    assert verify(folder).ok
+    shutil.rmtree(folder / "polarquant" / "bf16")
+    damaged(folder, "missing", "model.diffusion_model.scale_shift_table")
+
+
 def test_a_cut_layer(copy: Path) -> None:
     change(copy, "blocks__3__attn__weight__norms", None)
     damaged(copy, "missing", "blocks.3.attn.weight")
@@ -170,6 +179,20 @@ def test_command_and_exit_codes(
     assert json.loads(capsys.readouterr().out)["problems"][0]["where"] == "blocks.3.attn.weight"
     assert main(["verify", str(tmp_path / "nothing")]) == 2
     assert main(["verify", str(made), "--against", str(tmp_path / "nothing")]) == 2
+
+
+def test_what_nobody_foresaw_is_no_finding(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 says that the checkpoint has problems: a bug or a broken disk must not say that."""
+    for error in (OSError(5, "Input/output error", "chunk"), ZeroDivisionError("bug")):
+
+        def broken(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("hlwq_core.commands.verify.verify", broken)
+        assert main(["verify", str(made)]) == 2
+        assert str(error) in capsys.readouterr().err
 
 
 def test_components_and_gaps() -> None:
