@@ -50,13 +50,15 @@ def expected_rms(bits: int, version: str, written: str | None = None) -> float:
     return float((centroids(bits, version).double() ** 2 * mass).sum().sqrt())
 
 
-def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor) -> float | None:
-    """RMS of the levels over up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
+def sample_codes(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str) -> torch.Tensor | None:
+    """The codes of up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
 
     Args:
         codes: uint8 `[out, row_bytes]`.
         norms: float16 `[out, num_blocks]`.
-        levels: float32 `[2**bits]`, of unit variance.
+
+    Returns:
+        uint8 `[blocks, 128]`.
     """
     rows, num_blocks = norms.shape
     wanted = min(rows, max(1, SAMPLE_BLOCKS // num_blocks))
@@ -68,8 +70,32 @@ def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str,
         keep = norms[picked] > 0
         if not bool(keep.any()):
             return None
-    unpacked = unpack(codes[picked], bits, packing).reshape(len(picked), num_blocks, BLOCK)
-    return float(levels[unpacked[keep].int()].double().square().mean().sqrt())
+    return unpack(codes[picked], bits, packing).reshape(len(picked), num_blocks, BLOCK)[keep]
+
+
+def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, levels: torch.Tensor) -> float | None:
+    """RMS of the levels over the blocks of `sample_codes`; None if all blocks are zero.
+
+    Args:
+        codes, norms: see `sample_codes`.
+        levels: float32 `[2**bits]`, of unit variance.
+    """
+    sample = sample_codes(codes, norms, bits, packing)
+    return None if sample is None else float(levels[sample.int()].double().square().mean().sqrt())
+
+
+def bits_in_use(codes: torch.Tensor) -> int | None:
+    """How many bits the codes of a sample need; None if it is too uniform to tell.
+
+    Half of all codes lie in the upper half of the table, so the largest one shows the table's size.
+
+    Args:
+        codes: uint8, of any shape.
+    """
+    if codes.numel() == 0:
+        return None
+    bits = int(codes.max()).bit_length()
+    return bits if len(codes.unique()) > (1 << bits) // 4 else None
 
 
 def detect(

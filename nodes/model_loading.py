@@ -126,7 +126,7 @@ def state_dict(
             result[key] = ckpt.plain(name)
             step()
             continue
-        ckpt.check_norms(name)
+        ckpt.check_data(name)
         if backend is None:
             result[key] = ckpt.decode(name)
         else:
