@@ -120,7 +120,9 @@ def _read_packed(checkpoint: Checkpoint) -> State:
     for name, target in names.items():
         if name not in packed:
             state[target] = checkpoint.plain(name)
-        elif "_proj" in target or ".mlp." in target:
+            continue
+        checkpoint.check_data(name)
+        if "_proj" in target or ".mlp." in target:
             state[target] = quantized_tensor(checkpoint.packed(name))
         else:
             state[target] = checkpoint.decode(name)
@@ -204,6 +206,7 @@ def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> 
     state: State = {}
     for name in expected:
         if name in packed:
+            checkpoint.check_data(name)
             state[name] = quantized_tensor(checkpoint.packed(name))
         elif name in plain:
             state[name] = checkpoint.plain(name)
