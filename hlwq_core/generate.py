@@ -175,7 +175,20 @@ def _value(nodes: Nodes, title: str) -> Any:
     return None if graph.is_link(value) else value
 
 
+def _sound_seconds(path: Path) -> float:
+    """How long the sound is that the picture shall follow."""
+    sound = probe(path).audio
+    if sound is None:
+        raise InputError("there is no sound in this file", file=path, fix="give another file with --audio")
+    if not sound.duration > 0:
+        raise InputError(
+            "the sound has 0 samples", file=path, expected="at least one sample", fix="give another file with --audio"
+        )
+    return sound.duration
+
+
 def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
+    sound = _sound_seconds(request.audio) if request.audio is not None else None
     fps = _value(nodes, "Frame rate")
     if fps is not None and not 1 <= fps <= 240:
         raise InputError("this frame rate is out of range", expected="1 to 240 frames a second", found=fps)
@@ -187,14 +200,11 @@ def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
             raise InputError("the workflow has no 'Frame rate' to make frames of seconds", fix="use --frames")
         frames = frames_of(request.seconds, fps)
         say(f"{request.seconds:g} s at {fps:g} frames a second: {frames} frames, {frames / fps:.3f} s")
-    elif frames is None and request.audio is not None and fps and _value(nodes, "Length"):
-        sound = probe(request.audio).audio
-        if sound is None:
-            raise InputError("there is no sound in this file", file=request.audio, fix="give another file with --audio")
-        fitting = max(9, (math.floor(sound.duration * fps) - 1) // 8 * 8 + 1)
+    elif frames is None and sound is not None and fps and _value(nodes, "Length"):
+        fitting = max(9, (math.floor(sound * fps) - 1) // 8 * 8 + 1)
         if fitting < _value(nodes, "Length"):
             frames = fitting
-            say(f"the sound lasts {sound.duration:.2f} s: {frames} frames")
+            say(f"the sound lasts {sound:.2f} s: {frames} frames")
     if frames is not None:
         graph.put(nodes, "Length", "value", frames)
 

@@ -118,6 +118,8 @@ class MediaInfo:
 def probe(path: str | os.PathLike[str]) -> MediaInfo:
     """The streams of a media file. Frames are counted by decoding, durations taken from the container.
 
+    A container that does not say how long its sound is (recorded live by a browser, say) is decoded for that too.
+
     Raises:
         MediaError: no such file, or not a file that FFmpeg can read to its end.
     """
@@ -138,7 +140,8 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 )
             if container.streams.audio:
                 a = container.streams.audio[0]
-                audio = AudioStream(a.codec_context.codec.canonical_name, a.rate, a.channels, _seconds(a, container))
+                seconds = _seconds(a, container) or _seconds_of_sound(path)
+                audio = AudioStream(a.codec_context.codec.canonical_name, a.rate, a.channels, seconds)
             return MediaInfo(
                 path,
                 path.stat().st_size,
@@ -148,13 +151,20 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 dict(container.metadata),
             )
     except (av.FFmpegError, OSError) as error:
-        raise MediaError("not a media file that can be read", file=path, found=error) from error
+        raise MediaError(
+            "not a media file that can be read", file=path, found=error, fix="correct the path, or give another file"
+        ) from error
 
 
 def _seconds(stream: Any, container: Any) -> float:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6
+
+
+def _seconds_of_sound(path: Path) -> float:
+    with av.open(str(path)) as container:
+        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
