@@ -42,7 +42,9 @@ def test_small_by_default(demo: ModuleType) -> None:
 
 
 def test_options_of_generate_are_handed_on(demo: ModuleType) -> None:
-    args = handed_on(demo, "--fps", "23.976", "--image", "a.png", "--lora", "x:0.5", "--upscale", "spatial", "--seed", "3")
+    args = handed_on(
+        demo, "--fps", "23.976", "--image", "a.png", "--lora", "x:0.5", "--upscale", "spatial", "--seed", "3"
+    )
     assert args.fps == 23.976 and args.lora == ["x:0.5"] and args.upscale == "spatial" and args.seed == 3
     assert args.image == Path("a.png")
     assert handed_on(demo, "--comfyui-args", "--reserve-vram", "2").comfyui_args == ["--reserve-vram", "2"]
@@ -59,9 +61,7 @@ def test_several_prompts(demo: ModuleType, tmp_path: Path) -> None:
     assert handed_on(demo, "--prompts", "list.txt").prompt == []
 
 
-def test_every_clone_has_a_folder_of_its_own(
-    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_clone_has_a_folder_of_its_own(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two clones that run at once share the cache: each ComfyUI must load the nodes of its own clone."""
     (tmp_path / "tiny" / "models").mkdir(parents=True)
     (tmp_path / "tiny" / "models" / "a").touch()
