@@ -615,6 +615,15 @@ class Checkpoint:
             dtype,
         )
 
+    def _assumed(self) -> list[str]:
+        """What neither data nor metadata told, nor the user: then the published files' way is taken."""
+        unsure = [found for found in self._detections.values() if not found.sure]
+        told_order = self._forced_order or self.metadata.get("hlwq.bit_order")
+        told_codebook = self._forced_codebook or self.metadata.get("hlwq.codebook")
+        order = any(found.packing in ("msb", "lsb") for found in unsure) and not told_order
+        codebook = bool(unsure) and not told_codebook
+        return [what for what, is_assumed in (("bit order", order), ("codebook", codebook)) if is_assumed]
+
     # -- the report --------------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
@@ -650,6 +659,7 @@ class Checkpoint:
                 }
                 for (bits, _), d in self._detections.items()
             ],
+            "assumed": self._assumed(),
             "weights": weights,
             "bytes_quantized": coded,
             "bytes_plain": plain,

@@ -124,6 +124,34 @@ def test_small_lora_keeps_its_effect_under_the_dynamic_patcher(load, pack, no_vb
     assert_same_effect_at_every_step(patched, base, delta)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7])
+def test_small_lora_keeps_its_effect_where_a_part_is_offloaded(load, part):
+    """What --novram and --lowvram do with the plain patcher: on layers that stay behind, patches work otherwise in core."""
+    import comfy.model_management
+
+    model = load()[0]
+    keys = [KEY, KEY.replace("blocks.0", "blocks.1"), KEY.replace("attn1.to_q", "ff.net.2")]
+    bases = {key: exact(model, key) for key in keys}
+    deltas = {}
+    patched = model
+    for seed, key in enumerate(keys):
+        tensors, deltas[key] = lora_on(model, key, seed=seed)
+        patched = with_lora(patched, tensors)
+    comfy.model_management.unload_all_models()
+    with torch.inference_mode():
+        patched.partially_load(torch.device("cpu"), max(1, int(part * patched.model_size())))
+    assert model.model.model_lowvram
+    try:
+        for _ in range(2):
+            for key in keys:
+                assert cosine(effective(patched, key) - bases[key], deltas[key]) >= 0.99, key
+            patched.partially_unload(torch.device("cpu"), patched.model_size() // 5)
+    finally:
+        patched.detach()
+    for key in keys:
+        assert not linear(model, key).weight_function
+
+
 @pytest.fixture
 def vram(monkeypatch, no_vbar):
     """Dynamic VRAM in plain memory: core's own code faults weights in, keeps them resident, and patches what it faults.
