@@ -141,7 +141,12 @@ class Checkpoint:
             ("bit order", bit_order, ("msb", "lsb")),
         ):
             if value is not None and value not in choices:
-                raise InputError(f"unknown {what}", expected=", ".join(choices), found=value)
+                raise InputError(
+                    f"unknown {what}",
+                    expected=", ".join(choices),
+                    found=value,
+                    fix="leave it out: it is then found in the data",
+                )
         self.path = path
         self._forced_codebook = codebook
         self._forced_order = bit_order
@@ -202,6 +207,7 @@ class Checkpoint:
                         "one tensor lies in two files",
                         file=file.path,
                         tensor=key,
+                        expected="each tensor once",
                         found=f"also in {layer.parts[part][0].path}",
                         fix="remove the file that does not belong to this checkpoint",
                     )
@@ -212,6 +218,7 @@ class Checkpoint:
                     "one tensor lies in two files",
                     file=file.path,
                     tensor=key,
+                    expected="each tensor once",
                     found=f"also in {self._plain[key][0].path}",
                     fix="remove the file that does not belong to this checkpoint",
                 )
@@ -241,6 +248,7 @@ class Checkpoint:
                     "one weight is stored twice",
                     file=layer.parts["codes"][0].path,
                     tensor=name,
+                    expected="each weight once",
                     found=f"also in {where.path}",
                     fix="remove the file that does not belong to this checkpoint",
                 )
@@ -269,6 +277,7 @@ class Checkpoint:
                 tensor=codes_key,
                 expected="U8 or I8",
                 found=codes.dtype,
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
         if norms.dtype not in ("F16", "F32", "BF16") or len(norms.shape) != 2 or 0 in norms.shape:
             raise FormatError(
@@ -277,6 +286,7 @@ class Checkpoint:
                 tensor=norms_key,
                 expected="F16 [out_features, blocks a row]",
                 found=f"{norms.dtype} {list(norms.shape)}",
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
         layer.rows, layer.num_blocks = norms.shape
         blocks = layer.rows * layer.num_blocks
@@ -314,6 +324,7 @@ class Checkpoint:
                     tensor=key,
                     expected="2, 4, 8 … 256 levels",
                     found=levels,
+                    fix="download this file again",
                 )
         if layer.bits not in BITS and layer.variant != "V4" and layer.bits:
             raise UnsupportedError(
@@ -322,6 +333,7 @@ class Checkpoint:
                 tensor=codes_key,
                 expected=", ".join(map(str, BITS)),
                 found=layer.bits,
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
         if claimed is not None and layer.variant != "V4" and layer.bits != claimed:
             raise FormatError(
@@ -359,7 +371,9 @@ class Checkpoint:
                 "the checkpoint has no quantized tensor of this name",
                 file=self.path,
                 tensor=name,
-                fix="names() lists them",
+                expected="one of names()",
+                found=f"{len(self._layers)} others",
+                fix="names() lists them; plain_names() those that are stored as they are",
             ) from None
 
     def _meta(self, layer: _Layer) -> list[int]:
@@ -374,6 +388,7 @@ class Checkpoint:
                 tensor=key,
                 expected="I64 [4] or [5]",
                 found=f"{entry.dtype} {list(entry.shape)}",
+                fix="download this file again",
             )
         meta = file.tensor(key).tolist()
         expected = [layer.rows, layer.num_blocks, BLOCK, layer.rows * layer.num_blocks * BLOCK]
@@ -601,7 +616,11 @@ class Checkpoint:
         """
         if rows.step not in (None, 1):
             raise InputError(
-                "only whole ranges of rows can be decoded", tensor=name, expected="a step of 1", found=rows
+                "only whole ranges of rows can be decoded",
+                tensor=name,
+                expected="a step of 1",
+                found=rows,
+                fix="decode the range and take every n-th row of it",
             )
         packed = self.packed(name)
         self._check_codes(name, packed.codes[rows])
@@ -672,7 +691,13 @@ def _safetensors_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError("no such file or folder", file=path, fix="check the path; a checkpoint is a folder or a file")
+        raise InputError(
+            "no such file or folder",
+            file=path,
+            expected="a checkpoint: a folder or a file",
+            found="nothing there",
+            fix="correct the path",
+        )
     files = sorted(
         file
         for file in path.rglob("*.safetensors")
@@ -684,12 +709,15 @@ def _safetensors_files(path: Path) -> list[Path]:
             raise UnsupportedError(
                 "this folder holds a GGUF file, not an HLWQ checkpoint",
                 file=other,
+                expected="safetensors files with HLWQ codes",
+                found="GGUF",
                 fix="load it with the ComfyUI-GGUF nodes",
             )
         raise FormatError(
             "there are no safetensors files in this folder",
             file=path,
             expected="polarquant/codes/*.safetensors and polarquant/bf16/*.safetensors",
+            found="none",
             fix="download the checkpoint: python -m hlwq_core download",
         )
     return files
@@ -704,10 +732,20 @@ def _polar_config(path: Path) -> dict[str, Any] | None:
                 config = json.loads(file.read_text(encoding="utf-8"))
                 name = str(config.get("format", ""))
             except (ValueError, AttributeError) as error:
-                raise FormatError("polar_config.json is no JSON object", file=file, found=error) from error
+                raise FormatError(
+                    "polar_config.json is no JSON object",
+                    file=file,
+                    expected="a JSON object",
+                    found=error,
+                    fix="download this file again",
+                ) from error
             if config.get("block_size", BLOCK) != BLOCK:
                 raise UnsupportedError(
-                    "blocks of another size", file=file, expected=BLOCK, found=config.get("block_size")
+                    "blocks of another size",
+                    file=file,
+                    expected=BLOCK,
+                    found=config.get("block_size"),
+                    fix="this pack reads blocks of 128 only: look for such a version of the model",
                 )
             prefix, _, bits = name.rpartition("-q")
             if prefix in ("hlwq", "polarquant") and bits.isdigit():

@@ -90,7 +90,13 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
                 )
             raw = file.read(length)
     except OSError as error:
-        raise InputError("the file cannot be read", file=path, found=error.strerror or error) from error
+        raise InputError(
+            "the file cannot be read",
+            file=path,
+            expected="a safetensors file that may be read",
+            found=error.strerror or error,
+            fix="correct the path, or the file's permissions",
+        ) from error
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", None) or {}
@@ -99,6 +105,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
         raise FormatError(
             "the header is no valid safetensors header",
             file=path,
+            expected="a JSON object of tensors with dtype, shape and data_offsets",
             found=f"{type(error).__name__}: {error}",
             fix=_AGAIN,
         ) from error
@@ -111,6 +118,8 @@ def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
         raise UnsupportedError(
             "this is a GGUF file, not an HLWQ checkpoint",
             file=path,
+            expected="a safetensors file",
+            found="GGUF",
             fix="load it with the ComfyUI-GGUF nodes",
         )
     # A safetensors header of 640 bytes begins with 0x80 as a pickle does, one of 19,280 with PK: those lengths fit the file.
@@ -119,6 +128,8 @@ def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
         raise UnsupportedError(
             "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
             file=path,
+            expected="a safetensors file",
+            found="a pickle",
             fix="get the model as .safetensors",
         )
 
@@ -135,6 +146,7 @@ def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
             tensor=name,
             expected=", ".join(DTYPES),
             found=dtype,
+            fix="update the pack; if this is the newest, get the model in another dtype",
         )
     if stop - start != math.prod(shape) * DTYPES[dtype][1]:
         raise FormatError(
@@ -197,7 +209,13 @@ class SafeFile:
             try:
                 self._handle = safe_open(str(self.path), framework="pt", device="cpu").__enter__()
             except (OSError, SafetensorError) as error:
-                raise FormatError("the file cannot be mapped", file=self.path, found=error, fix=_AGAIN) from error
+                raise FormatError(
+                    "the file cannot be mapped",
+                    file=self.path,
+                    expected="a whole safetensors file on a disk that can be mapped",
+                    found=error,
+                    fix=_AGAIN,
+                ) from error
         if self.entries[name].nbytes == 0:
             entry = self.entries[name]
             return torch.empty(entry.shape, dtype=DTYPES[entry.dtype][0])

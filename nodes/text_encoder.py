@@ -100,6 +100,8 @@ def _is_hlwq(path: Path) -> bool:
         raise UnsupportedError(
             "a GGUF file is no HLWQ and no safetensors text encoder",
             file=path,
+            expected="a safetensors file",
+            found="GGUF",
             fix=f"use {GEMMA_FILES}, or load the GGUF file with ComfyUI-GGUF's own node",
         )
     names, _ = read_header(path)

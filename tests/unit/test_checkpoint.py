@@ -239,6 +239,7 @@ def test_contradictions_are_named(tmp_path, case):
         ckpt.info("model.diffusion_model.transformer_blocks.0.attn1.to_q.weight")
     text = str(caught.value)
     assert "x.safetensors" in text and BASE in text and (where in text or where == "__meta")
+    assert all(part in text for part in ("expected: ", "found: ", "what to do: "))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -303,6 +304,7 @@ def test_broken_files_are_refused_by_name(tmp_path, name):
     with pytest.raises((FormatError, UnsupportedError)) as caught:
         hlwq_core.open_checkpoint(path)
     assert "x.safetensors" in str(caught.value)
+    assert all(part in str(caught.value) for part in ("expected: ", "found: ", "what to do: "))
 
 
 def test_other_formats_are_named(tmp_path):

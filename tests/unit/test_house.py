@@ -157,6 +157,25 @@ def test_code_is_python_3_10() -> None:
             assert not module.startswith(("typing.Self", "datetime.UTC", "enum.StrEnum", "asyncio.timeout")), path
 
 
+# What reads a user's files, or is given a user's values by a node.
+TELLING = [
+    "hlwq_core/" + name
+    for name in ("checkpoint.py", "codec.py", "layout.py", "ltx_config.py", "media.py", "safefile.py")
+]
+ERRORS = ("FormatError", "IncompleteError", "UnsupportedError", "InputError", "ConfigError", "MediaError")
+
+
+@pytest.mark.parametrize(
+    "path", [*(REPO / name for name in TELLING), *(REPO / "nodes").glob("*.py")], ids=lambda p: p.name
+)
+def test_errors_say_what_was_expected_and_found_and_what_to_do(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            told = {keyword.arg for keyword in node.keywords}
+            whole = {"expected", "found", "fix"} <= told or ast.unparse(node.args[0]).startswith("as_text(")
+            assert whole, f"{path.name}:{node.lineno} says only {sorted(filter(None, told))}"
+
+
 def test_root_is_tiny_and_modules_are_relative() -> None:
     assert len((REPO / "__init__.py").read_text().splitlines()) <= 25
     for path in CODE:
