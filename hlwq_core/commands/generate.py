@@ -173,7 +173,9 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         try:
             lines = args.prompts.read_text(encoding="utf-8").splitlines()
         except OSError as e:
-            raise InputError("the prompts cannot be read", file=args.prompts, found=e.strerror) from e
+            raise InputError(
+                "the prompts cannot be read", file=args.prompts, found=e.strerror, fix="correct the path"
+            ) from e
         prompts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts and not args.workflow:
         raise InputError("there is no prompt", fix='--prompt "A cat playing piano in a jazz club"')
