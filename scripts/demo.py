@@ -21,6 +21,10 @@ from environment import REPO, Environment, SetupError, add_arguments, ensure, li
 
 # What two CPU cores do in a few seconds; the workflow's own values are for the real model.
 SMALL = {"width": 128, "height": 128, "frames": 25, "fps": 24.0, "steps": 8}
+# Ctrl-C, kill, and a terminal that is closed (not on Windows).
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+if STOPS[2:] and signal.getsignal(STOPS[2]) is signal.SIG_IGN:
+    STOPS.pop()  # nohup: it shall go on
 PROMPT = "A cat playing piano in a jazz club"
 
 
@@ -53,7 +57,7 @@ def generate(environment: Environment, base: Path, options: list[str]) -> int:
     command = [str(environment.python), "-m", "hlwq_core", "generate"]
     command += ["--comfyui", str(environment.comfyui), "--base-directory", str(base), *options]
     caught: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, lambda number, _: caught.append(number))
     own_group = os.name != "nt"  # else a terminal's Ctrl-C would arrive twice; Windows cannot be sent one
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPO)}, start_new_session=own_group)
@@ -96,7 +100,8 @@ def read_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace
 
 def main() -> int:
     args, options = read_options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # pip must not go on without us
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)  # pip must not go on without us
     try:
         environment = ensure(args.comfyui, args.python)
         base = base_directory(environment)

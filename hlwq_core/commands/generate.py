@@ -132,6 +132,7 @@ def _stoppable() -> Iterator[None]:
             raise KeyboardInterrupt
 
     names = [n for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
+    names = [n for n in names if signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]  # nohup: it shall go on
     before = {n: signal.signal(getattr(signal, n), stop) for n in names}
     try:
         yield

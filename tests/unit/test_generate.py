@@ -617,3 +617,19 @@ def test_lora_strengths() -> None:
     assert _lora("a.safetensors:0.5") == ("a.safetensors", 0.5)
     assert _lora("C:style") == ("C:style", 1.0)
     assert _lora("b") == ("b", 1.0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+def test_nohup_is_respected() -> None:
+    from hlwq_core.commands.generate import _stoppable
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with _stoppable():
+            assert callable(signal.getsignal(signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
