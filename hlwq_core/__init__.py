@@ -5,7 +5,18 @@ ckpt = hlwq_core.open_checkpoint("models/hlwq/LTX-2.3-22B-HLWQ-Q5")
 weight = ckpt.decode(ckpt.names()[0])
 """
 
-from .checkpoint import Checkpoint, LayerInfo, PackedLayer, open_checkpoint
+import sys
+
+try:
+    from .checkpoint import Checkpoint, LayerInfo, PackedLayer, open_checkpoint
+except ModuleNotFoundError as error:
+    # `python -m hlwq_core` comes here before its own module: with the system's Python a newcomer would meet a traceback.
+    if "hlwq_core" not in sys.orig_argv:
+        raise
+    from .errors import missing_module
+
+    print(missing_module(error), file=sys.stderr)
+    raise SystemExit(2) from None
 from .errors import HLWQError
 
 __version__ = "0.1.0"

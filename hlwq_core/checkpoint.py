@@ -25,7 +25,7 @@ import torch
 
 from . import manifest, ops
 from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, register_stored, scaled_table
-from .detect import SAMPLE_LAYERS, Detection, detect, sample_rows
+from .detect import SAMPLE_LAYERS, Detection, bits_in_use, detect, sample_codes, sample_rows
 from .errors import FormatError, IncompleteError, InputError, UnsupportedError
 from .packing import BITS, row_bytes
 from .safefile import DTYPES, SafeFile
@@ -142,7 +142,12 @@ class Checkpoint:
             ("bit order", bit_order, ("msb", "lsb")),
         ):
             if value is not None and value not in choices:
-                raise InputError(f"unknown {what}", expected=", ".join(choices), found=value)
+                raise InputError(
+                    f"unknown {what}",
+                    expected=", ".join(choices),
+                    found=value,
+                    fix="leave it out: it is then found in the data",
+                )
         self.path = path
         self._forced_codebook = codebook
         self._forced_order = bit_order
@@ -163,6 +168,7 @@ class Checkpoint:
         self.cut: dict[str, _Layer] = {}
         self._index(partial)
         self._detections: dict[tuple[int, str], Detection] = {}
+        self._bits_seen: set[tuple[int, str]] = set()
 
     @property
     def files(self) -> list[Path]:
@@ -202,6 +208,7 @@ class Checkpoint:
                         "one tensor lies in two files",
                         file=file.path,
                         tensor=key,
+                        expected="each tensor once",
                         found=f"also in {layer.parts[part][0].path}",
                         fix="remove the file that does not belong to this checkpoint",
                     )
@@ -212,6 +219,7 @@ class Checkpoint:
                     "one tensor lies in two files",
                     file=file.path,
                     tensor=key,
+                    expected="each tensor once",
                     found=f"also in {self._plain[key][0].path}",
                     fix="remove the file that does not belong to this checkpoint",
                 )
@@ -241,6 +249,7 @@ class Checkpoint:
                     "one weight is stored twice",
                     file=layer.parts["codes"][0].path,
                     tensor=name,
+                    expected="each weight once",
                     found=f"also in {where.path}",
                     fix="remove the file that does not belong to this checkpoint",
                 )
@@ -269,6 +278,7 @@ class Checkpoint:
                 tensor=codes_key,
                 expected="U8 or I8",
                 found=codes.dtype,
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
         if norms.dtype not in ("F16", "F32", "BF16") or len(norms.shape) != 2 or 0 in norms.shape:
             raise FormatError(
@@ -277,6 +287,7 @@ class Checkpoint:
                 tensor=norms_key,
                 expected="F16 [out_features, blocks a row]",
                 found=f"{norms.dtype} {list(norms.shape)}",
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
         layer.rows, layer.num_blocks = norms.shape
         blocks = layer.rows * layer.num_blocks
@@ -291,12 +302,22 @@ class Checkpoint:
                 found=f"{codes.nbytes} bytes",
                 fix="download this file again and compare its size",
             )
-        if layer.variant == "V3":
-            layer.bits = int((self.claim or {}).get("bits", 5))
+        claimed = (self.claim or {}).get("bits")
+        if layer.variant == "V3" and layer.byte_codes:
+            layer.bits = claimed or 0  # 0: the codes tell, once they are read
         elif layer.variant == "V4" and "table" in layer.parts:
             file, key = layer.parts["table"]
             levels = math.prod(file.entries[key].shape)
-            layer.bits = levels.bit_length() - 1
+            stored, layer.bits = layer.bits, levels.bit_length() - 1
+            if levels == 1 << layer.bits and stored not in (8, layer.bits if layer.bits > 4 else 4):
+                raise FormatError(
+                    "codes and codebook contradict each other",
+                    file=codes_file.path,
+                    tensor=codes_key,
+                    expected=f"codes for the {levels} levels of {key}",
+                    found=f"codes of {stored} bits",
+                    fix="download this file again: its tensors do not belong together",
+                )
             if levels != 1 << layer.bits or not 1 <= layer.bits <= 8:
                 raise FormatError(
                     "a codebook of a wrong size",
@@ -304,17 +325,18 @@ class Checkpoint:
                     tensor=key,
                     expected="2, 4, 8 … 256 levels",
                     found=levels,
+                    fix="download this file again",
                 )
-        if layer.bits not in BITS and layer.variant != "V4":
+        if layer.bits not in BITS and layer.variant != "V4" and layer.bits:
             raise UnsupportedError(
                 "a number of bits that HLWQ does not have",
                 file=codes_file.path,
                 tensor=codes_key,
                 expected=", ".join(map(str, BITS)),
                 found=layer.bits,
+                fix="download this file again; if it is of another kind, this pack does not read it",
             )
-        claimed = (self.claim or {}).get("bits")
-        if claimed is not None and layer.variant == "V2" and layer.bits != claimed:
+        if claimed is not None and layer.variant != "V4" and layer.bits != claimed:
             raise FormatError(
                 "the codes have other bits than polar_config.json claims",
                 file=codes_file.path,
@@ -350,7 +372,9 @@ class Checkpoint:
                 "the checkpoint has no quantized tensor of this name",
                 file=self.path,
                 tensor=name,
-                fix="names() lists them",
+                expected="one of names()",
+                found=f"{len(self._layers)} others",
+                fix="names() lists them; plain_names() those that are stored as they are",
             ) from None
 
     def _meta(self, layer: _Layer) -> list[int]:
@@ -369,6 +393,7 @@ class Checkpoint:
                 tensor=key,
                 expected="I64 [4] or [5]",
                 found=f"{entry.dtype} {list(entry.shape)}",
+                fix="download this file again",
             )
         meta: list[int] = file.rows(key, [0], 1)[0].tolist()
         expected = [layer.rows, layer.num_blocks, BLOCK, layer.rows * layer.num_blocks * BLOCK]
@@ -424,7 +449,10 @@ class Checkpoint:
 
     def _reading(self, layer: _Layer) -> tuple[str, str]:
         """Packing and codebook of a layer."""
+        if not layer.bits:
+            self._find_bits()
         packings = _packings(layer)
+        self._check_bits(layer.bits, packings)
         if layer.variant == "V4" and "table" in layer.parts:
             file, key = layer.parts["table"]
             table = file.tensor(key).reshape(-1).float()
@@ -434,16 +462,49 @@ class Checkpoint:
         packing = self._forced_order if self._forced_order in packings else found.packing
         return packing, codebook
 
+    def _sample(self, bits: int, packings: tuple[str, ...]) -> list[_Layer]:
+        """Some layers of these bits and packings."""
+        alike = [layer for layer in self._layers.values() if layer.bits == bits and _packings(layer) == packings]
+        # The largest layers: their rows are the least like special cases.
+        alike.sort(key=lambda layer: layer.rows * layer.num_blocks, reverse=True)
+        return alike[:: max(1, len(alike) // SAMPLE_LAYERS)][:SAMPLE_LAYERS]
+
+    def _codes_of(self, layers: list[_Layer], bits: int, packing: str) -> torch.Tensor:
+        """Codes of a sample of the blocks of some layers, uint8, flat."""
+        samples = (sample_codes(*self._sample_of(layer), bits, packing) for layer in layers)
+        return torch.cat([torch.empty(0, dtype=torch.uint8), *(s.reshape(-1) for s in samples if s is not None)])
+
+    def _find_bits(self) -> None:
+        """The bits of codes that lie one a byte, with no claim and no table that tells them (V3): found in the codes."""
+        bits = bits_in_use(self._codes_of(self._sample(0, ("byte",)), 8, "byte")) or 5
+        for layer in self._layers.values():
+            layer.bits = layer.bits or bits
+
+    def _check_bits(self, bits: int, packings: tuple[str, ...]) -> None:
+        """Refuse codes that use less of their table than half, or more than there is (once for layers that are alike)."""
+        if packings[0] not in ("byte", "nibble") or (bits, packings[0]) in self._bits_seen:
+            return
+        layers = self._sample(bits, packings)
+        found = bits_in_use(self._codes_of(layers, bits, packings[0]))
+        # V4 brings its table, of whatever size; the others' tables are ours.
+        if found is not None and (found != bits or bits not in BITS and layers[0].variant != "V4"):
+            file, key = layers[0].parts["codes"]
+            raise FormatError(
+                "the codes have other bits than the codebook",
+                file=file.path,
+                tensor=key,
+                expected=f"{bits} bits, as size, codebook or polar_config.json say",
+                found=f"{found} bits: no code is above {(1 << found) - 1}",
+                fix="download the checkpoint again: these files do not belong together, or HLWQ does not have such bits",
+            )
+        self._bits_seen.add((bits, packings[0]))
+
     def _detection(self, bits: int, packings: tuple[str, ...]) -> Detection:
         key = (bits, packings[0])
         if key not in self._detections:
             order = self.metadata.get("hlwq.bit_order")
             version = self.metadata.get("hlwq.codebook")
-            alike = [layer for layer in self._layers.values() if layer.bits == bits and _packings(layer) == packings]
-            # The largest layers: their rows are the least like special cases.
-            alike.sort(key=lambda layer: layer.rows * layer.num_blocks, reverse=True)
-            step = max(1, len(alike) // SAMPLE_LAYERS)
-            sample = [self._sample(layer) for layer in alike[::step][:SAMPLE_LAYERS]]
+            sample = [self._sample_of(layer) for layer in self._sample(bits, packings)]
             self._detections[key] = detect(
                 sample,
                 bits,
@@ -452,7 +513,7 @@ class Checkpoint:
             )
         return self._detections[key]
 
-    def _sample(self, layer: _Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sample_of(self, layer: _Layer) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and norms of the rows that the detection looks at; of all rows where those are zero."""
         rows = sample_rows(layer.rows, layer.num_blocks)
         codes, norms = (file.rows(key, rows, layer.rows) for file, key in (layer.parts["codes"], layer.parts["norms"]))
@@ -508,6 +569,35 @@ class Checkpoint:
                 fix="download this file again, or replace the layer with python -m hlwq_core repair",
             )
 
+    def check_data(self, name: str) -> None:
+        """Refuse a layer whose norms are not finite, or whose codes its codebook does not have.
+
+        Reads the norms, and the codes where their storage has room for more than the codebook (V3, some of V4).
+
+        Raises:
+            FormatError: it would decode to NaN, or to nothing that was ever meant.
+        """
+        self.check_norms(name)
+        self._check_codes(name, self.packed(name).codes)
+
+    def _check_codes(self, name: str, codes: torch.Tensor) -> None:
+        layer = self._layer(name)
+        packing, _ = self._reading(layer)
+        room = {"byte": 8, "nibble": 4}.get(packing, layer.bits)
+        if layer.bits >= room or not codes.numel():
+            return
+        largest = int(codes.max()) if packing == "byte" else int(max((codes & 0x0F).max(), (codes >> 4).max()))
+        if largest >= 1 << layer.bits:
+            file, key = layer.parts["codes"]
+            raise FormatError(
+                "a code that the codebook does not have",
+                file=file.path,
+                tensor=key,
+                expected=f"codes up to {(1 << layer.bits) - 1} ({layer.bits} bits)",
+                found=largest,
+                fix="download this file again, or replace the layer with python -m hlwq_core repair",
+            )
+
     def plain(self, name: str) -> torch.Tensor:
         """A tensor that is stored as it is, a view of the mapped file."""
         file, key = self._plain[name]
@@ -539,9 +629,14 @@ class Checkpoint:
         """
         if rows.step not in (None, 1):
             raise InputError(
-                "only whole ranges of rows can be decoded", tensor=name, expected="a step of 1", found=rows
+                "only whole ranges of rows can be decoded",
+                tensor=name,
+                expected="a step of 1",
+                found=rows,
+                fix="decode the range and take every n-th row of it",
             )
         packed = self.packed(name)
+        self._check_codes(name, packed.codes[rows])
         return ops.decode(
             packed.codes[rows].to(device),
             packed.norms[rows].to(device),
@@ -551,6 +646,15 @@ class Checkpoint:
             packed.shape[1],
             dtype,
         )
+
+    def _assumed(self) -> list[str]:
+        """What neither data nor metadata told, nor the user: then the published files' way is taken."""
+        unsure = [found for found in self._detections.values() if not found.sure]
+        told_order = self._forced_order or self.metadata.get("hlwq.bit_order")
+        told_codebook = self._forced_codebook or self.metadata.get("hlwq.codebook")
+        order = any(found.packing in ("msb", "lsb") for found in unsure) and not told_order
+        codebook = bool(unsure) and not told_codebook
+        return [what for what, is_assumed in (("bit order", order), ("codebook", codebook)) if is_assumed]
 
     # -- the report --------------------------------------------------------------------------------------------------
 
@@ -587,6 +691,7 @@ class Checkpoint:
                 }
                 for (bits, _), d in self._detections.items()
             ],
+            "assumed": self._assumed(),
             "weights": weights,
             "bytes_quantized": coded,
             "bytes_plain": plain,
@@ -599,7 +704,13 @@ def _safetensors_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError("no such file or folder", file=path, fix="check the path; a checkpoint is a folder or a file")
+        raise InputError(
+            "no such file or folder",
+            file=path,
+            expected="a checkpoint: a folder or a file",
+            found="nothing there",
+            fix="correct the path",
+        )
     files = sorted(
         file
         for file in path.rglob("*.safetensors")
@@ -611,33 +722,55 @@ def _safetensors_files(path: Path) -> list[Path]:
             raise UnsupportedError(
                 "this folder holds a GGUF file, not an HLWQ checkpoint",
                 file=other,
+                expected="safetensors files with HLWQ codes",
+                found="GGUF",
                 fix="load it with the ComfyUI-GGUF nodes",
             )
         raise FormatError(
             "there are no safetensors files in this folder",
             file=path,
             expected="polarquant/codes/*.safetensors and polarquant/bf16/*.safetensors",
+            found="none",
             fix="download the checkpoint: python -m hlwq_core download",
         )
     return files
 
 
 def _polar_config(path: Path) -> dict[str, Any] | None:
-    """The author's polar_config.json, with the `bits` that its format claims."""
-    for file in (path / "polar_config.json", path / "polarquant" / "polar_config.json"):
-        if path.is_dir() and file.is_file():
+    """The author's polar_config.json (of the folder, or beside the file), with the `bits` that its format claims."""
+    folder = path if path.is_dir() else path.parent
+    for file in (folder / inside / "polar_config.json" for inside in ("", "polarquant", "hlwq")):
+        if file.is_file():
             try:
                 config = json.loads(file.read_text(encoding="utf-8"))
                 name = str(config.get("format", ""))
             except (ValueError, AttributeError) as error:
-                raise FormatError("polar_config.json is no JSON object", file=file, found=error) from error
-            if int(config.get("block_size", BLOCK)) != BLOCK:
+                raise FormatError(
+                    "polar_config.json is no JSON object",
+                    file=file,
+                    expected="a JSON object",
+                    found=error,
+                    fix="download this file again",
+                ) from error
+            if config.get("block_size", BLOCK) != BLOCK:
                 raise UnsupportedError(
-                    "blocks of another size", file=file, expected=BLOCK, found=config.get("block_size")
+                    "blocks of another size",
+                    file=file,
+                    expected=BLOCK,
+                    found=config.get("block_size"),
+                    fix="this pack reads blocks of 128 only: look for such a version of the model",
                 )
             prefix, _, bits = name.rpartition("-q")
             if prefix in ("hlwq", "polarquant") and bits.isdigit():
                 config.setdefault("bits", int(bits))
+            if config.get("bits", 5) not in BITS:
+                raise UnsupportedError(
+                    "a number of bits that HLWQ does not have",
+                    file=file,
+                    expected=", ".join(map(str, BITS)),
+                    found=config["bits"],
+                    fix="download the checkpoint again; if it is of another kind, this pack does not read it",
+                )
             return config
     return None
 

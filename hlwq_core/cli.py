@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from . import __version__, commands
-from .errors import HLWQError
+from .errors import HLWQError, missing_module
 
 ERROR = 2
 INTERRUPTED = 130
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args) or 0)
     except HLWQError as error:
         print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except ModuleNotFoundError as error:
+        print(missing_module(error), file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import aiohttp
 
 from .errors import InputError, ServerError
+from .writer import write_error
 
 Workflow = dict[str, dict[str, Any]]
 Watch = Callable[[str, dict[str, Any]], None]
@@ -371,9 +372,11 @@ class Client:
                 if answer.content_length is not None and partial.stat().st_size != answer.content_length:
                     raise ServerError("the file arrived cut short", file=target, fix="run the command again")
             os.replace(partial, target)
-        except aiohttp.ClientError as e:
+        except (aiohttp.ClientError, asyncio.TimeoutError) as e:
             self._check()
             raise self._gone(e) from e
+        except OSError as e:  # of the file, not of the connection
+            raise write_error(target, e) from e
         finally:
             partial.unlink(missing_ok=True)
         return target

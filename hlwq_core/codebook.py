@@ -45,10 +45,12 @@ def centroids(bits: int, version: str = "infinite") -> torch.Tensor:
         float32 `[2**bits]`, ascending, for coordinates of unit variance. Do not write into it.
     """
     if version not in VERSIONS:
-        raise UnsupportedError("unknown codebook version", expected=", ".join(VERSIONS), found=version)
+        raise UnsupportedError(
+            "unknown codebook version", expected=", ".join(VERSIONS), found=version, fix="take one of these"
+        )
     table = _constants().get(f"{version}_{bits}")
     if table is None:
-        raise UnsupportedError("no codebook for these bits", expected="2 to 8", found=bits)
+        raise UnsupportedError("no codebook for these bits", expected="2 to 8", found=bits, fix="take one of these")
     return table
 
 

@@ -70,12 +70,21 @@ def encode(weight: torch.Tensor, bits: int = 5, version: str = "infinite", norms
         InputError: the weight is not a finite matrix, or an argument is unknown.
     """
     if weight.dim() != 2:
-        raise InputError("only matrices can be quantized", expected="2 dimensions", found=tuple(weight.shape))
+        raise InputError(
+            "only matrices can be quantized", expected="2 dimensions", found=tuple(weight.shape), fix="keep it as it is"
+        )
     if bits not in BITS:
-        raise InputError("bits that HLWQ has no codebook for", expected=", ".join(map(str, BITS)), found=bits)
+        raise InputError(
+            "bits that HLWQ has no codebook for",
+            expected=", ".join(map(str, BITS)),
+            found=bits,
+            fix="take one of these",
+        )
     if not bool(torch.isfinite(weight).all()):
         raise InputError(
             "the weight has NaN or infinite values",
+            expected="finite values",
+            found=f"{int((~torch.isfinite(weight)).sum())} of {weight.numel()} that are not",
             fix="quantize from an intact file: verify or download it again",
         )
     if norms == "author":
@@ -85,7 +94,7 @@ def encode(weight: torch.Tensor, bits: int = 5, version: str = "infinite", norms
 
         codes, block_norms = search_blocks(to_blocks(weight), bits, version)
     else:
-        raise InputError("unknown way to choose norms", expected="author, search", found=norms)
+        raise InputError("unknown way to choose norms", expected="author, search", found=norms, fix="take one of these")
     return Encoded(codes.reshape(weight.shape[0], -1), block_norms, bits, version, weight.shape[1])
 
 

@@ -56,15 +56,15 @@ def sample_rows(rows: int, num_blocks: int) -> list[int]:
     return [i * (rows // wanted) for i in range(wanted)]
 
 
-def level_counts(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str) -> torch.Tensor | None:
-    """How often each code occurs in up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer.
+def sample_codes(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str) -> torch.Tensor | None:
+    """The codes of up to `SAMPLE_BLOCKS` non-zero blocks spread over a layer; None if all blocks are zero.
 
     Args:
         codes: uint8 `[out, row_bytes]`.
         norms: float16 `[out, num_blocks]`.
 
     Returns:
-        int64 `[2**bits]`; None if all blocks are zero.
+        uint8 `[blocks, 128]`.
     """
     rows, num_blocks = norms.shape
     picked = torch.tensor(sample_rows(rows, num_blocks))
@@ -74,10 +74,16 @@ def level_counts(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: s
         keep = norms[picked] > 0
         if not bool(keep.any()):
             return None
-    unpacked = unpack(codes[picked], bits, packing).reshape(len(picked), num_blocks, BLOCK)
+    return unpack(codes[picked], bits, packing).reshape(len(picked), num_blocks, BLOCK)[keep]
+
+
+def level_counts(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str) -> torch.Tensor | None:
+    """How often each code occurs in a layer's sample (`sample_codes`), int64 `[2**bits]`; None if all blocks are zero."""
+    sample = sample_codes(codes, norms, bits, packing)
+    if sample is None:
+        return None
     # numpy, because torch would start threads for so little, and take ten times as long.
-    counts = np.bincount(unpacked.numpy()[keep.numpy()].ravel(), minlength=1 << bits)
-    return torch.from_numpy(counts)
+    return torch.from_numpy(np.bincount(sample.numpy().ravel(), minlength=1 << bits))
 
 
 def counts_rms(counts: torch.Tensor, levels: torch.Tensor) -> float:
@@ -89,6 +95,20 @@ def level_rms(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str,
     """RMS of the levels of a layer's sample, see `level_counts`; None if all blocks are zero."""
     counts = level_counts(codes, norms, bits, packing)
     return None if counts is None else counts_rms(counts, levels)
+
+
+def bits_in_use(codes: torch.Tensor) -> int | None:
+    """How many bits the codes of a sample need; None if it is too uniform to tell.
+
+    Half of all codes lie in the upper half of the table, so the largest one shows the table's size.
+
+    Args:
+        codes: uint8, of any shape.
+    """
+    if codes.numel() == 0:
+        return None
+    bits = int(codes.max()).bit_length()
+    return bits if len(codes.unique()) > (1 << bits) // 4 else None
 
 
 def detect(

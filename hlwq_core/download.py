@@ -20,6 +20,8 @@ from .errors import DownloadError, HLWQError, InputError
 from .quantize import RECORD, file_sha256
 
 Progress = Callable[[int, int, str], None]
+# Connections that may break in one file, as long as each brings a part of it.
+ATTEMPTS = 20
 _WANTED_JSON = ("polar_config.json", "config.json")
 _SPARE_BYTES = 64 << 20
 
@@ -336,13 +338,21 @@ class _Job:
                     raw.truncate(0)
                 self._tell(raw.tell(), file.name)
                 growing = _Counting(raw, lambda n: self._tell(n, file.name))
-                http_get(
-                    url,
-                    growing,  # type: ignore[arg-type]
-                    resume_size=raw.tell(),
-                    headers=build_hf_headers(token=self.token, library_name="comfyui-hlwq"),
-                    expected_size=file.size,
-                )
+                for left in reversed(range(ATTEMPTS)):
+                    begun = raw.tell()
+                    try:
+                        http_get(
+                            url,
+                            growing,  # type: ignore[arg-type]
+                            resume_size=begun,
+                            headers=build_hf_headers(token=self.token, library_name="comfyui-hlwq"),
+                            expected_size=file.size,
+                        )
+                        break
+                    except Exception as error:
+                        # Older hub libraries give up where a connection breaks in the middle of a file.
+                        if growing.stopped is error or raw.tell() == begun or not left:
+                            raise
                 raw.flush()
                 os.fsync(raw.fileno())
         except HLWQError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 class HLWQError(Exception):
@@ -78,3 +79,12 @@ class ServerError(HLWQError):
 
 class MediaError(HLWQError):
     """Frames or sound could not be coded or written."""
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """What the command line says where the Python that runs it lacks a package."""
+    return (
+        f"error: {sys.executable} has no {(error.name or str(error)).split('.')[0]}\n"
+        "  what to do: run this with ComfyUI's own Python (in a portable ComfyUI python_embeded/python.exe), after\n"
+        "    pip install -r requirements.txt there; or try `python3 scripts/demo.py`, which makes its own"
+    )

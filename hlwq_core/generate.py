@@ -125,14 +125,14 @@ def check_size(width: int, height: int, frames: int, step: int) -> None:
 def frames_of(seconds: float, fps: float) -> int:
     """The valid number of frames nearest to a length."""
     if not seconds > 0:
-        raise InputError("the length must be more than 0 seconds", found=seconds)
+        raise InputError("the length must be more than 0 seconds", found=seconds, fix="--seconds 5")
     return 8 * max(1, round((seconds * fps - 1) / 8)) + 1
 
 
 def resample(sigmas: str, steps: int) -> str:
     """The same noise schedule in another number of steps (linear between its points; its own number: itself)."""
     if steps < 1:
-        raise InputError("a video needs at least one step", found=steps)
+        raise InputError("a video needs at least one step", found=steps, fix="--steps 8, or leave it out")
     points = [float(p) for p in sigmas.split(",")]
     at = [i * (len(points) - 1) / steps for i in range(steps + 1)]
     low = [min(int(a), len(points) - 2) for a in at]
@@ -175,10 +175,25 @@ def _value(nodes: Nodes, title: str) -> Any:
     return None if graph.is_link(value) else value
 
 
+def _sound_seconds(path: Path) -> float:
+    """How long the sound is that the picture shall follow."""
+    sound = probe(path).audio
+    if sound is None:
+        raise InputError("there is no sound in this file", file=path, fix="give another file with --audio")
+    if not sound.duration > 0:
+        raise InputError(
+            "the sound has 0 samples", file=path, expected="at least one sample", fix="give another file with --audio"
+        )
+    return sound.duration
+
+
 def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
+    sound = _sound_seconds(request.audio) if request.audio is not None else None
     fps = _value(nodes, "Frame rate")
     if fps is not None and not 1 <= fps <= 240:
-        raise InputError("this frame rate is out of range", expected="1 to 240 frames a second", found=fps)
+        raise InputError(
+            "this frame rate is out of range", expected="1 to 240 frames a second", found=fps, fix="--fps 24"
+        )
     frames = request.frames
     if request.seconds is not None:
         if frames is not None:
@@ -187,14 +202,11 @@ def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
             raise InputError("the workflow has no 'Frame rate' to make frames of seconds", fix="use --frames")
         frames = frames_of(request.seconds, fps)
         say(f"{request.seconds:g} s at {fps:g} frames a second: {frames} frames, {frames / fps:.3f} s")
-    elif frames is None and request.audio is not None and fps and _value(nodes, "Length"):
-        sound = probe(request.audio).audio
-        if sound is None:
-            raise InputError("there is no sound in this file", file=request.audio, fix="give another file with --audio")
-        fitting = max(9, (math.floor(sound.duration * fps) - 1) // 8 * 8 + 1)
+    elif frames is None and sound is not None and fps and _value(nodes, "Length"):
+        fitting = max(9, (math.floor(sound * fps) - 1) // 8 * 8 + 1)
         if fitting < _value(nodes, "Length"):
             frames = fitting
-            say(f"the sound lasts {sound.duration:.2f} s: {frames} frames")
+            say(f"the sound lasts {sound:.2f} s: {frames} frames")
     if frames is not None:
         graph.put(nodes, "Length", "value", frames)
 
@@ -255,7 +267,13 @@ class Target:
             if suffix and not path.suffix:
                 path = path.with_suffix(suffix)
             if suffix and path.suffix.lower() != suffix:
-                raise InputError("the result is another kind of file", file=path, expected=f"a name with {suffix}")
+                raise InputError(
+                    "the result is another kind of file",
+                    file=path,
+                    expected=f"a name with {suffix}",
+                    found=path.suffix,
+                    fix=f"--output {path.with_suffix(suffix).name}",
+                )
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             reason = "cannot be written to" if folder.is_dir() else "does not exist"
             raise InputError(f"the folder for the result {reason}", file=folder.absolute(), fix="correct --output")
@@ -384,7 +402,7 @@ async def queue(
     """Run any workflow in API form `count` times, each time with its seeds one further, and fetch the files."""
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     if count < 1:
-        raise InputError("the number of runs must be at least 1", found=count)
+        raise InputError("the number of runs must be at least 1", found=count, fix="--count 1")
     target = Target.of(output, count, None)
     nodes = graph.load(workflow)
     async with Client(url, check=check) as client:

@@ -28,7 +28,9 @@ def load(path: str | os.PathLike[str]) -> Nodes:
     except OSError as e:
         raise InputError("the workflow cannot be read", file=path, found=e.strerror, fix="correct the path") from e
     except ValueError as e:
-        raise InputError("the workflow is not JSON", file=path, found=e) from e
+        raise InputError(
+            "the workflow is not JSON", file=path, found=e, fix="choose Export (API) in ComfyUI's workflow menu"
+        ) from e
     if isinstance(nodes, dict) and isinstance(nodes.get("nodes"), list):
         raise InputError(
             "this is a workflow for the canvas, not one in API form",
@@ -123,6 +125,7 @@ def assign(nodes: Nodes, assignment: str, info: Info | None = None) -> None:
             "this names no node of the workflow" if equals else "an assignment needs an equals sign",
             expected="Title.input=value, with a title of " + ", ".join(sorted({name_of(nodes, i) for i in nodes})),
             found=assignment,
+            fix='write it as --set "Title.input=value"',
         )
     if not known:
         node_id, name = candidates[0]
@@ -131,12 +134,14 @@ def assign(nodes: Nodes, assignment: str, info: Info | None = None) -> None:
             f"{name_of(nodes, node_id)} has no input {name!r}",
             expected=", ".join(inputs) or "no inputs",
             found=assignment,
+            fix="take one of these",
         )
     if len({i for i, _ in known}) > 1:
         raise InputError(
             "several nodes have this title",
             expected="one of the ids " + ", ".join(i for i, _ in known) + " in the title's place",
             found=assignment,
+            fix=f"--set {known[0][0]}.{known[0][1]}=VALUE",
         )
     node_id, name = known[0]
     inputs = nodes[node_id]["inputs"]
@@ -161,7 +166,9 @@ def _value(text: str, present: object, assignment: str) -> object:
         if isinstance(present, int) and isinstance(value, float):
             fits = False
         if not fits:
-            raise InputError("this value does not fit", expected=kinds[type(present)], found=assignment)
+            raise InputError(
+                "this value does not fit", expected=kinds[type(present)], found=assignment, fix="correct the value"
+            )
     return value
 
 

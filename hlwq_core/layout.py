@@ -134,6 +134,8 @@ class HLWQLayout(QuantizedLayout):
         raise InputError(
             "an HLWQ weight is never quantized again: patches are added after decoding",
             tensor=f"{tuple(tensor.shape)}",
+            expected="a patch after decoding",
+            found="a dense weight to be packed again",
             fix="this is a bug of the pack or of a node that rewrites weights: please report it with the workflow",
         )
 

@@ -92,10 +92,20 @@ def _parse(text: str, file: Path) -> dict[str, Any]:
         values = json.loads(text)
     except ValueError as error:
         raise ConfigError(
-            "the config is no JSON", file=file, found=error, fix="replace it by the model's own"
+            "the config is no JSON",
+            file=file,
+            expected="a JSON object",
+            found=error,
+            fix="replace it by the model's own",
         ) from error
     if not isinstance(values, dict):
-        raise ConfigError("the config is no JSON object", file=file, found=type(values).__name__)
+        raise ConfigError(
+            "the config is no JSON object",
+            file=file,
+            expected="an object with the key transformer",
+            found=type(values).__name__,
+            fix="replace it by the model's own",
+        )
     return values
 
 

@@ -118,6 +118,8 @@ class MediaInfo:
 def probe(path: str | os.PathLike[str]) -> MediaInfo:
     """The streams of a media file. Frames are counted by decoding, durations taken from the container.
 
+    A container that does not say how long its sound is (recorded live by a browser, say) is decoded for that too.
+
     Raises:
         MediaError: no such file, or not a file that FFmpeg can read to its end.
     """
@@ -138,7 +140,8 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 )
             if container.streams.audio:
                 a = container.streams.audio[0]
-                audio = AudioStream(a.codec_context.codec.canonical_name, a.rate, a.channels, _seconds(a, container))
+                seconds = _seconds(a, container) or _seconds_of_sound(path)
+                audio = AudioStream(a.codec_context.codec.canonical_name, a.rate, a.channels, seconds)
             return MediaInfo(
                 path,
                 path.stat().st_size,
@@ -148,13 +151,24 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
                 dict(container.metadata),
             )
     except (av.FFmpegError, OSError) as error:
-        raise MediaError("not a media file that can be read", file=path, found=error) from error
+        raise MediaError(
+            "not a media file that can be read",
+            file=path,
+            expected="a picture or sound file that FFmpeg reads",
+            found=error,
+            fix="correct the path, or give another file",
+        ) from error
 
 
 def _seconds(stream: Any, container: Any) -> float:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6
+
+
+def _seconds_of_sound(path: Path) -> float:
+    with av.open(str(path)) as container:
+        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -201,6 +215,7 @@ def frame_rate(value: float) -> Fraction:
             "the frame rate is out of range",
             expected="more than 0, at most 1000 frames a second",
             found=value,
+            fix="give the rate that the frames were made for; LTX's is 24 or 25",
         )
     return Fraction(value).limit_denominator(1001)
 
@@ -223,10 +238,20 @@ def check(frames: torch.Tensor, sound: Sound | None, codec: str) -> None:
         InputError: no frames, a wrong shape, a size that the codec cannot take, a sound without samples.
     """
     if frames.ndim != 4 or frames.shape[-1] not in (1, 3, 4):
-        raise InputError("these are not frames", expected="[frames, height, width, 3]", found=list(frames.shape))
+        raise InputError(
+            "these are not frames",
+            expected="[frames, height, width, 3]",
+            found=list(frames.shape),
+            fix="connect the IMAGE of a VAE decode node",
+        )
     count, height, width, _ = frames.shape
     if count == 0:
-        raise InputError("there are no frames to save", found=list(frames.shape), fix="check the node before this one")
+        raise InputError(
+            "there are no frames to save",
+            expected="at least one frame",
+            found=list(frames.shape),
+            fix="check the node before this one",
+        )
     if width % 2 or height % 2:
         raise InputError(
             "an MP4's width and height must be even",
@@ -260,9 +285,19 @@ def check(frames: torch.Tensor, sound: Sound | None, codec: str) -> None:
             fix="disconnect the audio input for a silent video, or check the node that makes the sound",
         )
     if sound.rate <= 0:
-        raise InputError("the sound has no sample rate", expected="samples a second, above 0", found=sound.rate)
+        raise InputError(
+            "the sound has no sample rate",
+            expected="samples a second, above 0",
+            found=sound.rate,
+            fix="check the node that makes the sound",
+        )
     if not torch.isfinite(wave).all():
-        raise InputError("the sound holds NaN or infinite samples", fix="check the node that makes the sound")
+        raise InputError(
+            "the sound holds NaN or infinite samples",
+            expected="finite samples",
+            found=f"{int((~torch.isfinite(wave)).sum())} of {wave.numel()} that are not",
+            fix="check the node that makes the sound",
+        )
 
 
 def write_mp4(
@@ -305,6 +340,7 @@ def write_mp4(
         raise MediaError(
             "the disk is full" if full else "the video could not be written",
             file=path,
+            expected="room for the whole file" if full else "a folder that can be written to",
             found=error,
             fix="free some space and save again; nothing was left behind"
             if full
@@ -367,6 +403,8 @@ def _video_frame(frame: torch.Tensor, index: int, rate: Fraction) -> av.VideoFra
     if not torch.isfinite(pixels).all():
         raise InputError(
             f"frame {index} holds NaN or infinite values",
+            expected="finite values",
+            found=f"{int((~torch.isfinite(pixels)).sum())} of {pixels.numel()} that are not",
             fix="the model or the VAE overflowed: try another precision, or HLWQ Verify on the checkpoint",
         )
     if pixels.shape[-1] == 1:

@@ -48,9 +48,11 @@ def _group(bits: int) -> tuple[int, int]:
 
 def _check(bits: int, packing: str) -> None:
     if packing not in PACKINGS:
-        raise UnsupportedError("unknown packing", expected=", ".join(PACKINGS), found=packing)
+        raise UnsupportedError("unknown packing", expected=", ".join(PACKINGS), found=packing, fix="take one of these")
     if not 1 <= bits <= 8 or (packing == "nibble" and bits > 4):
-        raise UnsupportedError("bits that this packing cannot hold", expected="1 to 8 (nibble: to 4)", found=bits)
+        raise UnsupportedError(
+            "bits that this packing cannot hold", expected="1 to 8 (nibble: to 4)", found=bits, fix="take one of these"
+        )
 
 
 def pack(codes: torch.Tensor, bits: int, packing: str = "msb") -> torch.Tensor:

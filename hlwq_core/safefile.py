@@ -89,7 +89,13 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
                 )
             raw = file.read(length)
     except OSError as error:
-        raise InputError("the file cannot be read", file=path, found=error.strerror or error) from error
+        raise InputError(
+            "the file cannot be read",
+            file=path,
+            expected="a safetensors file that may be read",
+            found=error.strerror or error,
+            fix="correct the path, or the file's permissions",
+        ) from error
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", None) or {}
@@ -98,6 +104,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
         raise FormatError(
             "the header is no valid safetensors header",
             file=path,
+            expected="a JSON object of tensors with dtype, shape and data_offsets",
             found=f"{type(error).__name__}: {error}",
             fix=_AGAIN,
         ) from error
@@ -110,6 +117,8 @@ def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
         raise UnsupportedError(
             "this is a GGUF file, not an HLWQ checkpoint",
             file=path,
+            expected="a safetensors file",
+            found="GGUF",
             fix="load it with the ComfyUI-GGUF nodes",
         )
     # A safetensors header of 640 bytes begins with 0x80 as a pickle does, one of 19,280 with PK: those lengths fit the file.
@@ -118,6 +127,8 @@ def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
         raise UnsupportedError(
             "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
             file=path,
+            expected="a safetensors file",
+            found="a pickle",
             fix="get the model as .safetensors",
         )
 
@@ -134,6 +145,7 @@ def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
             tensor=name,
             expected=", ".join(DTYPES),
             found=dtype,
+            fix="update the pack; if this is the newest, get the model in another dtype",
         )
     if stop - start != math.prod(shape) * DTYPES[dtype][1]:
         raise FormatError(
@@ -203,7 +215,13 @@ class SafeFile:
             try:
                 self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self._size)
             except (OSError, RuntimeError) as error:
-                raise FormatError("the file cannot be mapped", file=self.path, found=error, fix=_AGAIN) from error
+                raise FormatError(
+                    "the file cannot be mapped",
+                    file=self.path,
+                    expected="a whole safetensors file on a disk that can be mapped",
+                    found=error,
+                    fix=_AGAIN,
+                ) from error
         # safetensors' get_tensor would touch the first page of each tensor, and with what the system reads ahead then
         # the whole file: 30 s for the codes of LTX-2.3 from a disk, when nobody has asked for a single value.
         part = self._mapped[self._data + entry.start : self._data + entry.stop]
@@ -236,7 +254,21 @@ class SafeFile:
                 for i, number in enumerate(numbers):
                     file.seek(self._data + entry.start + number * size)
                     if file.readinto(view[i * size : (i + 1) * size]) != size:
-                        raise FormatError("the file is cut off", file=self.path, tensor=name, fix=_AGAIN)
+                        raise FormatError(
+                            "the file was cut off while it was read",
+                            file=self.path,
+                            tensor=name,
+                            expected=f"{entry.stop + self._data} bytes and more",
+                            found=f"{self.path.stat().st_size} bytes",
+                            fix=_AGAIN,
+                        )
         except OSError as error:
-            raise InputError("the file cannot be read", file=self.path, found=error.strerror or error) from error
+            raise InputError(
+                "the file cannot be read",
+                file=self.path,
+                tensor=name,
+                expected="a file that stays where it was when the checkpoint was opened",
+                found=error.strerror or error,
+                fix="check the disk, and start again",
+            ) from error
         return torch.frombuffer(data, dtype=DTYPES[entry.dtype][0]).reshape(len(numbers), -1)

@@ -176,9 +176,9 @@ class _Run:
         for name, info in self.infos.items():
             try:
                 packed = self.checkpoint.packed(name)
-                self.checkpoint.check_norms(name)
+                self.checkpoint.check_data(name)
             except HLWQError as error:
-                self.result.add("norms", error.what, name, error.fix or "")
+                self.result.add("norms" if "norms" in error.what else "codes", error.what, name, error.fix or "")
                 self._tell(info.nbytes, name)
                 continue
             rms = level_rms(packed.codes, packed.norms, packed.bits, packed.packing, packed.table() * SQRT_BLOCK)

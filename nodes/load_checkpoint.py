@@ -84,7 +84,9 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
     """The report: what was loaded, how it is decoded, how much memory it takes."""
     facts = opened.checkpoint.report()
     bits = ", ".join(f"{count} of {bits} bits" for bits, count in facts["bits"].items())
-    read = ", ".join(f"{found['packing']}, codebook {found['codebook']}" for found in facts["detected"])
+    read = f"{', '.join(facts['packings'])}, codebook {', '.join(facts['codebooks'])}"
+    if assumed := facts["assumed"]:
+        read += f"; {' and '.join(assumed)} {'are' if len(assumed) > 1 else 'is'} assumed"
     reasons = [
         f"  {name} not used: {reason}"
         for name, reason in backends.unavailable_reasons(device).items()
@@ -92,9 +94,8 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
     ]
     lines = [
         f"HLWQ {opened.checkpoint.path.name}: {model.model.__class__.__name__}",
-        f"  {facts['quantized']} packed tensors ({bits}; {', '.join(facts['variants'])}"
-        + (f"; {read})" if read else ")")
-        + f", {facts['plain']} plain ones, {facts['files']} files",
+        f"  {facts['quantized']} packed tensors ({bits}; {', '.join(facts['variants'])}; {read}), "
+        f"{facts['plain']} plain ones, {facts['files']} files",
         f"  diffusion model {model.model_size() / 2**30:.2f} GiB, {facts['bits_a_weight']:.3f} bits a packed weight",
         f"  config: {opened.config.source if opened.config else 'read from the tensors by ComfyUI'}",
         f"  decoded on {device} by the backend {backend}",

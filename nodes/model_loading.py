@@ -126,7 +126,7 @@ def state_dict(
             result[key] = ckpt.plain(name)
             step()
             continue
-        ckpt.check_norms(name)
+        ckpt.check_data(name)
         if backend is None:
             result[key] = ckpt.decode(name)
         else:
@@ -174,6 +174,7 @@ def diffusion_model(
         raise ConfigError(
             "the tensors' shapes are not those of the model that ComfyUI makes of this checkpoint",
             file=path,
+            expected=f"the shapes that the config asks for ({opened.config.source if opened.config else 'ComfyUI'})",
             found=str(error).split("\n", 1)[-1].strip(),
             fix="give the checkpoint its own config.json, or update ComfyUI",
         ) from error
@@ -181,6 +182,7 @@ def diffusion_model(
         raise UnsupportedError(
             "ComfyUI knows no model with these tensors",
             file=path,
+            expected="the tensors of a diffusion model that this ComfyUI knows",
             found=_some(list(weights)),
             fix="update ComfyUI; if the names look foreign, the checkpoint was quantized from another library's format",
         )
@@ -291,7 +293,11 @@ def vae(opened: Opened, prefixes: dict[str, str], part: str, step: Callable[[], 
     result = compat.VAE(sd=dict(weights), metadata=opened.metadata)
     if result.first_stage_model is None:
         raise UnsupportedError(
-            f"ComfyUI knows no {part} with these tensors", file=path, found=_some(list(weights)), fix="update ComfyUI"
+            f"ComfyUI knows no {part} with these tensors",
+            file=path,
+            expected=f"the tensors of a {part} that this ComfyUI knows",
+            found=_some(list(weights)),
+            fix="update ComfyUI",
         )
     if opened.config is not None:
         # ComfyUI only warns, and fills what is missing with zeros or noise.

@@ -104,6 +104,7 @@ def report(label: str) -> dict[str, Any]:
         raise InputError(
             "there is no HLWQ checkpoint in the model folders",
             expected="a folder under models/hlwq with the published files",
+            found="none",
             fix="download one, or move yours there and press R",
         )
     path = locations.checkpoint(label)
@@ -251,7 +252,8 @@ async def post_download(request: web.Request) -> web.Response:
     """{repository} -> {job}; only the repositories that the pack knows."""
     repository = (await _body(request)).get("repository", "")
     if repository not in manifest.REPOSITORIES:
-        return _refusal(InputError("unknown repository", expected=" or ".join(manifest.REPOSITORIES), found=repository))
+        known = " or ".join(manifest.REPOSITORIES)
+        return _refusal(InputError("unknown repository", expected=known, found=repository, fix="take one of these"))
     return web.json_response({"job": _start("download", repository, lambda job: _download(job, repository)).id})
 
 

@@ -135,7 +135,12 @@ def split(images: torch.Tensor, audio: dict[str, Any] | None) -> list[tuple[torc
         return [(images, None)]
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     if waveform.ndim != 3:
-        raise InputError("this is not a sound", expected="[batch, channels, samples]", found=list(waveform.shape))
+        raise InputError(
+            "this is not a sound",
+            expected="[batch, channels, samples]",
+            found=list(waveform.shape),
+            fix="connect the AUDIO of an audio decode or load node",
+        )
     count = waveform.shape[0]
     if count == 0 or images.shape[0] % count:
         raise InputError(

@@ -100,6 +100,8 @@ def _is_hlwq(path: Path) -> bool:
         raise UnsupportedError(
             "a GGUF file is no HLWQ and no safetensors text encoder",
             file=path,
+            expected="a safetensors file",
+            found="GGUF",
             fix=f"use {GEMMA_FILES}, or load the GGUF file with ComfyUI-GGUF's own node",
         )
     names, _ = read_header(path)
@@ -120,7 +122,9 @@ def _read_packed(checkpoint: Checkpoint) -> State:
     for name, target in names.items():
         if name not in packed:
             state[target] = checkpoint.plain(name)
-        elif "_proj" in target or ".mlp." in target:
+            continue
+        checkpoint.check_data(name)
+        if "_proj" in target or ".mlp." in target:
             state[target] = quantized_tensor(checkpoint.packed(name))
         else:
             state[target] = checkpoint.decode(name)
@@ -204,6 +208,7 @@ def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> 
     state: State = {}
     for name in expected:
         if name in packed:
+            checkpoint.check_data(name)
             state[name] = quantized_tensor(checkpoint.packed(name))
         elif name in plain:
             state[name] = checkpoint.plain(name)

@@ -71,7 +71,10 @@ def new_checkpoint(name: str, layout: str) -> Path:
     bare = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"[\w][\w.+ -]*", bare) or bare.endswith("."):
         raise InputError(
-            "this is no name for a checkpoint", expected="letters, digits, spaces and . + - _", found=repr(name)
+            "this is no name for a checkpoint",
+            expected="letters, digits, spaces and . + - _",
+            found=repr(name),
+            fix="give a name without folders",
         )
     folder = Path(compat.folder_paths.get_folder_paths("hlwq")[0])
     return folder / (f"{bare}.safetensors" if layout == "single" else bare)

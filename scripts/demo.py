@@ -10,6 +10,7 @@ weights: it shows that everything works, not a cat. Options that are not named h
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
@@ -19,13 +20,22 @@ from pathlib import Path
 from environment import REPO, Environment, SetupError, add_arguments, ensure, link_tree, say, tiny_model
 
 # What two CPU cores do in a few seconds; the workflow's own values are for the real model.
-SMALL = {"width": 128, "height": 128, "frames": 25, "fps": 24, "steps": 8}
+SMALL = {"width": 128, "height": 128, "frames": 25, "fps": 24.0, "steps": 8}
+# Ctrl-C, kill, and a terminal that is closed (not on Windows).
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+if STOPS[2:] and signal.getsignal(STOPS[2]) is signal.SIG_IGN:
+    STOPS.pop()  # nohup: it shall go on
+PROMPT = "A cat playing piano in a jazz club"
 
 
 def base_directory(environment: Environment) -> Path:
-    """A ComfyUI base directory with the tiny's models, and this checkout as a custom node."""
+    """A ComfyUI base directory with the tiny's models, and this checkout as a custom node.
+
+    Each checkout has its own: another one's demo may run at the same time, with other nodes.
+    """
     tiny = tiny_model(environment)
-    base = environment.cache / "demo" / tiny.name
+    base = environment.cache / "demo" / f"{tiny.name}-{hashlib.sha256(str(REPO).encode()).hexdigest()[:8]}"
+    base.mkdir(parents=True, exist_ok=True)
     link_tree(tiny, base)
     for folder in ("custom_nodes", "output", "user"):
         (base / folder).mkdir(exist_ok=True)
@@ -45,10 +55,9 @@ def generate(environment: Environment, base: Path, options: list[str]) -> int:
     """Run the command that users have. It ends its ComfyUI itself, also on Ctrl-C: the signal is handed on, and
     the command waited for."""
     command = [str(environment.python), "-m", "hlwq_core", "generate"]
-    # The user's options last: --comfyui-args takes all that follows.
     command += ["--comfyui", str(environment.comfyui), "--base-directory", str(base), *options]
     caught: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, lambda number, _: caught.append(number))
     own_group = os.name != "nt"  # else a terminal's Ctrl-C would arrive twice; Windows cannot be sent one
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPO)}, start_new_session=own_group)
@@ -61,15 +70,38 @@ def generate(environment: Environment, base: Path, options: list[str]) -> int:
             pass
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def read_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The demo's own options, and all that `generate` gets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
     add_arguments(parser)
-    parser.add_argument("--prompt", default="A cat playing piano in a jazz club")
+    parser.add_argument("--prompt", action="append", help=f"default: {PROMPT}; again: one more video")
     parser.add_argument("--output", default="hlwq-demo.mp4", help="default: %(default)s")
     for name, value in SMALL.items():
-        parser.add_argument(f"--{name}", default=value, type=int, help="default: %(default)s")
-    args, rest = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # pip must not go on without us
+        parser.add_argument(f"--{name}", type=type(value), help=f"default: {value:g}")
+    args, rest = parser.parse_known_args(arguments)
+
+    def given(option: str) -> bool:
+        return any(word == option or word.startswith(option + "=") for word in rest)
+
+    options = []
+    for prompt in args.prompt or ([] if given("--prompts") or given("--workflow") else [PROMPT]):
+        options += ["--prompt", prompt]
+    options += ["--output", args.output]
+    for name, value in SMALL.items():
+        wanted = getattr(args, name)
+        if wanted is None and (name == "frames" and given("--seconds") or given("--workflow")):
+            continue
+        options += [f"--{name}", f"{value if wanted is None else wanted}"]
+    # Last, because --comfyui-args takes all that follows.
+    return args, [*options, *rest]
+
+
+def main() -> int:
+    args, options = read_options()
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)  # pip must not go on without us
     try:
         environment = ensure(args.comfyui, args.python)
         base = base_directory(environment)
@@ -79,10 +111,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("stopped; the next start begins where this one was")
         return 130
-    options = ["--prompt", args.prompt, "--output", args.output]
-    for name in SMALL:
-        options += [f"--{name}", str(getattr(args, name))]
-    return generate(environment, base, [*options, *rest])
+    return generate(environment, base, options)
 
 
 if __name__ == "__main__":

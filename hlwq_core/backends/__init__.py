@@ -74,6 +74,7 @@ def _choose(device_type: str, index: int | None, forced: str | None) -> ModuleTy
         if reason is not None:
             raise InputError(
                 f"the HLWQ backend {forced} cannot run on {device}",
+                expected="a backend that runs there",
                 found=reason,
                 fix=f"choose auto or eager in the loader, or unset {ENVIRONMENT_VARIABLE}",
             )

@@ -132,6 +132,7 @@ def _stoppable() -> Iterator[None]:
             raise KeyboardInterrupt
 
     names = [n for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
+    names = [n for n in names if signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]  # nohup: it shall go on
     before = {n: signal.signal(getattr(signal, n), stop) for n in names}
     try:
         yield
@@ -173,7 +174,9 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         try:
             lines = args.prompts.read_text(encoding="utf-8").splitlines()
         except OSError as e:
-            raise InputError("the prompts cannot be read", file=args.prompts, found=e.strerror) from e
+            raise InputError(
+                "the prompts cannot be read", file=args.prompts, found=e.strerror, fix="correct the path"
+            ) from e
         prompts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts and not args.workflow:
         raise InputError("there is no prompt", fix='--prompt "A cat playing piano in a jazz club"')

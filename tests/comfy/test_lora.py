@@ -124,6 +124,121 @@ def test_small_lora_keeps_its_effect_under_the_dynamic_patcher(load, pack, no_vb
     assert_same_effect_at_every_step(patched, base, delta)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7])
+def test_small_lora_keeps_its_effect_where_a_part_is_offloaded(load, part):
+    """What --novram and --lowvram do with the plain patcher: on layers that stay behind, patches work otherwise in core."""
+    import comfy.model_management
+
+    model = load()[0]
+    keys = [KEY, KEY.replace("blocks.0", "blocks.1"), KEY.replace("attn1.to_q", "ff.net.2")]
+    bases = {key: exact(model, key) for key in keys}
+    deltas = {}
+    patched = model
+    for seed, key in enumerate(keys):
+        tensors, deltas[key] = lora_on(model, key, seed=seed)
+        patched = with_lora(patched, tensors)
+    comfy.model_management.unload_all_models()
+    with torch.inference_mode():
+        patched.partially_load(torch.device("cpu"), max(1, int(part * patched.model_size())))
+    assert model.model.model_lowvram
+    try:
+        for _ in range(2):
+            for key in keys:
+                assert cosine(effective(patched, key) - bases[key], deltas[key]) >= 0.99, key
+            patched.partially_unload(torch.device("cpu"), patched.model_size() // 5)
+    finally:
+        patched.detach()
+    for key in keys:
+        assert not linear(model, key).weight_function
+
+
+@pytest.fixture
+def vram(monkeypatch, no_vbar):
+    """Dynamic VRAM in plain memory: core's own code faults weights in, keeps them resident, and patches what it faults.
+
+    Stands in for comfy_aimdo and for the device that the CPU is not; what core does with them is core's.
+    `vram.faults` counts what was brought in, `vram.evict()` makes everything leave.
+    """
+    import comfy.ops
+    from comfyui_hlwq.nodes import compat
+
+    state = SimpleNamespace(faults=0, generation=0)
+    state.evict = lambda: setattr(state, "generation", state.generation + 1)
+    aimdo = comfy.ops.comfy_aimdo
+    monkeypatch.setattr(aimdo, "torch", SimpleNamespace(aimdo_to_tensor=lambda v, device: v), raising=False)
+    model_vbar = SimpleNamespace(
+        vbar_fault=lambda v: state.generation, vbar_signature_compare=lambda a, b: a == b, vbar_unpin=lambda v: None
+    )
+    monkeypatch.setattr(aimdo, "model_vbar", model_vbar, raising=False)
+    pins = SimpleNamespace(get_pin=lambda *_, **__: None, pin_memory=lambda *_, **__: None)
+    monkeypatch.setattr(comfy.ops.comfy, "pinned_memory", pins, raising=False)
+    own = compat.cast_bias_weight
+
+    def cast(s, input=None, dtype=None, device=None, bias_dtype=None, offloadable=False):
+        if not hasattr(s, "_v"):
+            return own(s, input, dtype, device, bias_dtype, offloadable)
+        stream = comfy.ops.cast_modules_with_vbar([s], dtype, device, bias_dtype, False)
+        state.faults += not s._prefetch["resident"]
+        weight, bias = comfy.ops.resolve_cast_module_with_vbar(s, dtype, device, bias_dtype, None, False)
+        if s.weight_lowvram_function is not None:
+            s.weight_lowvram_function.clear_prepared()
+        del s._prefetch
+        return weight, bias, (stream, None, None)
+
+    monkeypatch.setattr(compat, "cast_bias_weight", cast)
+    return state
+
+
+def in_vram(model, pack):
+    """`dynamic(model)` with an arena, as on a GPU."""
+    patcher = dynamic(model, pack)
+    arena = SimpleNamespace(prioritize=lambda: None, alloc=lambda size: torch.zeros(size, dtype=torch.uint8))
+    type(patcher)._vbar_get = lambda self, create=False: arena
+    return patcher
+
+
+def test_small_lora_keeps_its_effect_while_resident_in_dynamic_vram(load, pack, vram):
+    """What is resident is not patched again, so whatever a first step writes there, the others see."""
+    model = load()[0]
+    base = exact(model)
+    tensors, delta = lora_on(model)
+    patched = with_lora(in_vram(model, pack), tensors)
+    patched.load(torch.device("cpu"))
+    assert linear(patched)._v.numel() >= linear(patched).weight.nbytes
+    assert_same_effect_at_every_step(patched, base, delta)
+    assert vram.faults == 1
+    vram.evict()
+    assert cosine(effective(patched) - base, delta) >= 0.99
+    assert vram.faults == 2
+
+
+def test_cores_own_patches_would_lose_the_lora_there(load, pack, vram, monkeypatch):
+    """Why patches are routed: left to core, the patched weight is quantized again and kept. Ours refuses to do that."""
+    from comfy.patcher_extension import CallbacksMP
+    from comfyui_hlwq.hlwq_core import codec, layout
+    from comfyui_hlwq.hlwq_core.errors import InputError
+
+    model = load()[0]
+    base = exact(model)
+    tensors, delta = lora_on(model)
+    patched = with_lora(in_vram(model, pack), tensors)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_LOAD, "hlwq")
+    patched.load(torch.device("cpu"))
+    with pytest.raises(InputError, match="never quantized again"):
+        effective(patched)
+    assert linear(patched).weight_lowvram_function is not None
+
+    def quantize(cls, tensor, **kwargs):
+        made = codec.encode(tensor, 5)
+        params = layout.HLWQLayout.Params(scale=made.norms, orig_dtype=torch.bfloat16, orig_shape=tuple(tensor.shape))
+        return made.packed(), params
+
+    monkeypatch.setattr(layout.HLWQLayout, "quantize", classmethod(quantize))
+    linear(patched)._v_signature = None
+    effective(patched)
+    assert cosine(effective(patched) - base, delta) < 0.9
+
+
 def test_packed_bytes_are_never_written(load):
     model = load()[0]
     module = linear(model)

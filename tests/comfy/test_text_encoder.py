@@ -395,6 +395,34 @@ class TestRefusals:
         with pytest.raises(errors.FormatError, match="cut.safetensors"):
             node.load_text_encoder(path, checkpoint)
 
+    def test_packed_gemma_with_norms_that_are_not_finite(self, node, files, checkpoint, tmp_path, errors):
+        weights = load_file(files / "text_encoders" / PACKED / "model.safetensors")
+        name = "model.layers.3.mlp.up_proj.weight__norms"
+        weights[name][1, 0] = torch.inf
+        save_file(weights, tmp_path / "gemma.safetensors")
+        with pytest.raises(errors.FormatError, match="norms are not finite") as caught:
+            node.load_text_encoder(tmp_path / "gemma.safetensors", checkpoint)
+        assert caught.value.tensor == name and caught.value.file == str(tmp_path / "gemma.safetensors")
+
+    def test_packed_projection_with_norms_that_are_not_finite(self, node, files, checkpoint, tmp_path, errors):
+        from hlwq_core.codec import encode as quantize
+
+        other = tmp_path / "other"
+        shutil.copytree(checkpoint, other)
+        path = other / "polarquant" / "bf16" / "ltx23_bf16.safetensors"
+        weights = load_file(path)
+        name = "text_embedding_projection.audio_aggregate_embed.weight"
+        encoded = quantize(weights.pop(name), 5)
+        save_file(weights, path)
+        encoded.norms[0, 0] = torch.nan
+        rows, blocks = encoded.norms.shape
+        parts = {f"{name}__packed": encoded.packed().flatten(), f"{name}__norms": encoded.norms}
+        parts[f"{name}__meta"] = torch.tensor([rows, blocks, 128, rows * blocks * 128])
+        save_file(parts, other / "polarquant" / "codes" / "chunk_09_codes.safetensors")
+        with pytest.raises(errors.FormatError, match="norms are not finite") as caught:
+            node.load_text_encoder(files / "text_encoders" / PLAIN, other)
+        assert caught.value.tensor == f"{name}__norms"
+
     def test_gguf(self, node, checkpoint, tmp_path, errors):
         path = tmp_path / "gemma-Q5.gguf"
         path.write_bytes(b"GGUF" + bytes(60))

@@ -145,7 +145,7 @@ def test_noise_mask_of_a_video_alone_is_dropped(node, vae, spatial):
 def test_other_latents_refused(node, errors, vae, spatial, samples, words):
     with pytest.raises(errors.InputError) as caught:
         node.HLWQUpscaleLatent.execute({"samples": samples}, vae, "spatial", 24.0, spatial)
-    assert all(word in str(caught.value) for word in words)
+    assert all(word in str(caught.value) for word in [*words, "expected: ", "found: ", "what to do: "])
 
 
 def test_wrong_socket_refused(node, errors, vae, spatial, temporal):

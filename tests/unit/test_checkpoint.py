@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hlwq_core
+from hlwq_core.codebook import scaled_table
 from hlwq_core.codec import encode
 from hlwq_core.errors import FormatError, HLWQError, IncompleteError, InputError, UnsupportedError
 from hlwq_core.find import find_checkpoints
-from hlwq_core.packing import pack
+from hlwq_core.packing import BITS, pack
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -80,6 +81,93 @@ def test_v3(golden, tmp_path):
     ckpt = hlwq_core.open_checkpoint(tmp_path)
     assert ckpt.info("a.b.weight").variant == "V3"
     assert torch.allclose(ckpt.decode("a.b.weight", torch.float32), data["q5_dequant_f32"], atol=1e-5)
+
+
+def one_layer(folder: Path, bits: int, variant: str, claim: str | None = None, table: int | None = None) -> Path:
+    """A file with one random layer in a variant; `claim` goes into polar_config.json, `table` is another codebook's bits."""
+    made = encode(torch.randn(64, 256, generator=torch.Generator().manual_seed(0)), 8 if bits == 7 else bits)
+    if variant == "V3":
+        tensors = {"a.b.weight__codes": made.codes.view(torch.int8), "a.b.weight__norms": made.norms}
+    elif variant == "V4":
+        packing = "lsb" if bits == 5 else "nibble" if bits < 5 else "byte"
+        levels = scaled_table("infinite", table or bits)
+        tensors = {"a.b.codes": pack(made.codes, bits, packing), "a.b.norms": made.norms, "a.b.ct_scaled": levels}
+    else:
+        packed = made.codes >> 1 if bits == 7 else pack(made.codes, bits)
+        tensors = {"a__b__weight__packed": packed.reshape(-1)}
+        tensors |= {"a__b__weight__norms": made.norms, "a__b__weight__meta": torch.tensor([64, 2, 128, 64 * 256])}
+    save_file(tensors, folder / "model.safetensors")
+    if claim:
+        (folder / "polar_config.json").write_text(json.dumps({"format": claim}))
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("variant", ["V1", "V3", "V4"])
+def test_every_number_of_bits(tmp_path, bits, variant):
+    """Also where no size and no config tells them: the codes do."""
+    path = one_layer(tmp_path, bits, variant)
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    expected = encode(weight, bits).decode()
+    for place in (tmp_path, path):
+        ckpt = hlwq_core.open_checkpoint(place, codebook="infinite")
+        info = ckpt.info("a.b.weight")
+        assert (info.bits, info.variant) == (bits, variant)
+        assert torch.allclose(ckpt.decode("a.b.weight", torch.float32), expected, atol=1e-5)
+        ckpt.check_data("a.b.weight")
+
+
+@pytest.mark.parametrize("inside", ["", "polarquant", "hlwq"])
+def test_a_config_claims_bits(tmp_path, inside):
+    """Also that beside a file that is opened alone."""
+    (tmp_path / inside).mkdir(exist_ok=True)
+    path = one_layer(tmp_path / inside, 4, "V3", "polarquant-q4")
+    for place in (tmp_path, path):
+        ckpt = hlwq_core.open_checkpoint(place)
+        assert ckpt.claim == {"format": "polarquant-q4", "bits": 4} and ckpt.info("a.b.weight").bits == 4
+
+
+CONTRADICTIONS = {
+    "V1, 4 bits, 5 claimed": (4, "V1", "hlwq-q5", None, "5 bits", "4 bits"),
+    "V1, 7 bits": (7, "V1", None, None, "8 bits", "7 bits"),
+    "V3, 4 bits, 5 claimed": (4, "V3", "hlwq-q5", None, "5 bits", "4 bits"),
+    "V3, 6 bits, 5 claimed": (6, "V3", "hlwq-q5", None, "5 bits", "6 bits"),
+    "V4, 5 bits, table of 4": (5, "V4", None, 4, "16 levels", "5 bits"),
+    "V4, 4 bits, table of 5": (4, "V4", None, 5, "32 levels", "4 bits"),
+    "V4, 3 bits, table of 4": (3, "V4", None, 4, "4 bits", "3 bits"),
+    "V4, 4 bits, table of 3": (4, "V4", None, 3, "3 bits", "4 bits"),
+    "V4, 6 bits, table of 8": (6, "V4", None, 8, "8 bits", "6 bits"),
+    "V4, 8 bits, table of 6": (8, "V4", None, 6, "6 bits", "8 bits"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_codes_of_other_bits_than_claimed(tmp_path, case):
+    bits, variant, claim, table, expected, found = CONTRADICTIONS[case]
+    path = one_layer(tmp_path, bits, variant, claim, table)
+    with pytest.raises(FormatError) as caught:
+        hlwq_core.open_checkpoint(tmp_path).info("a.b.weight")
+    assert caught.value.file == str(path) and caught.value.tensor.startswith(("a.b", "a__b")) and caught.value.fix
+    assert expected in str(caught.value.expected) and found in str(caught.value.found)
+
+
+@pytest.mark.parametrize("variant, bits", [("V3", 5), ("V4", 3), ("V4", 6)])
+def test_a_single_code_that_the_codebook_lacks(tmp_path, variant, bits):
+    """One bad byte that no sample sees: refused by `check_data` and at decoding, not looked up beyond the table."""
+    path = one_layer(tmp_path, bits, variant)
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith("codes"))
+    (tmp_path / "bad").mkdir()
+    big = {name: value.repeat(64, 1) if value.dim() == 2 else value for name, value in tensors.items()}
+    spoiled = big[key].view(torch.uint8).clone()
+    spoiled[64 * 64 - 3, 5] = 0xF0
+    save_file(big | {key: spoiled}, tmp_path / "bad" / "m.safetensors")
+    ckpt = hlwq_core.open_checkpoint(tmp_path / "bad")
+    for call in (ckpt.check_data, ckpt.decode, lambda name: ckpt.decode(name, rows=slice(64 * 63, None))):
+        with pytest.raises(FormatError, match="codebook") as caught:
+            call("a.b.weight")
+        assert caught.value.tensor == key
+    assert ckpt.decode("a.b.weight", rows=slice(0, 64)).shape == (64, 256)
 
 
 def write(path: Path, bits=5, version="infinite", order="msb", layers=6, meta=True, **changes) -> Path:
@@ -223,6 +311,7 @@ def test_contradictions_are_named(tmp_path, case):
         ckpt.info("model.diffusion_model.transformer_blocks.0.attn1.to_q.weight")
     text = str(caught.value)
     assert "x.safetensors" in text and BASE in text and (where in text or where == "__meta")
+    assert all(part in text for part in ("expected: ", "found: ", "what to do: "))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -287,6 +376,7 @@ def test_broken_files_are_refused_by_name(tmp_path, name):
     with pytest.raises((FormatError, UnsupportedError)) as caught:
         hlwq_core.open_checkpoint(path)
     assert "x.safetensors" in str(caught.value)
+    assert all(part in str(caught.value) for part in ("expected: ", "found: ", "what to do: "))
 
 
 def test_other_formats_are_named(tmp_path):
@@ -342,7 +432,7 @@ def test_errors_survive_their_text():
 
 
 MEASURE = """
-import sys, resource, torch
+import sys, threading, torch
 sys.path.insert(0, sys.argv[2])
 import hlwq_core
 from hlwq_core import backends, codec
@@ -354,15 +444,22 @@ def anonymous():
 codes, norms = torch.zeros(1, 80, dtype=torch.uint8), torch.ones(1, 1).half()
 backends.get("eager").decode(codes, norms, torch.zeros(32), 5, "msb", 128, torch.bfloat16)
 before = anonymous()
+samples, done = [], threading.Event()
+def watch():
+    while not done.wait(0.002):
+        samples.append(anonymous() - before)
+watcher = threading.Thread(target=watch)
+watcher.start()
 ckpt = hlwq_core.open_checkpoint(sys.argv[1])
-opened = anonymous() - before
-largest = peak = 0
+opened = max([*samples, anonymous() - before])
+largest = 0
 for name in ckpt.names():
     weight = ckpt.decode(name)
     largest = max(largest, weight.numel() * 2)
-    peak = max(peak, anonymous() - before)
     del weight
-print(opened, peak, largest, len(ckpt.names()))
+done.set()
+watcher.join()
+print(opened, max(samples), largest, len(ckpt.names()), len(samples))
 """
 
 
@@ -400,7 +497,8 @@ def test_memory_of_opening_and_decoding_2_gb(tmp_path):
     )
     path.unlink()
     assert result.returncode == 0, result.stderr
-    opened, peak, largest, layers = map(int, result.stdout.split())
-    assert layers == count
+    opened, peak, largest, layers, samples = map(int, result.stdout.split())
+    assert layers == count and samples > 10 * count
+    assert peak > largest, "the measurement did not see a layer in memory"
     assert opened < 100_000_000, f"opening took {opened / 1e6:.0f} MB"
     assert peak < 2 * largest, f"decoding took {peak / 1e6:.0f} MB; the largest layer has {largest / 1e6:.0f}"

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from hlwq_core import client as module
 from hlwq_core.client import Client, result_files
-from hlwq_core.errors import InputError, ServerError
+from hlwq_core.errors import HLWQError, InputError, ServerError
 
 from .fake_comfy import WORKFLOW, FakeComfy, finish
 
@@ -304,6 +304,22 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ServerError):
         play(go())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_download_to_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """The file that grows beside the target is a link to a device that is always full."""
+    target = tmp_path / "a.mp4"
+    (tmp_path / ".a.mp4.partial").symlink_to("/dev/full")
+
+    async def go() -> None:
+        async with FakeComfy() as fake, Client(fake.url) as client:
+            await client.download({"filename": "a.mp4", "type": "output"}, target)
+
+    with pytest.raises(HLWQError, match="the disk is full") as caught:
+        play(go())
+    assert caught.value.file == str(target) and caught.value.fix
     assert not list(tmp_path.iterdir())
 
 

@@ -11,15 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from hlwq_core import cli, graph
 from hlwq_core.client import Client
-from hlwq_core.errors import InputError, ServerError
+from hlwq_core.errors import InputError, MediaError, ServerError
 from hlwq_core.generate import (
     Request,
     Target,
@@ -33,6 +37,7 @@ from hlwq_core.generate import (
     run_all,
     workflow_path,
 )
+from hlwq_core.media import probe
 from hlwq_core.node_progress import NodeProgress
 from hlwq_core.server import LocalServer, find_comfyui
 
@@ -96,6 +101,52 @@ def test_every_option_reaches_its_input() -> None:
     assert value(nodes, "Load Text Encoder", "text_encoder") == "gemma"
     assert [value(nodes, t) for t in ("Width", "Height", "Length", "Frame rate")] == [128, 64, 17, 12.0]
     assert value(nodes, "Seed", "noise_seed") == value(nodes, "Seed, stage 2", "noise_seed") == 7
+
+
+def sound_file(path: Path, samples: int) -> Path:
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(bytes(2 * samples))
+    return path
+
+
+def test_a_short_sound_decides_the_length(tmp_path: Path) -> None:
+    nodes = build(Request(audio=sound_file(tmp_path / "a.wav", 16_000), fps=24.0))
+    assert value(nodes, "Length") == 17  # 8 n + 1 in 24
+    long = build(Request(audio=sound_file(tmp_path / "b.wav", 160_000), fps=24.0))
+    assert value(long, "Length") == value(graph.load(workflow_path(Request(audio=Path("x")))), "Length")
+
+
+def test_a_sound_whose_file_does_not_say_how_long_it_is(tmp_path: Path) -> None:
+    """As browsers record it: the samples are counted."""
+    path = tmp_path / "a.webm"
+    with path.open("wb") as file:
+        with av.open(SimpleNamespace(write=file.write), "w", format="webm", options={"live": "1"}) as out:
+            stream = out.add_stream("libopus", rate=48_000, layout="mono")
+            for start in range(0, 48_000, 960):
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), dtype=np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 48_000, start
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    info = probe(path)
+    assert info.audio is not None and info.audio.duration == pytest.approx(1.0, abs=0.03)
+    assert value(build(Request(audio=path, fps=24.0)), "Length") == 17
+
+
+@pytest.mark.parametrize("options", [{}, {"frames": 25}, {"seconds": 1.0}])
+def test_a_sound_of_0_samples_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="0 samples") as caught:
+        build(Request(audio=sound_file(tmp_path / "a.wav", 0), **options))
+    assert caught.value.file == str(tmp_path / "a.wav") and caught.value.fix
+
+
+def test_a_sound_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("no sound")
+    with pytest.raises(MediaError, match="a.wav") as caught:
+        build(Request(audio=tmp_path / "a.wav", frames=25))
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize("path", sorted(graph.SHIPPED.glob("*.json")), ids=lambda p: p.stem)
@@ -566,3 +617,19 @@ def test_lora_strengths() -> None:
     assert _lora("a.safetensors:0.5") == ("a.safetensors", 0.5)
     assert _lora("C:style") == ("C:style", 1.0)
     assert _lora("b") == ("b", 1.0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+def test_nohup_is_respected() -> None:
+    from hlwq_core.commands.generate import _stoppable
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with _stoppable():
+            assert callable(signal.getsignal(signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,50 @@ def test_code_is_python_3_10() -> None:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
         for module in imports(path):
             assert not module.startswith(("typing.Self", "datetime.UTC", "enum.StrEnum", "asyncio.timeout")), path
+
+
+# What reads a user's files, or is given a user's values by a node.
+TELLING = [
+    "hlwq_core/" + name
+    for name in ("checkpoint.py", "codec.py", "layout.py", "ltx_config.py", "media.py", "safefile.py")
+]
+ERRORS = ("FormatError", "IncompleteError", "UnsupportedError", "InputError", "ConfigError", "MediaError")
+
+
+@pytest.mark.parametrize(
+    "path", [*(REPO / name for name in TELLING), *(REPO / "nodes").glob("*.py")], ids=lambda p: p.name
+)
+def test_errors_say_what_was_expected_and_found_and_what_to_do(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            told = {keyword.arg for keyword in node.keywords}
+            whole = {"expected", "found", "fix"} <= told or ast.unparse(node.args[0]).startswith("as_text(")
+            assert whole, f"{path.name}:{node.lineno} says only {sorted(filter(None, told))}"
+
+
+def test_errors_of_the_command_line_say_what_to_do() -> None:
+    for name in ("generate.py", "graph.py", "server.py", "media.py", "commands/generate.py", "commands/queue.py"):
+        for node in ast.walk(ast.parse((REPO / "hlwq_core" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                assert any(keyword.arg == "fix" for keyword in node.keywords), f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors", "aiohttp"])
+def test_a_python_without_what_the_command_line_needs(tmp_path: Path, missing: str) -> None:
+    """The first thing that a newcomer does wrong: the system's Python instead of ComfyUI's."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    command = [sys.executable, "-m", "hlwq_core", "generate", "--prompt", "x", "--server", "http://127.0.0.1:9"]
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=variables)
+    assert done.returncode not in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    assert f"has no {missing}" in done.stderr and "ComfyUI" in done.stderr and sys.executable in done.stderr
 
 
 def test_root_is_tiny_and_modules_are_relative() -> None:
