@@ -28,7 +28,7 @@ from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, register_stored, scaled_table
 from .detect import SAMPLE_LAYERS, Detection, bits_in_use, detect, sample_codes, sample_rows
 from .errors import FormatError, IncompleteError, InputError, UnsupportedError
 from .packing import BITS, row_bytes
-from .safefile import DTYPES, SafeFile
+from .safefile import DTYPES, SafeFile, Source
 
 _SUFFIXES = {"packed": "codes", "codes": "codes", "norms": "norms", "meta": "meta"}
 # The tensors that only latent upscalers have (ComfyUI recognises them by the same names).
@@ -106,6 +106,7 @@ def open_checkpoint(
     bit_order: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     partial: bool = False,
+    source: Source | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; headers are read, no weight is.
 
@@ -115,6 +116,7 @@ def open_checkpoint(
         bit_order: `msb` or `lsb` to insist; None finds it in the data.
         shapes: the model's shapes by name, for files that do not tell a padded layer's width.
         partial: put layers that lack codes, norms or meta into `cut` instead of raising: for inspecting and repairing.
+        source: who maps the files, for a program that has its own way to bring mapped bytes to a device.
 
     Raises:
         InputError: no such path, or an unknown choice.
@@ -122,7 +124,7 @@ def open_checkpoint(
         FormatError: a file is corrupt, or its tensors contradict each other.
         IncompleteError: a layer's codes or norms are in no file.
     """
-    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes, partial=partial)
+    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes, partial=partial, source=source)
 
 
 class Checkpoint:
@@ -136,6 +138,7 @@ class Checkpoint:
         bit_order: str | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         partial: bool = False,
+        source: Source | None = None,
     ):
         for what, value, choices in (
             ("codebook", codebook, VERSIONS),
@@ -156,7 +159,7 @@ class Checkpoint:
         self.upscalers: list[Path] = []
         self.metadata: dict[str, str] = {}
         for file in _safetensors_files(path):
-            opened = SafeFile(file)
+            opened = SafeFile(file, source)
             if path.is_dir() and all(key in opened for key in _UPSCALER_KEYS):
                 self.upscalers.append(file)
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,16 @@ def _check_layout(path: Path, entries: dict[str, Entry], data_size: int) -> None
         )
 
 
+# Maps a file in another way than this module does: path → its tensors by name.
+Source = Callable[[Path], Mapping[str, torch.Tensor]]
+
+
 class SafeFile:
     """An open safetensors file: checked header, tensors as views of the mapped bytes.
+
+    Args:
+        path: the file.
+        source: who maps it; None for this module itself.
 
     Attributes:
         path: the file.
@@ -191,8 +199,9 @@ class SafeFile:
         metadata: its `__metadata__`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], source: Source | None = None):
         self.path = Path(path)
+        self._source = source
         self.entries, self.metadata = read_header(self.path)
         self._size = self.path.stat().st_size
         # The header was checked: tensors fill the file from here to its end.
@@ -211,6 +220,10 @@ class SafeFile:
         dtype = DTYPES[entry.dtype][0]
         if entry.nbytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
+        if self._source is not None:
+            self._mapped = self._mapped or self._source(self.path)
+            tensor: torch.Tensor = self._mapped[name]
+            return tensor
         if self._mapped is None:
             try:
                 self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self._size)

@@ -11,6 +11,7 @@ import comfy.cli_args
 import comfy.clip_model
 import comfy.hooks
 import comfy.lora
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.nested_tensor
@@ -88,6 +89,14 @@ utils = comfy.utils
 def core_patcher_class(disable_dynamic: bool = False) -> type:
     """The patcher class that ComfyUI uses in this process: decided at its start, hence not a constant here."""
     return ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+
+
+def file_source() -> Any:
+    """How to map files so that dynamic VRAM reads weights from the disk straight to the card, as it does with core's own
+    files; None where ComfyUI runs without it."""
+    if not comfy.memory_management.aimdo_enabled:
+        return None
+    return lambda path: comfy.utils.load_torch_file(str(path))
 
 
 def unet_prefix(state_dict: dict[str, torch.Tensor]) -> str:

@@ -55,7 +55,7 @@ def open_complete(path: Path, codebook: str | None = None, bit_order: str | None
     Raises:
         HLWQError: whatever is wrong with files, config or completeness; no weight was read.
     """
-    ckpt = open_checkpoint(path, codebook=codebook, bit_order=bit_order)
+    ckpt = open_checkpoint(path, codebook=codebook, bit_order=bit_order, source=compat.file_source())
     ckpt.resolve_names(manifest.expected())
     names = [*ckpt.names(), *ckpt.plain_names()]
     if not ltx_config.is_ltx(names):

@@ -79,14 +79,14 @@ def load_text_encoder(
     sizes = _gemma_sizes(language, text_encoder)
     if "spiece_model" not in language:
         _add_tokenizer(language, text_encoder if text_encoder.is_dir() else text_encoder.parent)
-    projection = _read_projection(open_checkpoint(checkpoint), checkpoint, sizes)
+    projection = _read_projection(open_checkpoint(checkpoint, source=compat.file_source()), checkpoint, sizes)
     _check_pair(sizes, projection, text_encoder, checkpoint)
     return _clip(language, projection, sizes, (text_encoder, checkpoint, device), disable_dynamic)
 
 
 def _read_gemma(path: Path) -> State:
     if path.is_dir() or _is_hlwq(path):
-        return _read_packed(open_checkpoint(path))
+        return _read_packed(open_checkpoint(path, source=compat.file_source()))
     state, metadata = compat.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     state, _ = compat.utils.convert_old_quants(state, model_prefix="", metadata=metadata)
     state = {gemma.core_name(name): value for name, value in state.items()}
