@@ -65,6 +65,10 @@ class InputError(HLWQError):
     """A value that the user gave does not fit."""
 
 
+class DiskFullError(InputError):
+    """There is no room for what is written."""
+
+
 class ConfigError(HLWQError):
     """The model's config is missing or contradicts the tensors."""
 

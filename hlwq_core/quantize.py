@@ -23,7 +23,7 @@ from . import codec
 from .codebook import BLOCK
 from .compensate import encode as encode_compensated
 from .compensate import open_moments, rotated_factor
-from .errors import HLWQError, InputError
+from .errors import DiskFullError, HLWQError, InputError
 from .find import holds_codes
 from .packing import BITS, pack, row_bytes
 from .rules import FLOATING, Recipe, encoded_bytes, load_recipe, planned_size
@@ -135,6 +135,7 @@ def quantize(
 
     Raises:
         InputError: source or target do not fit, NaN weights, the disk is too small.
+        DiskFullError: the disk became full on the way; what is finished is kept, and the next run goes on.
         HLWQError: see `open_source`.
     """
     for what, value, choices in (("norms", norms, NORMS), ("layout", layout, LAYOUTS), ("bits", bits, BITS)):
@@ -284,11 +285,23 @@ class _Job:
                 self._finish_published()
             else:
                 self._finish_single(len(chunks))
-        except OSError as error:
-            raise write_error(self.target, error) from error
+        except (OSError, DiskFullError) as error:
+            raise self._stopped(error) from error
         shutil.rmtree(self.work, ignore_errors=True)
         self._tell("done")
         return self._report()
+
+    def _stopped(self, error: OSError | DiskFullError) -> HLWQError:
+        refusal = write_error(self.target, error) if isinstance(error, OSError) else error
+        if not isinstance(refusal, DiskFullError):
+            return refusal
+        return DiskFullError(
+            "the disk is full: the checkpoint is not finished",
+            file=self.target,
+            found=refusal.found,
+            fix=f"free some space and start it again, it goes on where it was; what is finished lies in {self.work} "
+            "(delete that folder to give up)",
+        )
 
     # -- the journal -------------------------------------------------------------------------------------------------
 
@@ -326,6 +339,8 @@ class _Job:
             needed += size.codes + size.norms
         free = shutil.disk_usage(self.work).free
         if free < needed:
+            if not journal["chunks"]:
+                shutil.rmtree(self.work, ignore_errors=True)
             raise InputError(
                 "there is not enough room on the disk",
                 file=self.target,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from .checkpoint import Checkpoint, open_checkpoint
 from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
 from .codec import nearest, to_blocks
+from .completeness import expectation
 from .errors import InputError, UnsupportedError
 from .hadamard import rotate
 from .packing import pack, unpack
@@ -29,12 +30,13 @@ _Entry = tuple[str, torch.dtype, tuple[int, ...], Producer]
 
 @dataclass
 class Repaired:
-    """What was added: names of tensors, and the new files."""
+    """What was added (names of tensors, and the new files), and what the model needs and the original lacks as well."""
 
     path: str
     quantized: list[str]
     kept: list[str]
     files: list[str]
+    still_missing: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,7 +91,8 @@ def repair(
         files.append(job.write_codes(plan))
     if kept:
         files.append(job.write_kept(kept))
-    return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files])
+    still_missing = [name for name in expectation(checkpoint).names if name not in checkpoint and name not in shapes]
+    return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files], still_missing)
 
 
 def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import FormatError, HLWQError, InputError
+from .errors import DiskFullError, FormatError, HLWQError, InputError
 from .safefile import DTYPES, NAMES
 
 Producer = Callable[[], torch.Tensor]
@@ -38,7 +38,8 @@ def write_safetensors(
         metadata: strings for `__metadata__`; none is written when it is None.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written.
+        DiskFullError: as its name says.
+        InputError: the folder cannot be written.
         FormatError: a producer's tensor is not what was announced.
     """
     path = Path(path)
@@ -74,8 +75,8 @@ def write_safetensors(
 def write_error(path: Path, error: OSError) -> HLWQError:
     """The system's error about writing `path`, in the user's terms."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(
-            "the disk is full: nothing was written",
+        return DiskFullError(
+            "the disk is full: this file was not written",
             file=path,
             found=error.strerror,
             fix="free some space on this disk, or choose another folder",

@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..hlwq_core import manifest
+from ..hlwq_core.commands.repair import text as repair_text
 from ..hlwq_core.commands.verify import text as verification_text
 from ..hlwq_core.download import download
 from ..hlwq_core.errors import HLWQError, InputError
@@ -302,12 +303,7 @@ class HLWQRepair(_Tool, io.ComfyNode):
     def execute(cls, checkpoint: str, original: str) -> io.NodeOutput:
         """Complete the checkpoint."""
         result = repair(locations.checkpoint(checkpoint), dense_model(original), progress=cls._progress())
-        if not result.files:
-            return cls._said("Nothing is missing.")
-        files = "\n".join(result.files)
-        return cls._said(
-            f"{len(result.quantized)} layers quantized, {len(result.kept)} other tensors copied, into\n{files}"
-        )
+        return cls._said(repair_text(result, original))
 
 
 class HLWQDownload(_Tool, io.ComfyNode):

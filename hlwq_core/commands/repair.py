@@ -6,7 +6,7 @@ from typing import Any
 from ..output import as_json
 from ..progress import TerminalProgress
 from ..quantize import NORMS
-from ..repair import repair
+from ..repair import Repaired, repair
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "repair",
         help="complete a checkpoint from the original",
         description="Quantize the layers that are missing, and copy the other tensors that are missing, into new files. "
-        "Nothing that exists is touched.",
+        "Nothing that exists is touched. Exit code: 0 whole, 1 something is still missing, 2 an error.",
         epilog="example: python -m hlwq_core repair models/hlwq/LTX-2.3-22B-HLWQ-Q5 --from ltx-2.3-22b-dev.safetensors",
     )
     parser.add_argument("path", metavar="PATH", help="the checkpoint's folder")
@@ -31,14 +31,25 @@ def run(args: argparse.Namespace) -> int:
         result = repair(
             args.path, args.original, rules=args.rules, norms=args.norms, device=args.device, progress=progress
         )
-    if args.json:
-        print(as_json(result.to_dict()))
-        return 0
-    if not result.files:
-        print(f"{result.path}: nothing is missing")
-        return 0
-    print(f"{result.path}: {len(result.quantized)} layers quantized, {len(result.kept)} other tensors copied, into")
-    for file in result.files:
-        print(f"  {file}")
-    print(f"next: python -m hlwq_core verify {result.path} --against {args.original}")
-    return 0
+    print(as_json(result.to_dict()) if args.json else text(result, args.original))
+    return 1 if result.still_missing else 0
+
+
+def text(result: Repaired, original: str) -> str:
+    """The result for people."""
+    lines = [f"{result.path}: nothing was added"]
+    if result.files:
+        lines = [
+            f"{result.path}: {len(result.quantized)} layers quantized, {len(result.kept)} other tensors copied, into"
+        ]
+        lines += [f"  {file}" for file in result.files]
+    if result.still_missing:
+        lines += [f"  still missing: {name}" for name in result.still_missing[:10]]
+        lines.append(
+            f"{len(result.still_missing)} tensors are neither here nor in {original}: repair from the whole original"
+        )
+    elif result.files:
+        lines.append(f"next: python -m hlwq_core verify {result.path} --against {original}")
+    else:
+        lines = [f"{result.path}: nothing is missing"]
+    return "\n".join(lines)

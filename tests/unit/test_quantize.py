@@ -369,7 +369,7 @@ def test_too_small_a_disk_is_refused_first(tmp_path: Path, source: Path, monkeyp
     usage = type("Usage", (), {"free": 1000})()
     monkeypatch.setattr("hlwq_core.quantize.shutil.disk_usage", lambda path: usage)
     refused(source, tmp_path / "out", "(?s)not enough room.*0.00 GB")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_full_disk_in_between(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,9 @@ def test_full_disk_in_between(tmp_path: Path, source: Path, monkeypatch: pytest.
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    refused(source, tmp_path / "out", "disk is full", chunk_bytes=90_000)
+    # What is finished takes room: the user is told where it lies, and that it is not lost.
+    match = r"(?s)disk is full.*start it again.*\.out\.quantizing"
+    refused(source, tmp_path / "out", match, chunk_bytes=90_000)
     assert not (tmp_path / "out").exists()
     # With room again, the work goes on where it was.
     assert quantize(source, tmp_path / "out", rules="plain", chunk_bytes=90_000).resumed_chunks == 1

@@ -132,6 +132,21 @@ def test_lsb_checkpoint_gets_lsb_layers(golden: Path, tmp_path: Path) -> None:
     assert verify(folder, original).ok
 
 
+def test_what_the_original_lacks_too_is_named(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An original without VAE, say: what it has is filled in, and nobody takes the result for whole."""
+    folder = Path(shutil.copytree(tiny / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", tmp_path / "tiny"))
+    original = load_file(tiny / "models" / "reference" / "ltx23_tiny_bf16.safetensors")
+    packed = open_checkpoint(folder).names()
+    transformer = {n: value for n, value in original.items() if n.startswith("model.diffusion_model.") or n in packed}
+    save_file(transformer, tmp_path / "transformer.safetensors")
+    shutil.rmtree(folder / "polarquant" / "bf16")
+    result = repair(folder, tmp_path / "transformer.safetensors")
+    assert result.kept and result.still_missing
+    assert set(result.still_missing) == set(original) - set(transformer) - set(result.quantized)
+    assert main(["repair", str(folder), "--from", str(tmp_path / "transformer.safetensors")]) == 1
+    assert "still missing" in capsys.readouterr().out
+
+
 def test_refusals(dense: Path, tmp_path: Path) -> None:
     folder = make(dense, tmp_path / "out")
     sorted((folder / "polarquant" / "codes").iterdir())[0].unlink()
