@@ -173,6 +173,10 @@ class SharedInput:
         self._input, self._rotated = (None, None) if last else (x, rotated)
         return rotated
 
+    def clear(self) -> None:
+        """Forget the input."""
+        self._input = self._rotated = None
+
 
 def multiply(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """`x · wᵀ + bias`.

@@ -228,7 +228,7 @@ def make_fast(model: torch.nn.Module, kind: str) -> None:
         children = dict(module.named_children())
         for names in (("to_q", "to_k", "to_v"), ("q", "k", "v")):
             layers = [children.get(name) for name in names]
-            if all(isinstance(layer, PackedOperations.Linear) for layer in layers):
+            if all(isinstance(layer, PackedOperations.Linear) and layout.is_packed(layer.weight) for layer in layers):
                 shared = fast.SharedInput()
                 for layer in layers:
                     layer.shared, layer.last_of_shared = shared, layer is layers[-1]

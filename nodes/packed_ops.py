@@ -112,7 +112,10 @@ class PackedOperations(compat.manual_cast):
             weight, bias, stream = compat.cast_bias_weight(
                 self, None, dtype=dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
             )
-            if self.eight_bit is not None and self._can_be_fast(weight, input):
+            can_be_fast = self.eight_bit is not None and self._can_be_fast(weight, input)
+            if self.shared is not None and not can_be_fast:
+                self.shared.clear()  # nobody after this layer would, and an input at full size is large
+            if can_be_fast:
                 output = self._fast(weight, bias, input)
             elif self.place is not None and self._can_be_kept(weight, input):
                 output = self._kept(weight, bias, input)

@@ -68,6 +68,16 @@ def test_projections_share_the_rotated_input(fast_model, rotations):
     assert attention.to_q.shared._input is None
 
 
+def test_a_short_context_leaves_no_input_behind(fast_model, rotations):
+    """The query's layer is fast and the others, with few rows, are not: what they would have shared is forgotten."""
+    attention = fast_model("fp8").model.diffusion_model.transformer_blocks[0].audio_to_video_attn
+    x = torch.randn(1, 40, attention.to_q.in_features).bfloat16()
+    context = torch.randn(1, 8, attention.to_k.in_features).bfloat16()
+    with torch.inference_mode():
+        attention(x, context)
+    assert len(rotations) == 2 and attention.to_q.shared._input is None
+
+
 def test_few_rows_and_gradients_stay_exact(fast_model, rotations):
     module = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1.to_q
     few = torch.randn(1, 8, module.in_features).bfloat16()
