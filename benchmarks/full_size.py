@@ -78,7 +78,7 @@ def _block(name: str) -> int:
     return int(name.split("transformer_blocks.")[1].split(".")[0])
 
 
-def _is_layer(name: str, shape: tuple[int, ...]) -> bool:
+def is_layer(name: str, shape: tuple[int, ...]) -> bool:
     """One of the 28 matrices of a block that the published checkpoint quantizes."""
     return (
         ".transformer_blocks." in name
@@ -131,7 +131,7 @@ def load(kind: str, blocks: int, small: bool) -> Any:
 
     config, tensors = configuration(blocks, small)
     weights = dense_weights(tensors)
-    layers = [name for name, (_, shape) in tensors.items() if _is_layer(name, shape)]
+    layers = [name for name, (_, shape) in tensors.items() if is_layer(name, shape)]
     metadata = {"config": json.dumps(config)}
     options: dict[str, Any] = {}
     if kind == "fp8":

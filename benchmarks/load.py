@@ -1,0 +1,148 @@
+"""From the loader's start to the end of the first sampling step: an HLWQ folder against a BF16 file of as many bytes.
+
+    python benchmarks/load.py --folder /fast/disk
+
+Writes both (34 GB; random bytes, one block's stand for all), then loads each in a process of its own, HLWQ through the pack's
+loader and BF16 through ComfyUI's, with the files in the system's cache. Needs a GPU and COMFYUI_PATH; `--tiny MODELS` tries it
+on a CPU with the tests' model (the folder that scripts/make_tiny.py makes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+TOKENS = {"full": 2048, "tiny": 96}
+
+
+def write(folder: Path) -> dict[str, Path]:
+    """The folder and the file."""
+    import core
+
+    core.boot()
+    import full_size
+
+    from hlwq_core import codec, manifest
+    from hlwq_core.writer import write_safetensors
+
+    config, tensors = full_size.configuration(48, False)
+    weights = full_size.dense_weights(tensors)
+    layers = [name for name, (_, shape) in tensors.items() if full_size.is_layer(name, shape)]
+    encode = full_size.once(lambda weight: codec.encode(weight.cuda()))
+
+    codes, plain = [], []
+    for name, value in weights.items():
+        if name not in layers:
+            plain.append((name, value.dtype, tuple(value.shape), lambda value=value: value))
+            continue
+        made = encode(value)
+        packed, norms = made.packed().cpu().reshape(-1), made.norms.cpu()
+        meta = full_size.torch.tensor([value.shape[0], norms.shape[1], 128, norms.numel() * 128])
+        base = name.replace(".", "__")
+        for part, tensor in (("packed", packed), ("norms", norms), ("meta", meta)):
+            codes.append((f"{base}__{part}", tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor))
+    # The other parts of the checkpoint are there as well: the loader asks for all of it.
+    for name, (_, shape) in manifest.expected().items():
+        if not name.startswith(full_size.PREFIX):
+            value = full_size.torch.randn(shape).bfloat16() * 0.02
+            plain.append((name, value.dtype, tuple(shape), lambda value=value: value))
+    hlwq = folder / "hlwq"
+    write_safetensors(hlwq / "polarquant" / "bf16" / "ltx23_bf16.safetensors", plain)
+    write_safetensors(hlwq / "polarquant" / "codes" / "chunk_00_codes.safetensors", codes)
+    (hlwq / "config.json").write_text(json.dumps(config))
+    size = sum(path.stat().st_size for path in hlwq.rglob("*.safetensors"))
+
+    # As many blocks in BF16 as make up the same number of bytes.
+    blocks, kept = 0, []
+    while blocks < 48 and sum(weights[n].nbytes for n in kept) < size:
+        blocks += 1
+        _, part = full_size.configuration(blocks, False)
+        kept = list(part)
+    config["transformer"]["num_layers"] = blocks
+    entries = [(n, weights[n].dtype, tuple(weights[n].shape), lambda n=n: weights[n]) for n in kept]
+    write_safetensors(folder / "bf16.safetensors", entries, {"config": json.dumps(config)})
+    return {"hlwq": hlwq, "bf16": folder / "bf16.safetensors"}
+
+
+def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
+    """One load in this process."""
+    import core
+
+    core.boot()
+    import comfy.model_management
+    import comfy.sd
+    import full_size
+    import torch
+
+    if kind == "hlwq":
+        core.pack()
+        from comfyui_hlwq.nodes import model_loading
+    with torch.inference_mode():
+        comfy.model_management.get_torch_device()
+        begun = time.perf_counter()
+        if kind == "hlwq":
+            model = model_loading.diffusion_model(model_loading.open_complete(path), "auto")
+        else:
+            model = comfy.sd.load_diffusion_model(str(path))
+        loaded = time.perf_counter() - begun
+        inner = model.model.diffusion_model
+        width = inner.inner_dim + inner.audio_inner_dim
+        run = full_size.sample(model, TOKENS[size], 3, {"bytes": 0}, width)
+    files = [path] if path.is_file() else list(path.rglob("*.safetensors"))
+    return {
+        "format": kind,
+        "bytes": sum(file.stat().st_size for file in files),
+        "load_s": loaded,
+        "first_step_s": run["first_step_s"],
+        "step_s": run["step_s"],
+        "to_first_step_s": loaded + run["first_step_s"],
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), sys.argv[4])))
+        return
+    from common import parser, save
+
+    arguments = parser(__doc__)
+    arguments.add_argument("--folder", help="where the files are written (default: the temporary folder)")
+    arguments.add_argument("--tiny", type=Path, metavar="MODELS", help="use this tiny model instead")
+    arguments.add_argument("--repeat", type=int, default=2)
+    args = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        if args.tiny:
+            paths = {
+                "hlwq": next((args.tiny / "hlwq").iterdir()),
+                "bf16": next((args.tiny / "reference").glob("*bf16*")),
+            }
+        else:
+            paths = write(Path(folder))
+        results = []
+        for _ in range(args.repeat):  # interleaved; the first round also brings the files into the cache
+            for kind, path in paths.items():
+                command = [sys.executable, __file__, "--measure", kind, str(path), "tiny" if args.tiny else "full"]
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, text=True, timeout=600, env=os.environ, check=True
+                )
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+                print(results[-1], file=sys.stderr, flush=True)
+    best = {k: min(r["to_first_step_s"] / r["bytes"] for r in results if r["format"] == k) for k in paths}
+    ratio = best["hlwq"] / best["bf16"]
+    print(f"to the end of the first step, a byte: {ratio:.2f} of BF16's time")
+    if not args.tiny:
+        save("load", {"results": results}, {"load_ratio_core": ratio})
+
+
+if __name__ == "__main__":
+    main()
