@@ -71,7 +71,10 @@ def new_checkpoint(name: str, layout: str) -> Path:
     bare = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"[\w][\w.+ -]*", bare) or bare.endswith("."):
         raise InputError(
-            "this is no name for a checkpoint", expected="letters, digits, spaces and . + - _", found=repr(name)
+            "this is no name for a checkpoint",
+            expected="letters, digits, spaces and . + - _",
+            found=repr(name),
+            fix="choose another name; the checkpoint will lie under models/hlwq",
         )
     folder = Path(compat.folder_paths.get_folder_paths("hlwq")[0])
     return folder / (f"{bare}.safetensors" if layout == "single" else bare)
@@ -91,7 +94,9 @@ def watched(node_id: str | None) -> Callable[[int, int, str], None]:
             return
         told = now
         bar.update_absolute(int(_STEPS * done / max(total, 1)), _STEPS)
-        if node_id is not None and done:
+        if node_id is not None and done >= total:
+            _tell(f"{total / 1e9:.2f} GB done", node_id)
+        elif node_id is not None and done:
             left = (now - started) * (total - done) / done
             _tell(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {left:.0f} s left\n{text}", node_id)
 
