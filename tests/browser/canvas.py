@@ -232,6 +232,7 @@ class Canvas:
         search.fill(name)
         self.page.get_by_role("option", name=name).first.wait_for()
         search.press("Enter")
+        self.page.mouse.click(700, 300)  # the new node hangs on the pointer until it is put down
 
     def connect(self, source: str, output: str, target: str, slot: int = 0) -> None:
         """Link an output, by its name, to an input of another node."""

@@ -121,9 +121,17 @@ BLUEPRINTS = sorted((Path(__file__).resolve().parents[2] / "subgraphs").glob("*.
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem.split("2.3 ")[1])
-def test_blueprint(canvas: Canvas, media: None, path: Path) -> None:
-    """A search finds the blueprint; it is one node whose inside is whole; it runs as it is and saves picture and sound."""
+@pytest.mark.parametrize(
+    ("path", "vue"),
+    [(BLUEPRINTS[0], False), (BLUEPRINTS[-1], True)],
+    ids=["image to video, classic", "text to video, vue"],
+)
+def test_blueprint(open_canvas: Callable[..., Canvas], media: None, path: Path, vue: bool) -> None:
+    """A search finds the blueprint; it is one node whose inside is whole; it runs as it is and saves picture and sound.
+
+    The frontend gives a subgraph node no widgets of its own: the video is in the Assets, and in the save node inside.
+    """
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
     canvas.search_and_add(path.stem)
     canvas.wait("(title) => app.graph.nodes.some((n) => n.isSubgraphNode?.() && n.title === title)", path.stem)
     assert canvas.missing_nodes() == []
@@ -134,6 +142,7 @@ def test_blueprint(canvas: Canvas, media: None, path: Path) -> None:
     if "image" in path.stem:
         canvas.add("LoadImage", image="example.png")
         canvas.connect("LoadImage", "IMAGE", node_type)
+    canvas.look_at(node_type)
     assert canvas.run() is None
     with av.open(io.BytesIO(canvas.saved())) as file:
         assert (file.streams.video[0].width, file.streams.video[0].height) == (128, 64)
