@@ -45,7 +45,8 @@ export function describe(report) {
   if (report.complete) {
     lines.push([`Complete: ${count(report.quantized)} packed and ${count(report.plain)} plain tensors`, "good"]);
   } else {
-    const blocks = report.missing_blocks?.length ? `, in blocks ${ranges(report.missing_blocks)}` : "";
+    const among = report.missing_blocks ?? [];
+    const blocks = among.length ? `, in block${among.length > 1 ? "s" : ""} ${ranges(among)}` : "";
     lines.push([`${count(report.missing)} of ${count(report.expected)} tensors are missing${blocks}`, "bad"]);
     if (report.missing_names?.length) lines.push([`First missing: ${report.missing_names[0]}`, "bad"]);
   }

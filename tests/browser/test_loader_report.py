@@ -85,8 +85,7 @@ def test_download_asks_first(canvas: Canvas, holes: str) -> None:
     assert "what to do: " in failed.inner_text()
 
 
-@pytest.mark.parametrize("kind", ["download", "verify"])
-@RENDERINGS
+@pytest.mark.parametrize(("vue", "kind"), [(False, "verify"), (True, "download")], ids=["classic", "vue"])
 def test_progress_in_the_node(open_canvas: Callable[..., Canvas], vue: bool, kind: str, holes: str) -> None:
     """A bar with what is being done, and Cancel; the server's events as tests/http/test_routes.py sees them."""
     canvas = open_canvas(Comfy__VueNodes__Enabled=vue)

@@ -79,7 +79,9 @@ def test_missing_models_can_be_downloaded(open_canvas: Callable[..., Canvas], vu
 
 @pytest.mark.timeout(180)
 @RENDERINGS
-def test_text_to_video(open_canvas: Callable[..., Canvas], vue: bool, picture: Callable[..., None]) -> None:
+def test_text_to_video(
+    open_canvas: Callable[..., Canvas], vue: bool, picture: Callable[..., None], frame_strip: Callable[..., None]
+) -> None:
     """Press Run; the saved video plays in the node, with its sound."""
     canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
     canvas.drop(tiny(TEXT_TO_VIDEO))
@@ -92,7 +94,7 @@ def test_text_to_video(open_canvas: Callable[..., Canvas], vue: bool, picture: C
     assert played["controls"]
     assert not played["muted"]
     if vue:
-        picture(canvas, "workflow")
+        frame_strip(canvas.saved(), "frames")
         canvas.look_at("VAEDecodeTiled", "HLWQSaveAudioVideo")
         picture(canvas, "result")
     assert canvas.failures == []
