@@ -115,8 +115,13 @@ def _report_output() -> Any:
     return io.String.Output(display_name="report", tooltip="The findings as text.")
 
 
-class _Tool(io.ComfyNode):
-    """What the five nodes share: they run when queued alone, and anew each time, because files change."""
+class _Tool:
+    """What the five nodes share: they run when queued alone, and anew each time, because files change.
+
+    Not itself a ComfyNode: ComfyUI-Manager's scanner would list it.
+    """
+
+    hidden: Any
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> float:
