@@ -234,7 +234,9 @@ def _check_target(source: Source, target: Path, layout: str, force: bool) -> Non
             "the target exists already",
             file=target,
             found="an HLWQ checkpoint" if is_checkpoint else "something that is no HLWQ checkpoint of this layout",
-            fix="replace it with --force" if is_checkpoint else "choose another target; this one is never replaced",
+            fix="choose another name; on the command line --force replaces it"
+            if is_checkpoint
+            else "choose another target; this one is never replaced",
         )
 
 

@@ -75,7 +75,7 @@ def new_checkpoint(name: str, layout: str) -> Path:
             "this is no name for a checkpoint",
             expected="letters, digits, spaces and . + - _",
             found=repr(name),
-            fix="give a name without folders",
+            fix="give a name without folders; the checkpoint will lie under models/hlwq",
         )
     folder = Path(compat.folder_paths.get_folder_paths("hlwq")[0])
     return folder / (f"{bare}.safetensors" if layout == "single" else bare)
@@ -95,7 +95,9 @@ def watched(node_id: str | None) -> Callable[[int, int, str], None]:
             return
         told = now
         bar.update_absolute(int(_STEPS * done / max(total, 1)), _STEPS)
-        if node_id is not None and done:
+        if node_id is not None and done >= total:
+            _tell(f"{total / 1e9:.2f} GB done", node_id)
+        elif node_id is not None and done:
             left = (now - started) * (total - done) / done
             _tell(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {left:.0f} s left\n{text}", node_id)
 
@@ -114,8 +116,13 @@ def _report_output() -> Any:
     return io.String.Output(display_name="report", tooltip="The findings as text.")
 
 
-class _Tool(io.ComfyNode):
-    """What the five nodes share: they run when queued alone, and anew each time, because files change."""
+class _Tool:
+    """What the five nodes share: they run when queued alone, and anew each time, because files change.
+
+    Not itself a ComfyNode: ComfyUI-Manager's scanner would list it.
+    """
+
+    hidden: Any
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> float:

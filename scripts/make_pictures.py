@@ -2,7 +2,7 @@
 
     python scripts/make_pictures.py
 
-The README's screenshots come from the browser tests: HLWQ_PICTURES=images python -m pytest tests/browser -k picture
+The README's screenshots come from the browser tests: HLWQ_PICTURES=images python3 scripts/test.py tests/browser
 """
 
 from __future__ import annotations

@@ -260,8 +260,8 @@ class Workflow:
                     "outputs": [],
                     "properties": {},
                     "widgets_values": [note.text],
-                    "color": "#432",
-                    "bgcolor": "#000",
+                    "color": NOTE_COLOR[0],
+                    "bgcolor": NOTE_COLOR[1],
                 }
             )
         return {
@@ -363,15 +363,15 @@ NEGATIVE = "blurry, low quality, distorted, watermark, subtitles, static picture
 
 WHERE = f"""## Which file goes where
 
-| node | file | folder |
-| --- | --- | --- |
-| Load Checkpoint | the folder [{CHECKPOINT}]({CHECKPOINT_URL}) | `models/hlwq/` |
-| Load Text Encoder | [{TEXT_ENCODER}]({GEMMA_URL}) | `models/text_encoders/` |
-| Distilled LoRA | [{LORA}]({LORA_URL}) | `models/loras/` |
+- Load Checkpoint: the folder [{CHECKPOINT}]({CHECKPOINT_URL}) into **models/hlwq/**
+- Load Text Encoder: [{TEXT_ENCODER}]({GEMMA_URL}) into **models/text_encoders/**
+- Distilled LoRA: [{LORA}]({LORA_URL}) into **models/loras/**
 """
 WHERE_UPSCALERS = """
-The upscalers come with the checkpoint, in its folder `upscalers/`.
+The upscalers come with the checkpoint, in its folder **upscalers/**.
 """
+# Dark enough in the dark theme and, lightened by the frontend, light enough in the light one for text and links.
+NOTE_COLOR = ("#432", "#39390e")
 
 MODEL_COLOR = ("#223", "#335")
 INPUT_COLOR = ("#232", "#353")
@@ -394,7 +394,7 @@ class Base:
     upscalers: dict[str, Node] = field(default_factory=dict)
 
 
-def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int = 760) -> None:
+def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int = 520) -> None:
     graph.column()
     graph.group("Read me", "#a1309b")
     graph.note(graph.name, text.strip() + "\n\n" + WHERE + (WHERE_UPSCALERS if upscalers else ""), (560, height))
@@ -403,9 +403,9 @@ def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int 
 def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, dict[str, Node]]:
     graph.column()
     graph.group("Models")
-    # Nine lines: room for the report that web/hlwq.js puts under the widgets.
+    # Fifteen lines: room for the report that web/hlwq.js puts under the widgets.
     checkpoint = graph.add(
-        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=9, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=15, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     lora = graph.add(
@@ -555,7 +555,7 @@ A picture comes to life, with sound: the start image is the first frame.
 - **Start image**: any size; the middle is cut to the format of **Width** × **Height** (multiples of 32).
 - **Length**: frames, 8 n + 1.
 - The prompt says what happens, not what is in the picture already.
-- `strength` below 1 in *LTXVImgToVideoInplace* lets the first frame change a little.
+- **strength** below 1 in *LTXVImgToVideoInplace* lets the first frame change a little.
 """,
     )
     base = opening(graph, PROMPT_IMAGE)
@@ -584,7 +584,7 @@ Lightricks' way to a large picture: 8 steps at half the size, the spatial upscal
 - The sound passes the upscaler untouched and is refined with the picture in the second stage.
 """,
         upscalers=True,
-        height=800,
+        height=520,
     )
     base = opening(graph, PROMPT, {"spatial": SPATIAL})
     base.width.inputs["value"], base.height.inputs["value"] = 1536, 1024
@@ -618,7 +618,7 @@ Smooth motion: 8 steps at **Frame rate**, the temporal upscaler, 3 steps at twic
 - To double the size as well, add the spatial upscaler and set the mode to *both*.
 """,
         upscalers=True,
-        height=860,
+        height=600,
     )
     base = opening(graph, PROMPT, {"temporal": TEMPORAL})
     video, audio = empty_latents(graph, base)

@@ -1,26 +1,45 @@
 // HLWQ: the front-end part. It puts a small report under HLWQ Load Checkpoint, so that one sees what a
-// checkpoint holds before anything runs, and offers the way out when something is missing.
+// checkpoint holds before anything runs, and offers the way out when something is missing; the tools show their
+// findings in the node; errors are shown whole.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { showExecutionError, showRefusals } from "./errors.js";
+import { Findings } from "./findings.js";
 import { CheckpointPanel } from "./panel.js";
 
 const LOADER = "HLWQLoadCheckpoint";
-const OWN_ERROR = /hlwq_core\.errors\.\w+$/;
+const TOOLS = new Set(["HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload"]);
 const panels = new Set();
+
+/** Puts an element into a node: it is derived from files or results, and no part of the workflow. */
+function place(node, name, view) {
+  const widget = node.addDOMWidget(name, name, view.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => view.height,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false;
+  view.resized = () => {
+    // The new rendering lets an element have its height; the classic one has to be given room.
+    if (!LiteGraph.vueNodesMode) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    node.setDirtyCanvas(true, true);
+  };
+  // Litegraph makes room while it draws, when the node's ground is painted already.
+  const sized = node.onResize;
+  node.onResize = function (...args) {
+    requestAnimationFrame(() => node.setDirtyCanvas(true, true));
+    return sized?.apply(this, args);
+  };
+}
 
 function attach(node) {
   const combo = node.widgets?.find((widget) => widget.name === "checkpoint");
   if (!combo) return;
 
   const panel = new CheckpointPanel();
-  const widget = node.addDOMWidget("hlwq_report", "hlwq_report", panel.element, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => CheckpointPanel.MIN_HEIGHT,
-    getValue: () => "",
-    setValue: () => {},
-  });
-  widget.serialize = false; // it is derived from the checkpoint's files, not a part of the workflow
+  place(node, "hlwq_report", panel);
 
   const show = () => panel.show(combo.value ?? "");
   const changed = combo.callback;
@@ -40,6 +59,21 @@ function attach(node) {
   queueMicrotask(show); // after a workflow's values have been put into the widgets
 }
 
+function attachFindings(node) {
+  let findings = null;
+  const executed = node.onExecuted;
+  node.onExecuted = function (output, ...args) {
+    const result = executed?.call(this, output, ...args);
+    if (!findings) {
+      findings = new Findings();
+      place(node, "hlwq_findings", findings);
+      node.setSize([Math.max(node.size[0], Findings.MIN_WIDTH), Math.max(node.size[1], node.computeSize()[1])]);
+    }
+    findings.show(output?.text ?? []);
+    return result;
+  };
+}
+
 app.registerExtension({
   name: "HLWQ.CheckpointReport",
 
@@ -54,21 +88,30 @@ app.registerExtension({
       if (detail.state === "done" && detail.kind === "download") app.refreshComboInNodes();
     });
     api.addEventListener("execution_error", ({ detail }) => {
-      // ComfyUI's errors tab shows the traceback without the message, which says what to do next: show it whole.
-      const { dialog, setting } = app.extensionManager;
-      if (OWN_ERROR.test(detail.exception_type) && setting.get("Comfy.RightSidePanel.ShowErrorsTab")) {
-        dialog.showExecutionErrorDialog(detail);
-      }
+      showExecutionError(detail);
       for (const { node, panel } of panels) {
         if (String(node.id) === String(detail.node_id).split(":").pop() && detail.node_type === LOADER) {
           panel.fail(detail.exception_message);
         }
       }
     });
+    // No event tells of a refused workflow. What was asked and what comes back stay as they are.
+    const { queuePrompt } = api;
+    api.queuePrompt = async function (...args) {
+      try {
+        const answer = await queuePrompt.apply(this, args);
+        showRefusals(answer?.node_errors);
+        return answer;
+      } catch (error) {
+        showRefusals(error?.response?.node_errors);
+        throw error;
+      }
+    };
   },
 
   nodeCreated(node) {
     if (node.comfyClass === LOADER) attach(node);
+    else if (TOOLS.has(node.comfyClass)) attachFindings(node);
   },
 
   loadedGraphNode(node) {

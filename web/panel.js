@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { bytes, count, ranges } from "./format.js";
+import { View } from "./view.js";
 
 const BUTTONS = {
   download: "Download…",
@@ -44,7 +45,8 @@ export function describe(report) {
   if (report.complete) {
     lines.push([`Complete: ${count(report.quantized)} packed and ${count(report.plain)} plain tensors`, "good"]);
   } else {
-    const blocks = report.missing_blocks?.length ? `, in blocks ${ranges(report.missing_blocks)}` : "";
+    const among = report.missing_blocks ?? [];
+    const blocks = among.length ? `, in block${among.length > 1 ? "s" : ""} ${ranges(among)}` : "";
     lines.push([`${count(report.missing)} of ${count(report.expected)} tensors are missing${blocks}`, "bad"]);
     if (report.missing_names?.length) lines.push([`First missing: ${report.missing_names[0]}`, "bad"]);
   }
@@ -63,26 +65,24 @@ export function describe(report) {
   return lines;
 }
 
-export class CheckpointPanel {
-  static MIN_HEIGHT = 150;
-
+export class CheckpointPanel extends View {
   constructor() {
+    super({ least: 150, most: 460 });
     this.name = null;
     this.turn = 0;
+    this.failed = false;
     this.job = null;
     this.latest = null;
-    this.element = document.createElement("div");
-    this.element.className = "hlwq-panel";
-    this.element.setAttribute("role", "status");
     this.text = document.createElement("div");
     this.extra = document.createElement("div");
     this.buttons = document.createElement("div");
     this.buttons.className = "hlwq-buttons";
-    this.element.append(this.text, this.extra, this.buttons);
+    this.content.append(this.text, this.extra, this.buttons);
   }
 
   async show(name) {
     this.name = name;
+    this.failed = false;
     const turn = ++this.turn;
     this.element.dataset.state = "loading";
     this.text.replaceChildren(line("Reading the headers…"));
@@ -92,9 +92,13 @@ export class CheckpointPanel {
     } catch (error) {
       report = { error: `No report: ${error.message}` };
     }
-    if (this.turn !== turn) return; // another checkpoint was chosen, or a run failed meanwhile
+    if (this.turn !== turn) return; // another checkpoint was chosen meanwhile
+    if (this.failed) {
+      this.offer(report.fixes ?? [], report); // a run has failed meanwhile: its error stays, with the ways out
+      return;
+    }
     if (report.error) {
-      this.fail(report.error, report.fixes);
+      this.fail(report.error, report.fixes ?? []);
       return;
     }
     this.element.dataset.state = report.complete ? "complete" : "incomplete";
@@ -112,13 +116,13 @@ export class CheckpointPanel {
     this.offer(report.fixes ?? [], report);
   }
 
-  /** Shows an error whole, with the ways out that there are. */
-  fail(message, fixes = []) {
-    this.turn++;
+  /** Shows an error whole, with the ways out that there are; without `fixes` those of the report remain. */
+  fail(message, fixes = null) {
+    this.failed = true;
     this.element.dataset.state = "error";
     this.text.replaceChildren(line(message, "bad"));
     if (!this.job) this.extra.replaceChildren();
-    this.offer(fixes);
+    if (fixes) this.offer(fixes);
   }
 
   offer(fixes, report = {}) {

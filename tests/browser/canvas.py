@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import urllib.parse
+import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 PATIENCE = 30.0  # seconds, for every single wait
 
@@ -33,6 +39,60 @@ _BOXES = """
 """
 
 
+# The text of a note, in the one rendering and the other.
+NOTE = ".comfy-markdown-content, .comfy-markdown"
+# The loader's panel, with its picture and buttons, is shown whole: nothing must be scrolled, nothing leaves the node.
+UNSCROLLED = """
+() => {
+  const panel = document.querySelector(".hlwq-panel");
+  const [width, height] = app.graph.nodes.find((n) => n.type === "HLWQLoadCheckpoint").size;
+  const outer = panel.getBoundingClientRect();
+  const inside = (element) => {
+    const box = element.getBoundingClientRect();
+    return box.width > 0 && box.bottom <= outer.bottom + 1 && box.right <= outer.right + 1;
+  };
+  return panel.scrollHeight <= panel.clientHeight && panel.offsetHeight < height && panel.offsetWidth < width
+    && [...panel.querySelectorAll("img, button")].every(inside);
+}
+"""
+# Text, colour and rectangle of every text node in an element. A canvas reads any notation of a colour.
+_TEXTS = """
+(element) => {
+  const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgb = (color) => {
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const outer = element.getBoundingClientRect();
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  const texts = [];
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const box = range.getBoundingClientRect();
+    if (!node.data.trim() || !box.width) continue;
+    const hidden = box.left < outer.left - 1 || box.top < outer.top - 1 || box.right > outer.right + 1
+      || box.bottom > outer.bottom + 1;
+    texts.push({ text: node.data.trim(), color: rgb(getComputedStyle(node.parentElement).color), hidden });
+  }
+  return texts;
+}
+"""
+
+
+def _contrast(text: list[int], ground: tuple[int, ...]) -> float:
+    """The contrast ratio of WCAG 2 between two sRGB colours of 0 to 255."""
+
+    def luminance(color: Any) -> float:
+        linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(text), luminance(ground)))
+    return (light + 0.05) / (dark + 0.05)
+
+
 class Canvas:
     """One page of ComfyUI with an empty graph."""
 
@@ -57,6 +117,7 @@ class Canvas:
 
     def drop(self, workflow: dict[str, Any], name: str = "workflow.json") -> None:
         """Drag a workflow file onto the canvas; returns when all its nodes are there."""
+        self.clear()  # or the nodes of the last one, which may have the same ids, would be taken for it
         self.page.evaluate(_DROP, [name, json.dumps(workflow)])
         ids = sorted(str(node["id"]) for node in workflow["nodes"])
         self.wait(
@@ -153,15 +214,16 @@ class Canvas:
             "(type) => app.canvas.selectItems([app.graph.nodes.find((n) => n.type === type)])", node_type
         )
 
-    def notes(self) -> list[dict[str, Any]]:
-        """Text of each note, and how many pixels of it must be scrolled to be seen."""
-        return self.page.evaluate(
-            """() => app.graph.nodes.filter((n) => n.type === "MarkdownNote" || n.type === "Note").map((n) => {
-              const element = n.widgets[0].element;
-              return { text: element?.innerText || String(n.widgets[0].value),
-                       hidden: element ? element.scrollHeight - element.clientHeight : 0 };
-            })"""
-        )
+    def texts(self, selector: str) -> list[dict[str, Any]]:
+        """Every piece of text inside the first such element: `text`; `hidden`, whether some of it lies outside the element;
+        `contrast` to the element's ground as it is drawn (WCAG 2, 1 to 21)."""
+        element = self.page.locator(selector).first
+        found = element.evaluate(_TEXTS)
+        pixels = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
+        ground = Counter(
+            pixels.get_flattened_data() if hasattr(pixels, "get_flattened_data") else pixels.getdata()
+        ).most_common(1)[0][0]
+        return [piece | {"contrast": _contrast(piece["color"], ground)} for piece in found]
 
     def search_and_add(self, name: str) -> None:
         """Open the node search (as a double-click on the canvas does), type a name, take the first answer."""
@@ -170,6 +232,7 @@ class Canvas:
         search.fill(name)
         self.page.get_by_role("option", name=name).first.wait_for()
         search.press("Enter")
+        self.page.mouse.click(700, 300)  # the new node hangs on the pointer until it is put down
 
     def connect(self, source: str, output: str, target: str, slot: int = 0) -> None:
         """Link an output, by its name, to an input of another node."""
@@ -182,24 +245,34 @@ class Canvas:
             [source, output, target, slot],
         )
 
+    def press_run(self) -> None:
+        self.page.get_by_test_id("queue-button").click()
+
     def run(self) -> str | None:
         """Press the Run button, and wait for the end of what it started; the error if it failed, else None."""
         self.page.evaluate(
             """() => {
-              const seen = (window.hlwqRun = { signs: 0, end: null });
+              const seen = (window.hlwqRun = { signs: 0, end: null, outputs: [] });
+              app.api.addEventListener("executed", ({ detail }) => seen.outputs.push(detail.output));
               for (const type of ["execution_start", "executing", "progress_state", "executed"])
                 app.api.addEventListener(type, () => seen.signs++);
               app.api.addEventListener("execution_success", () => (seen.end ??= "success"));
               app.api.addEventListener("execution_error", ({ detail }) => (seen.end ??= detail.exception_message));
             }"""
         )
-        self.page.get_by_test_id("queue-button").click()
+        self.press_run()
         signs = 0
         while True:  # every sign of life may take PATIENCE; the test's own timeout bounds the whole
             state = self.wait("(signs) => (hlwqRun.end || hlwqRun.signs > signs) && hlwqRun", signs)
             if state["end"] is not None:
                 return None if state["end"] == "success" else state["end"]
             signs = state["signs"]
+
+    def saved(self) -> bytes:
+        """The one file that the last run saved."""
+        (file,) = self.page.evaluate("() => hlwqRun.outputs.flatMap((output) => output?.images ?? [])")
+        with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(file)}", timeout=PATIENCE) as answer:
+            return answer.read()
 
     def video(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for a video element with data, play it a little; what it played."""

@@ -5,6 +5,7 @@ Screenshots of failed tests are kept in $HLWQ_SCREENSHOTS (else <temp>/hlwq-scre
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
+from PIL import Image
 
 from .canvas import PATIENCE, Canvas
 from .tiny_workflow import TINY, upload_media
@@ -164,5 +167,23 @@ def picture() -> Callable[..., None]:
         if folder:
             target = canvas.page.locator(of).first if of else canvas.page
             target.screenshot(path=Path(folder, f"{name}.jpg"), type="jpeg", quality=80)
+
+    return keep
+
+
+@pytest.fixture
+def frame_strip() -> Callable[..., None]:
+    """`frame_strip(video, name)`: every other frame of an MP4 side by side, kept as `picture` keeps its screenshots."""
+
+    def keep(video: bytes, name: str) -> None:
+        folder = os.environ.get("HLWQ_PICTURES")
+        if folder:
+            with av.open(io.BytesIO(video)) as file:
+                frames = [frame.to_image() for frame in file.decode(video=0)][::2]
+            width, height = (2 * side for side in frames[0].size)
+            strip = Image.new("RGB", (len(frames) * (width + 8) - 8, height), "white")
+            for number, frame in enumerate(frames):
+                strip.paste(frame.resize((width, height)), (number * (width + 8), 0))
+            strip.save(Path(folder, f"{name}.jpg"), quality=85)
 
     return keep

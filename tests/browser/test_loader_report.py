@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from .canvas import Canvas
+from .canvas import UNSCROLLED, Canvas
 from .tiny_workflow import TINY
 
 pytestmark = pytest.mark.browser
@@ -45,7 +46,8 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
     panel.wait_for()
     assert "tensors are missing" in panel.inner_text()
     canvas.wait("() => document.querySelector('.hlwq-coverage')?.naturalWidth > 0")
-    assert panel.locator("button[data-fix=download]").is_visible()
+    canvas.wait(UNSCROLLED)
+    assert [button.inner_text() for button in panel.locator("button").all()] == ["Download…", "How to repair", "Verify"]
     if vue:
         picture(canvas, "loader-report", of="[data-node-id]")
     panel.locator("button[data-fix=repair]").click()
@@ -83,20 +85,59 @@ def test_download_asks_first(canvas: Canvas, holes: str) -> None:
     assert "what to do: " in failed.inner_text()
 
 
+@pytest.mark.parametrize(("vue", "kind"), [(False, "verify"), (True, "download")], ids=["classic", "vue"])
+def test_progress_in_the_node(open_canvas: Callable[..., Canvas], vue: bool, kind: str, holes: str) -> None:
+    """A bar with what is being done, and Cancel; the server's events as tests/http/test_routes.py sees them."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    page = canvas.page
+    cancelled: list[Any] = []
+    page.route(f"**/hlwq/{kind}", lambda route: route.fulfill(json={"job": "job-7"}))
+    page.route("**/hlwq/cancel", lambda route: (cancelled.append(route.request.post_data_json), route.fulfill(json={})))
+
+    def event(**detail: Any) -> None:
+        page.evaluate(
+            "(detail) => app.api.dispatchEvent(new CustomEvent('hlwq.job', { detail }))",
+            {"job": "job-7", "kind": kind, "done": 0, "total": 0} | detail,
+        )
+
+    canvas.add(LOADER, checkpoint=holes)
+    panel = page.locator(".hlwq-panel[data-state=incomplete]")
+    panel.locator(f"button[data-fix={kind}]").click()
+    if kind == "download":
+        page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    bar = panel.locator("progress")
+    bar.wait_for()
+    event(state="running", text="at codes/chunk_0003.safetensors", done=3e9, total=12e9)
+    panel.get_by_text("at codes/chunk_0003.safetensors").wait_for()
+    assert bar.evaluate("(bar) => bar.value / bar.max") == pytest.approx(0.25)
+    canvas.wait(UNSCROLLED)
+    event(job="another", state="running", text="not this one", done=1, total=2)
+    panel.get_by_role("button", name="Cancel").click()
+    event(state="cancelled", text="Cancelled.")
+    panel.locator("[data-job=cancelled]").wait_for()
+    assert bar.count() == 0
+    assert cancelled == [{"job": "job-7"}]
+    assert "not this one" not in panel.inner_text()
+
+
 @pytest.mark.parametrize("palette", ["dark", "light"])
-def test_zoom_and_theme(open_canvas: Callable[..., Canvas], palette: str) -> None:
+@RENDERINGS
+def test_zoom_and_theme(open_canvas: Callable[..., Canvas], vue: bool, palette: str, holes: str) -> None:
     """The report stays inside its node at any zoom, and its text stands out from its ground."""
-    canvas = open_canvas(Comfy__ColorPalette=palette)
-    canvas.add(LOADER, checkpoint=TINY)
-    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue, Comfy__ColorPalette=palette)
+    canvas.add(LOADER, checkpoint=holes)
+    canvas.page.locator(".hlwq-panel[data-state=incomplete]").wait_for()
     for zoom in (0.5, 1.0, 2.0):
-        canvas.page.evaluate("(zoom) => { app.canvas.ds.scale = zoom; app.canvas.setDirty(true, true); }", zoom)
+        canvas.page.evaluate(
+            "(zoom) => { app.canvas.ds.scale = zoom; app.canvas.ds.offset = [-300, -300]; app.canvas.setDirty(true, true); }",
+            zoom,
+        )
         canvas.wait(INSIDE, zoom)
-    text, ground = canvas.page.evaluate(
-        "() => { const style = getComputedStyle(document.querySelector('.hlwq-panel'));"
-        " return [style.color, style.backgroundColor].map((c) => c.match(/[0-9.]+/g).slice(0, 3).map(Number)); }"
-    )
-    assert abs(sum(text) - sum(ground)) > 300
+        canvas.wait(UNSCROLLED)
+    canvas.look_at(LOADER)
+    texts = canvas.texts(".hlwq-panel")
+    assert len(texts) > 7
+    assert [(piece["text"], piece["contrast"]) for piece in texts if piece["contrast"] < 4.5] == []
 
 
 def test_other_nodes_are_left_alone(canvas: Canvas) -> None:

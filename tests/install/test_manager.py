@@ -25,7 +25,8 @@ CHANNEL = "https://raw.githubusercontent.com/Comfy-Org/ComfyUI-Manager/main/cust
 
 
 def scanned(path: Path) -> set[str]:
-    """Node ids by the rule of the Manager's scanner: a class derived from ComfyNode, a literal id in its Schema call."""
+    """Node ids by the rule of the Manager's scanner (2.0.13): a class derived from ComfyNode, and the literal id in its
+    Schema call; the class's own name where there is none."""
     found = set()
     for cls in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(cls, ast.ClassDef):
@@ -33,10 +34,12 @@ def scanned(path: Path) -> set[str]:
         bases = {base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in cls.bases}
         if "ComfyNode" not in bases:
             continue
+        ids = set()
         for call in ast.walk(cls):
             if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "Schema":
-                ids = [word.value for word in call.keywords if word.arg == "node_id"]
-                found |= {str(value.value) for value in ids if isinstance(value, ast.Constant)}
+                values = [word.value for word in call.keywords if word.arg == "node_id"]
+                ids |= {str(value.value) for value in values if isinstance(value, ast.Constant)}
+        found |= ids or {cls.name}
     return found
 
 

@@ -106,3 +106,12 @@ def test_only_public_frontend_modules() -> None:
     for file in (ROOT / "web").glob("*.js"):
         for module in re.findall(r'^import .* from "(.+)";$', file.read_text("utf-8"), re.M):
             assert module in ("../../scripts/app.js", "../../scripts/api.js") or (file.parent / module).is_file()
+
+
+def test_readme_pictures_are_made_by_the_tests() -> None:
+    """Each picture that README.md shows is there, and nothing else; the screenshots are kept by tests/browser."""
+    shown = set(re.findall(r"\]\(images/([\w.-]+)\)", (ROOT / "README.md").read_text("utf-8")))
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "browser").glob("test_*.py"))
+    made = {f"{name}.jpg" for name in re.findall(r'(?:picture|frame_strip)\([^"\n]*"([\w-]+)"', tests)}
+    assert shown == made | {"banner.png"}
+    assert {path.name for path in (ROOT / "images").iterdir()} == shown | {"icon.png"}
