@@ -26,7 +26,15 @@ from .media import MediaInfo, probe
 from .node_progress import NodeProgress
 
 _STEM = "hlwq_ltx23_"
-_UPSCALED = {"none": "text_to_video", "spatial": "two_stage", "temporal": "temporal_upscale"}
+# By what the picture begins or goes with, and the upscaling.
+_WORKFLOWS = {
+    ("", "none"): "text_to_video",
+    ("", "spatial"): "two_stage",
+    ("", "temporal"): "temporal_upscale",
+    ("image", "none"): "image_to_video",
+    ("image", "spatial"): "image_to_video_two_stage",
+    ("audio", "none"): "audio_to_video",
+}
 Say = Callable[[str], None]
 
 
@@ -77,21 +85,17 @@ def workflow_path(request: Request) -> Path:
     """The shipped workflow that fits the request, or the user's own."""
     if request.workflow is not None:
         return Path(request.workflow)
-    asked = [
-        option
-        for option, there in (
-            ("--image", request.image),
-            ("--audio", request.audio),
-            (f"--upscale {request.upscale}", request.upscale != "none"),
-        )
-        if there
-    ]
-    if len(asked) > 1:
+    sources = [name for name in ("image", "audio") if getattr(request, name)]
+    kind = _WORKFLOWS.get((" ".join(sources), request.upscale))
+    if kind is None:
+        asked = [f"--{name}" for name in sources]
+        asked += [f"--upscale {request.upscale}"] if request.upscale != "none" else []
         raise InputError(
             f"no workflow of the pack has {' and '.join(asked)} together",
+            expected="--image with --upscale spatial, or one of them alone",
+            found=", ".join(asked),
             fix="use one of them, or build the graph in ComfyUI, export it in API form and give it with --workflow",
         )
-    kind = "image_to_video" if request.image else "audio_to_video" if request.audio else _UPSCALED[request.upscale]
     return graph.SHIPPED / f"{_STEM}{kind}.json"
 
 

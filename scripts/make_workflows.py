@@ -545,6 +545,14 @@ def start_image(graph: Workflow, base: Base) -> Out:
     return graph.add("LTXVPreprocess", image=scaled["IMAGE"], img_compression=18)["output_image"]
 
 
+def begin_with(graph: Workflow, base: Base, image: Out, video: Out) -> Out:
+    """A video latent whose first frame is the image; it brings the image to the latent's size itself."""
+    begun = graph.add(
+        "LTXVImgToVideoInplace", vae=base.checkpoint["VAE"], image=image, latent=video, strength=1.0, bypass=False
+    )
+    return begun["latent"]
+
+
 def image_to_video(signatures: dict[str, Any]) -> Workflow:
     graph = Workflow("hlwq_ltx23_image_to_video", "HLWQ LTX-2.3: image to video", signatures)
     read_me(
@@ -561,10 +569,7 @@ A picture comes to life, with sound: the start image is the first frame.
     base = opening(graph, PROMPT_IMAGE)
     image = start_image(graph, base)
     video, audio = empty_latents(graph, base)
-    begun = graph.add(
-        "LTXVImgToVideoInplace", vae=base.checkpoint["VAE"], image=image, latent=video, strength=1.0, bypass=False
-    )
-    latent = joint(graph, begun["latent"], audio)
+    latent = joint(graph, begin_with(graph, base, image, video), audio)
     graph.column()
     graph.group("Sampling")
     result = sample(graph, base, latent)
@@ -586,9 +591,35 @@ Lightricks' way to a large picture: 8 steps at half the size, the spatial upscal
         upscalers=True,
         height=520,
     )
-    base = opening(graph, PROMPT, {"spatial": SPATIAL})
+    return both_stages(graph, PROMPT)
+
+
+def image_two_stage(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_image_to_video_two_stage", "HLWQ LTX-2.3: image to video, spatial ×2", signatures)
+    read_me(
+        graph,
+        """
+Lightricks' way from a picture to a large video: 8 steps at half the size, the spatial upscaler, 3 steps at full size.
+
+- **Start image**: any size; the middle is cut to the format of **Width** × **Height**. It is set again after the upscaler.
+- **Width** and **Height** are the result's: multiples of 64, because the first stage has half of them.
+- **Length**: frames, 8 n + 1.
+- The prompt says what happens, not what is in the picture already.
+""",
+        upscalers=True,
+        height=560,
+    )
+    return both_stages(graph, PROMPT_IMAGE, with_image=True)
+
+
+def both_stages(graph: Workflow, prompt: str, *, with_image: bool = False) -> Workflow:
+    """Half the size, spatial ×2, refined; a start image becomes the first frame in both stages."""
+    base = opening(graph, prompt, {"spatial": SPATIAL})
     base.width.inputs["value"], base.height.inputs["value"] = 1536, 1024
+    image = start_image(graph, base) if with_image else None
     video, audio = empty_latents(graph, base, half=True)
+    if image is not None:
+        video = begin_with(graph, base, image, video)
     latent = joint(graph, video, audio)
     graph.column()
     graph.group("Stage 1: half the size")
@@ -598,9 +629,13 @@ Lightricks' way to a large picture: 8 steps at half the size, the spatial upscal
         "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="spatial",
         frame_rate=base.rate["FLOAT"], spatial_upscaler=base.upscalers["spatial"]["LATENT_UPSCALE_MODEL"],
     )  # fmt: skip
+    latent = larger["latent"]
+    if image is not None:
+        parts = graph.add("LTXVSeparateAVLatent", av_latent=latent)
+        latent = joint(graph, begin_with(graph, base, image, parts["video_latent"]), parts["audio_latent"])
     graph.column()
     graph.group("Stage 2: refine")
-    second = sample(graph, base, larger["latent"], second=True)
+    second = sample(graph, base, latent, second=True)
     closing(graph, base, second["output"], larger["frame_rate"])
     return graph
 
@@ -682,7 +717,7 @@ A picture that follows a sound: speech, a song, a noise.
     return graph
 
 
-WORKFLOWS = (text_to_video, image_to_video, two_stage, temporal_upscale, audio_to_video)
+WORKFLOWS = (text_to_video, image_to_video, two_stage, image_two_stage, temporal_upscale, audio_to_video)
 
 
 # ---- blueprints: a workflow as one node ------------------------------------------------------------------------------
@@ -813,6 +848,7 @@ PICTURES = {
     "hlwq_ltx23_text_to_video": ("text", "8 steps", 4, 110),
     "hlwq_ltx23_image_to_video": ("image", "8 steps", 4, 110),
     "hlwq_ltx23_two_stage": ("text", "8 steps, spatial x2, 3 steps", 3, 170),
+    "hlwq_ltx23_image_to_video_two_stage": ("image", "8 steps, spatial x2, 3 steps", 3, 170),
     "hlwq_ltx23_temporal_upscale": ("text", "8 steps, temporal x2, 3 steps", 8, 110),
     "hlwq_ltx23_audio_to_video": ("sound", "8 steps", 4, 110),
 }

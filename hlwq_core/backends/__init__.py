@@ -1,4 +1,4 @@
-"""Backends that decode packed weights. Each is a module with `NAME`, `unavailable_reason(device)` and `decode(...)`.
+"""Backends that decode packed weights. Each is a module with `NAME`, `unavailable_reason(device)`, `decode(...)` and `prepare(...)`.
 
 `eager` is the reference that every other one must agree with. A new backend is a file here and a line in `_TABLE`.
 """

@@ -18,6 +18,7 @@ import torch
 from ..packing import PACKINGS
 from . import eager, proof
 from .nvrtc import Kernel, Launch, pointer, unavailable_reason
+from .prepared import decode_with
 
 __all__ = ["NAME", "decode", "prepare", "unavailable_reason"]
 
@@ -115,19 +116,4 @@ def prepare(
     return run
 
 
-def decode(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    out: torch.Tensor | None = None,
-    accumulate: bool = False,
-) -> torch.Tensor:
-    """Decode rows of a packed weight on a CUDA device; arguments and result as `eager.decode`."""
-    if out is None:
-        out = torch.empty((codes.shape[0], in_features), dtype=dtype, device=codes.device)
-    prepare(codes, norms, table, bits, packing, in_features, dtype)(out, accumulate)
-    return out
+decode = decode_with(prepare)

@@ -18,6 +18,7 @@ from ..codebook import BLOCK
 from ..hadamard import hadamard
 from ..packing import PACKINGS, block_bytes
 from . import eager, proof
+from .prepared import decode_with
 
 NAME = "triton"
 BLOCKS_A_PROGRAM = 32
@@ -161,22 +162,7 @@ def prepare(
     return run
 
 
-def decode(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    out: torch.Tensor | None = None,
-    accumulate: bool = False,
-) -> torch.Tensor:
-    """Decode rows of a packed weight; arguments and result as `eager.decode`."""
-    if out is None:
-        out = torch.empty((codes.shape[0], in_features), dtype=dtype, device=codes.device)
-    prepare(codes, norms, table, bits, packing, in_features, dtype)(out, accumulate)
-    return out
+decode = decode_with(prepare)
 
 
 assert BLOCK == 128, "the kernel is written for blocks of 128"

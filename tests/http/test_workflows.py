@@ -20,6 +20,7 @@ CASES = {
     "hlwq_ltx23_text_to_video": ((96, 64, 17, 24.0), (17, 24)),
     "hlwq_ltx23_image_to_video": ((64, 96, 9, 12.5), (9, 12.5)),
     "hlwq_ltx23_two_stage": ((128, 128, 9, 25.0), (9, 25)),
+    "hlwq_ltx23_image_to_video_two_stage": ((128, 128, 9, 24.0), (9, 24)),
     "hlwq_ltx23_temporal_upscale": ((64, 64, 17, 24.0), (33, 48)),
     "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
 }

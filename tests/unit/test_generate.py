@@ -68,6 +68,7 @@ def value(nodes: graph.Nodes, title: str, name: str = "value") -> Any:
         (Request(audio=Path("a.wav")), "audio_to_video"),
         (Request(upscale="spatial"), "two_stage"),
         (Request(upscale="temporal"), "temporal_upscale"),
+        (Request(image=Path("a.png"), upscale="spatial"), "image_to_video_two_stage"),
         (Request(upscale="spatial", workflow=Path("mine.json")), "mine"),
     ],
 )
@@ -76,8 +77,8 @@ def test_the_workflow_follows_from_the_request(request_: Request, stem: str) -> 
 
 
 def test_what_no_workflow_does_is_refused() -> None:
-    with pytest.raises(InputError, match="--image and --upscale spatial together"):
-        workflow_path(Request(image=Path("a.png"), upscale="spatial"))
+    with pytest.raises(InputError, match="--image and --upscale temporal together"):
+        workflow_path(Request(image=Path("a.png"), upscale="temporal"))
 
 
 def test_every_option_reaches_its_input() -> None:

@@ -23,6 +23,7 @@ STEMS = {
     "hlwq_ltx23_text_to_video",
     "hlwq_ltx23_image_to_video",
     "hlwq_ltx23_two_stage",
+    "hlwq_ltx23_image_to_video_two_stage",
     "hlwq_ltx23_temporal_upscale",
     "hlwq_ltx23_audio_to_video",
 }
