@@ -403,9 +403,9 @@ def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int 
 def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, dict[str, Node]]:
     graph.column()
     graph.group("Models")
-    # Fifteen lines: room for the report that web/hlwq.js puts under the widgets.
+    # Seventeen lines: room for the report that web/hlwq.js puts under the widgets.
     checkpoint = graph.add(
-        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=15, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=17, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     lora = graph.add(
