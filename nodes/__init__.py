@@ -38,7 +38,16 @@ def _comfyui_version() -> str:
 
 
 async def comfy_entrypoint() -> Any:
-    """ComfyUI's way in."""
-    from .extension import HLWQExtension
+    """ComfyUI's way in.
 
+    Raises:
+        ImportError: this ComfyUI lacks something that the pack builds on; says what, and what to do.
+    """
+    try:
+        from .extension import HLWQExtension
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"ComfyUI-HLWQ does not fit this ComfyUI ({_comfyui_version()}): {error}. Update ComfyUI-HLWQ; if it is the "
+            "newest, please report this. No HLWQ node was loaded."
+        ) from error
     return HLWQExtension()

@@ -6,6 +6,7 @@ matrix product more than without a LoRA, whatever their number, and nothing is r
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -33,25 +34,36 @@ class LowRank:
     Args:
         patches: ComfyUI's patches of the weight, all of them plain (`is_plain`).
         dtype: that the weight is multiplied in.
+        device: where the factors shall lie; they are scaled and joined there too.
     """
 
-    def __init__(self, patches: list[tuple], dtype: torch.dtype):
+    def __init__(self, patches: list[tuple], dtype: torch.dtype, device: torch.device):
+        self._patches = list(patches)
         ups, downs = [], []
         for strength, value, *_ in patches:
             up, down, alpha, *_ = value.weights
-            down = down.flatten(start_dim=1).float()
+            down = down.to(device).flatten(start_dim=1)
             scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
-            ups.append(up.flatten(start_dim=1).float() * scale)
-            downs.append(down.to(up.device))
-        self.up = torch.cat(ups, dim=1).to(dtype)
-        self.down = torch.cat(downs, dim=0).to(dtype)
+            ups.append((up.to(device).flatten(start_dim=1).float() * scale).to(dtype))
+            downs.append(down.to(dtype))
+        self.up = torch.cat(ups, dim=1)
+        self.down = torch.cat(downs, dim=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return self.up.nbytes + self.down.nbytes
+
+    def is_of(self, patches: list[tuple]) -> bool:
+        """Whether these are the patches that it was made of: the very same, for ComfyUI makes new ones to change one."""
+        return len(patches) == len(self._patches) and all(map(operator.is_, patches, self._patches))
 
     def move_to(self, device: torch.device | None = None) -> int:
         """Move the factors to a device; returns the bytes they take there. ComfyUI calls it as it loads and offloads."""
         if device is None or self.up.device == device:
             return 0
         self.up, self.down = self.up.to(device), self.down.to(device)
-        return self.up.nbytes + self.down.nbytes
+        return self.nbytes
 
     def factors(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """`up [out, rank]`, strengths included, and `down [rank, in]`."""

@@ -75,11 +75,16 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         # The dynamic patcher's own hook for patches writes the re-quantized weight back: it must not see them.
         module.weight_lowvram_function = None
         functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
-        module.low_rank = None
-        patches = patcher.patches.get(key, ())
-        if patches and all(map(is_plain, patches)):
-            module.low_rank = LowRank(patches, module.weight.dtype)
-            loaded += module.low_rank.move_to(device)
+        patches = patcher.patches.get(key, [])
+        plain = bool(patches) and all(map(is_plain, patches))
+        if not plain:
+            module.low_rank = None
+        elif module.low_rank is None or not module.low_rank.is_of(patches):
+            module.low_rank = None  # its memory first
+            module.low_rank = LowRank(patches, module.weight.dtype, device)
+        if plain:
+            module.low_rank.move_to(device)
+            loaded += module.low_rank.nbytes
         elif patches:
             patch = PatchAfterDecoding(key, patcher.patches)
             loaded += patch.move_to(device)

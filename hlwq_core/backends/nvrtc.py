@@ -87,6 +87,7 @@ class Kernel:
             return result[1]
 
         major, minor = torch.cuda.get_device_capability(device_index)
+        torch.cuda.synchronize(device_index)  # makes the device's context current in this thread
         self.device_index = device_index
         self._module = check(driver.cuModuleLoadData(compile_cubin(source, definitions, f"sm_{major}{minor}")))
         self.function = int(check(driver.cuModuleGetFunction(self._module, name.encode())))

@@ -132,7 +132,7 @@ def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
     patch = (0.1, SimpleNamespace(weights=(up, down, None, None, None, None)), 1.0, None, None)
     with torch.inference_mode():
         plain = module(x)
-        module.low_rank = LowRank([patch], torch.bfloat16)
+        module.low_rank = LowRank([patch], torch.bfloat16, torch.device("cpu"))
         patched = module(x)
         del decodes[:]
         assert torch.equal(module(x), patched) and not decodes

@@ -238,3 +238,23 @@ class TestExtension:
         finally:
             for name in [name for name in sys.modules if name.startswith("comfyui_hlwq_old")]:
                 del sys.modules[name]
+
+    def test_a_changed_comfyui_is_named_with_what_it_lacks(self, pack, monkeypatch):
+        """An update that takes away one of core's private names: which one, and what to do."""
+        import comfy.ops
+
+        monkeypatch.delattr(comfy.ops, "run_every_op")
+        root = Path(pack.__file__).parent
+        spec = importlib.util.spec_from_file_location(
+            "comfyui_hlwq_changed", root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        changed = sys.modules["comfyui_hlwq_changed"] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(changed)
+            with pytest.raises(
+                ImportError, match=r"does not fit this ComfyUI \(.*run_every_op.*No HLWQ node was loaded"
+            ):
+                asyncio.run(changed.comfy_entrypoint())
+        finally:
+            for name in [name for name in sys.modules if name.startswith("comfyui_hlwq_changed")]:
+                del sys.modules[name]

@@ -322,6 +322,26 @@ def test_lora_file_changes_the_latents_as_in_core(load, reference_model, sample,
     assert distance(packed, sample(model)) > 0.02
 
 
+def test_factors_are_joined_once(load, pack, no_vbar):
+    """A load with the same patches, as each run begins with, keeps them; with others it makes new ones."""
+    model = dynamic(load()[0], pack)
+    tensors, _ = lora_on(model)
+    device = torch.device("cpu")
+    patched = with_lora(model, tensors)
+    patched.load(device)
+    first = linear(patched).low_rank
+    patched.load(device)
+    again = patched.clone()
+    again.load(device)
+    assert linear(patched).low_rank is first
+    stronger = with_lora(model, tensors, 2.0)
+    stronger.load(device)
+    second = linear(stronger).low_rank
+    assert second is not first and torch.allclose(second.up.float(), 2 * first.up.float())
+    model.load(device)
+    assert linear(model).low_rank is None
+
+
 def test_factors_stay_on_the_device(load, pack):
     """Moved once, counted, and used from there at every call."""
     from comfyui_hlwq.nodes import patchers
