@@ -46,9 +46,16 @@ class EightBit(NamedTuple):
 def round_rows(x: torch.Tensor, kind: str) -> EightBit:
     """float32 `[rows, padded]` to 8 bits with one scale a row."""
     scales = x.abs().amax(dim=1) / LIMITS[kind]
-    scaled = x * torch.where(scales > 0, 1 / scales, 0)[:, None]
-    values = scaled.to(DTYPES[kind]) if kind == "fp8" else scaled.round().to(torch.int8)
-    return EightBit(values, scales)
+    return EightBit(_rounded(x * _inverse(scales), kind), scales)
+
+
+def _inverse(scales: torch.Tensor) -> torch.Tensor:
+    """`[rows]` to `[rows, 1]`; 0 where a row is zero."""
+    return torch.where(scales > 0, 1 / scales, 0)[:, None]
+
+
+def _rounded(scaled: torch.Tensor, kind: str) -> torch.Tensor:
+    return scaled.to(DTYPES[kind]) if kind == "fp8" else scaled.round().to(torch.int8)
 
 
 def rotate_reference(x: torch.Tensor, kind: str) -> EightBit:
@@ -65,10 +72,8 @@ def weight_reference(
     rows, num_blocks = norms.shape
     levels = table[unpack(codes, bits, packing).int()].reshape(rows, num_blocks, BLOCK)
     scales = norms.float().amax(dim=1) * table.abs().max() / LIMITS[kind]
-    factors = norms.float() * torch.where(scales > 0, 1 / scales, 0)[:, None]
-    scaled = (levels * factors[:, :, None]).reshape(rows, -1)
-    values = scaled.to(DTYPES[kind]) if kind == "fp8" else scaled.round().to(torch.int8)
-    return EightBit(values, scales)
+    factors = norms.float() * _inverse(scales)
+    return EightBit(_rounded((levels * factors[:, :, None]).reshape(rows, -1), kind), scales)
 
 
 def multiply_reference(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -128,26 +133,23 @@ def rotate(x: torch.Tensor, kind: str) -> EightBit:
 def weight(
     codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
 ) -> EightBit:
-    """A packed weight in 8 bits, in the device's scratch buffer: use it before the next layer is decoded.
+    """A packed weight in 8 bits, by the kernel in the device's scratch buffer: use it before the next layer is decoded.
 
     Args:
         codes, norms, table, bits, packing: as for `backends.eager.decode`.
         kind: `fp8` or `int8`.
     """
-    rows, num_blocks = norms.shape
-    out = EightBit(
-        ops.scratch(rows, num_blocks * BLOCK, DTYPES[kind], codes.device),
-        ops.scratch(rows, 1, torch.float32, codes.device, "scales").view(rows),
-    )
     if codes.device.type == "cuda":
         from .backends import cuda_fast
 
-        cuda_fast.weight(codes, norms, table, bits, packing, kind, out)
-    else:
-        made = weight_reference(codes, norms, table, bits, packing, kind)
-        out.values.view(torch.uint8).copy_(made.values.view(torch.uint8))
-        out.scales.copy_(made.scales)
-    return out
+        rows, num_blocks = norms.shape
+        out = EightBit(
+            ops.scratch(rows, num_blocks * BLOCK, DTYPES[kind], codes.device),
+            ops.scratch(rows, 1, torch.float32, codes.device, "scales").view(rows),
+        )
+        if cuda_fast.weight(codes, norms, table, bits, packing, kind, out):
+            return out
+    return weight_reference(codes, norms, table, bits, packing, kind)
 
 
 class SharedInput:

@@ -11,9 +11,9 @@ import torch
 
 from .. import fast
 from ..codebook import BLOCK
-from ..packing import pack
 from . import cuda
 from .nvrtc import Kernel, Launch
+from .proof import random_layer
 
 _log = logging.getLogger(__name__)
 
@@ -91,14 +91,12 @@ def weight(
     packing: str,
     kind: str,
     out: fast.EightBit,
-) -> None:
-    """As `fast.weight`, into `out`."""
-    if not _weight_proven(codes.device, bits, packing, kind):
-        made = fast.weight_reference(codes, norms, table, bits, packing, kind)
-        out.values.view(torch.uint8).copy_(made.values.view(torch.uint8))
-        out.scales.copy_(made.scales)
-        return
-    _launch_weight(codes, norms, table, bits, packing, kind, out)
+) -> bool:
+    """As `fast.weight`, into `out`; whether there is a kernel that can."""
+    proven = _weight_proven(codes.device, bits, packing, kind)
+    if proven:
+        _launch_weight(codes, norms, table, bits, packing, kind, out)
+    return proven
 
 
 def _launch_weight(
@@ -135,12 +133,8 @@ def _weight_proven(device: torch.device, bits: int, packing: str, kind: str) -> 
 
 
 def _prove_weight(device: torch.device, bits: int, packing: str, kind: str) -> fast.EightBit:
-    generator = torch.Generator().manual_seed(0)
     rows, num_blocks = 64, 3
-    size = (rows, num_blocks * BLOCK)
-    codes = pack(torch.randint(0, 1 << bits, size, generator=generator, dtype=torch.uint8), bits, packing)
-    norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
-    table = torch.randn(1 << bits, generator=generator)
+    codes, norms, table = random_layer(rows, num_blocks, bits, packing, torch.Generator().manual_seed(0))
     values = torch.empty((rows, num_blocks * BLOCK), dtype=fast.DTYPES[kind], device=device)
     made = fast.EightBit(values, torch.empty(rows, dtype=torch.float32, device=device))
     _launch_weight(codes.to(device), norms.to(device), table.to(device), bits, packing, kind, made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -65,21 +66,9 @@ def decode(
     return out
 
 
-def prepare(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-) -> Callable[[torch.Tensor, bool], object]:
-    """`decode` with all but its last two arguments laid down, for a weight that is decoded again and again."""
-
-    def run(out: torch.Tensor, accumulate: bool) -> object:
-        return decode(codes, norms, table, bits, packing, in_features, dtype, out, accumulate)
-
-    return run
+def prepare(*packed: Any) -> Callable[[torch.Tensor, bool], object]:
+    """`decode` with all but `out` and `accumulate` laid down, for a weight that is decoded again and again."""
+    return functools.partial(decode, *packed)
 
 
 def _look_up(codes: torch.Tensor, table: torch.Tensor, bits: int, packing: str) -> torch.Tensor:

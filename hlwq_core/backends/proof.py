@@ -13,6 +13,16 @@ from . import eager
 ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
+def random_layer(
+    rows: int, num_blocks: int, bits: int, packing: str, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes that this packing can hold, uint8 `[rows, row_bytes]`, norms float16 `[rows, num_blocks]` and a table."""
+    size = (rows, num_blocks * BLOCK)
+    codes = pack(torch.randint(0, 1 << bits, size, generator=generator, dtype=torch.uint8), bits, packing)
+    norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
+    return codes, norms, torch.randn(1 << bits, generator=generator)
+
+
 def prove(
     launch: Callable[..., object], device: torch.device, bits: int, packing: str, dtype: torch.dtype, accumulate: bool
 ) -> None:
@@ -28,10 +38,7 @@ def prove(
     """
     generator = torch.Generator().manual_seed(0)
     rows, num_blocks = 33, 3
-    size = (rows, num_blocks * BLOCK)
-    codes = pack(torch.randint(0, 1 << bits, size, generator=generator, dtype=torch.uint8), bits, packing)
-    norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
-    table = torch.randn(1 << bits, generator=generator)
+    codes, norms, table = random_layer(rows, num_blocks, bits, packing, generator)
     on_device = codes.to(device), norms.to(device), table.to(device)
     for in_features in (num_blocks * BLOCK, 2 * BLOCK + 72):
         before = torch.randn(rows, in_features, generator=generator).to(dtype)
