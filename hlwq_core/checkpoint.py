@@ -612,6 +612,11 @@ class Checkpoint:
         entry = file.entries[key]
         return entry.shape, DTYPES[entry.dtype][0], file.path
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors, quantized ones first, by the model's names."""
+        quantized: dict[str, tuple[int, ...]] = {name: self.info(name).shape for name in self.names()}
+        return quantized | {name: self.plain_info(name)[0] for name in self.plain_names()}
+
     def decode(
         self,
         name: str,

@@ -33,8 +33,7 @@ class Expected:
 def expectation(checkpoint: Checkpoint) -> Expected:
     """What a checkpoint, cut layers included, should hold."""
     known = manifest.expected()
-    shapes: dict[str, tuple[int, ...]] = {name: checkpoint.info(name).shape for name in checkpoint.names()}
-    shapes |= {name: checkpoint.plain_info(name)[0] for name in checkpoint.plain_names()}
+    shapes = checkpoint.shapes()
     have = [*shapes, *checkpoint.cut]
     shared = [name for name in shapes if name in known]
     wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
@@ -45,13 +44,22 @@ def expectation(checkpoint: Checkpoint) -> Expected:
     by_blocks = list(dict.fromkeys([*have, *missing_in_blocks(have)]))
     if not ltx_config.is_ltx(shapes):
         return Expected(names=by_blocks)
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     try:
-        config = ltx_config.find_config(folder, checkpoint.metadata, shapes, manifest.ltx23_config)
+        config = config_of(checkpoint)
     except ConfigError as error:
         note = f"{error.what}: how many blocks there must be is not known"
         return Expected("LTX-2.3 of another size", by_blocks, note=note)
     return Expected("LTX-2.3 of another size", ltx_config.needed_names(config.values, known))
+
+
+def config_of(checkpoint: Checkpoint) -> ltx_config.Config:
+    """The config of an LTX checkpoint: its own, or LTX-2.3's where that fits (see `ltx_config.find_config`).
+
+    Raises:
+        ConfigError: there is none, or it contradicts the tensors' shapes.
+    """
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return ltx_config.find_config(folder, checkpoint.metadata, checkpoint.shapes(), manifest.ltx23_config)
 
 
 def component(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import codec, fast, layout, ltx_config, manifest
+from ..hlwq_core import codec, completeness, fast, layout, ltx_config, manifest
 from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
 from . import compat, patchers
@@ -60,10 +60,7 @@ def open_complete(path: Path, codebook: str | None = None, bit_order: str | None
     names = [*ckpt.names(), *ckpt.plain_names()]
     if not ltx_config.is_ltx(names):
         return Opened(ckpt, None, names)
-    folder = path if path.is_dir() else path.parent
-    shapes = {name: ckpt.info(name).shape for name in ckpt.names()}
-    shapes.update({name: ckpt.plain_info(name)[0] for name in ckpt.plain_names()})
-    config = ltx_config.find_config(folder, ckpt.metadata, shapes, manifest.ltx23_config)
+    config = completeness.config_of(ckpt)
     if ltx_config.is_ltx_23(names) or not ckpt.plain_names():
         needed = ltx_config.needed_names(config.values, manifest.expected())
         refuse_differences(path, "the checkpoint", needed, names)

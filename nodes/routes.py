@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends, download, fast, inspect, ltx_config, manifest, verify
+from ..hlwq_core import backends, completeness, download, fast, inspect, ltx_config, manifest, verify
 from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
@@ -146,11 +146,7 @@ def _needed(ckpt: Checkpoint, names: list[str]) -> list[str]:
     """The names that the model must have; what is there where the architecture is not ours to know."""
     if not ltx_config.is_ltx(names):
         return names
-    shapes: dict[str, tuple[int, ...]] = {name: ckpt.info(name).shape for name in ckpt.names()}
-    shapes |= {name: ckpt.plain_info(name)[0] for name in ckpt.plain_names()}
-    folder = ckpt.path if ckpt.path.is_dir() else ckpt.path.parent
-    config = ltx_config.find_config(folder, ckpt.metadata, shapes, manifest.ltx23_config)
-    return list(ltx_config.needed_names(config.values, manifest.expected()))
+    return list(ltx_config.needed_names(completeness.config_of(ckpt).values, manifest.expected()))
 
 
 def _memory(ckpt: Checkpoint, names: list[str]) -> dict[str, Any]:
