@@ -275,7 +275,7 @@ def count_bus_bytes() -> dict[str, int]:
     return counted
 
 
-def sample(model: Any, tokens: int, steps: int, counted: dict[str, int], text_width: int) -> dict[str, Any]:
+def sample(model: Any, tokens: int, steps: int, counted: dict[str, int]) -> dict[str, Any]:
     """Euler, cfg 1, joint latents: seconds a step and until the host had enqueued it, bytes over the bus a step."""
     import comfy.model_management
     import comfy.nested_tensor
@@ -287,6 +287,8 @@ def sample(model: Any, tokens: int, steps: int, counted: dict[str, int], text_wi
     latent = comfy.nested_tensor.NestedTensor(
         [torch.zeros(1, 128, frames, height, width), torch.zeros(1, 8, audio, 16)]
     )
+    inner = model.model.diffusion_model
+    text_width = inner.inner_dim + inner.audio_inner_dim  # video and audio stream beside each other
     context = torch.randn(1, TEXT_TOKENS, text_width, generator=torch.Generator().manual_seed(1))
     text = [[context, {"unprocessed_ltxav_embeds": True, "frame_rate": 24.0}]]
     noise = comfy.sample.prepare_noise(latent, 0)
@@ -362,7 +364,6 @@ def weight_error(model: Any) -> float:
     exact = comfy.lora.calculate_weight(model.patches[key], exact, key, intermediate_dtype=torch.float64)
     errors = []
     with torch.inference_mode():
-        bias = module.bias.to(device).to(torch.bfloat16) if module.bias is not None else 0
         for _ in range(2):
             unit = torch.eye(module.in_features, dtype=torch.bfloat16, device=device)
             module_bias, module.bias = module.bias, None
@@ -371,7 +372,6 @@ def weight_error(model: Any) -> float:
             finally:
                 module.bias = module_bias
             errors.append(float((found - exact).norm() / exact.norm()))
-    del bias
     return max(errors)
 
 
@@ -399,11 +399,9 @@ def main() -> None:
         peak = Peak(device)
         before = peak.used()
         peak.start()
-    config, _ = configuration(args.blocks, args.small)
-    text_width = text_width_of(config)
     runs = []
     for tokens in map(int, args.tokens.split(",")):
-        run = sample(model, tokens, args.steps, counted, text_width)
+        run = sample(model, tokens, args.steps, counted)
         latent = run.pop("latent")
         if args.latents is not None and latent is not None:
             torch.save(latent, args.latents.with_name(f"{args.latents.name}-{args.format}-{tokens}.pt"))
@@ -418,15 +416,6 @@ def main() -> None:
         result["lora_weight_error"] = weight_error(model)
     del holder
     print(json.dumps(result))
-
-
-def text_width_of(config: dict[str, Any]) -> int:
-    """Width of the text embeddings that the model takes: video and audio stream beside each other."""
-    t = config["transformer"]
-    return (
-        t["num_attention_heads"] * t["attention_head_dim"]
-        + t["audio_num_attention_heads"] * t["audio_attention_head_dim"]
-    )
 
 
 def hold(free_gib: float, device: torch.device) -> Any:

@@ -94,9 +94,7 @@ def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
         else:
             model = comfy.sd.load_diffusion_model(str(path))
         loaded = time.perf_counter() - begun
-        inner = model.model.diffusion_model
-        width = inner.inner_dim + inner.audio_inner_dim
-        run = full_size.sample(model, TOKENS[size], 3, {"bytes": 0}, width)
+        run = full_size.sample(model, TOKENS[size], 3, {"bytes": 0})
     files = [path] if path.is_file() else list(path.rglob("*.safetensors"))
     return {
         "format": kind,

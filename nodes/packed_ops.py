@@ -11,6 +11,11 @@ from . import compat, kept_decoded
 from .low_rank import LowRank
 
 
+def _keeps_weight(input: torch.Tensor) -> bool:
+    """Whether autograd keeps the weight for its backward pass: then it needs memory of its own."""
+    return torch.is_grad_enabled() and input.requires_grad
+
+
 class PackedOperations(compat.manual_cast):
     """`custom_operations` for ComfyUI's loaders; layers with plain weights work as in core."""
 
@@ -128,7 +133,7 @@ class PackedOperations(compat.manual_cast):
             return (
                 layout.is_packed(weight)
                 and input.dtype.itemsize == kept_decoded.BYTES_A_VALUE
-                and not (torch.is_grad_enabled() and input.requires_grad)
+                and not _keeps_weight(input)
                 and not torch.compiler.is_compiling()
             )
 
@@ -147,7 +152,7 @@ class PackedOperations(compat.manual_cast):
                 and input.dtype in fast.INPUTS
                 and input.numel() >= fast.MIN_ROWS * self.in_features
                 and self.out_features % 16 == 0
-                and not (torch.is_grad_enabled() and input.requires_grad)
+                and not _keeps_weight(input)
             )
 
         def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
@@ -160,8 +165,7 @@ class PackedOperations(compat.manual_cast):
 
         def _dense(self, weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
             low_rank = self.low_rank
-            keep = torch.is_grad_enabled() and input.requires_grad
-            if layout.is_packed(weight) and not keep and not torch.compiler.is_compiling():
+            if layout.is_packed(weight) and not _keeps_weight(input) and not torch.compiler.is_compiling():
                 # Straight from the cast weight's codes: the wrapper's dispatch costs 20 µs a layer on the host.
                 decode = layout.scratch_decoder(weight, input.dtype)
                 return decode(None if low_rank is None else low_rank.factors(input.device, input.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import shutil
@@ -201,6 +202,20 @@ class TestUpscaler:
         assert config_from_shapes({name: tuple(v.shape) for name, v in model.state_dict().items()}) == config
 
 
+@contextlib.contextmanager
+def imported_again(pack, name):
+    """The pack once more, as ComfyUI imports it, under another name that is forgotten afterwards."""
+    root = Path(pack.__file__).parent
+    spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        for imported in [imported for imported in sys.modules if imported.startswith(name)]:
+            del sys.modules[imported]
+
+
 class TestExtension:
     """How ComfyUI meets the pack."""
 
@@ -225,36 +240,18 @@ class TestExtension:
         import comfyui_version
 
         monkeypatch.setattr(comfyui_version, "__version__", "0.29.0")
-        root = Path(pack.__file__).parent
-        spec = importlib.util.spec_from_file_location(
-            "comfyui_hlwq_old", root / "__init__.py", submodule_search_locations=[str(root)]
-        )
-        old = sys.modules["comfyui_hlwq_old"] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(old)
+        with imported_again(pack, "comfyui_hlwq_old") as old:
             assert not hasattr(old, "comfy_entrypoint") and old.NODE_CLASS_MAPPINGS == {}
             assert "comfyui_hlwq_old.nodes.extension" not in sys.modules
             assert sum("needs ComfyUI" in record.message for record in caplog.records) == 1
-        finally:
-            for name in [name for name in sys.modules if name.startswith("comfyui_hlwq_old")]:
-                del sys.modules[name]
 
     def test_a_changed_comfyui_is_named_with_what_it_lacks(self, pack, monkeypatch):
         """An update that takes away one of core's private names: which one, and what to do."""
         import comfy.ops
 
         monkeypatch.delattr(comfy.ops, "run_every_op")
-        root = Path(pack.__file__).parent
-        spec = importlib.util.spec_from_file_location(
-            "comfyui_hlwq_changed", root / "__init__.py", submodule_search_locations=[str(root)]
-        )
-        changed = sys.modules["comfyui_hlwq_changed"] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(changed)
-            with pytest.raises(
-                ImportError, match=r"does not fit this ComfyUI \(.*run_every_op.*No HLWQ node was loaded"
-            ):
-                asyncio.run(changed.comfy_entrypoint())
-        finally:
-            for name in [name for name in sys.modules if name.startswith("comfyui_hlwq_changed")]:
-                del sys.modules[name]
+        with (
+            imported_again(pack, "comfyui_hlwq_changed") as changed,
+            pytest.raises(ImportError, match=r"does not fit this ComfyUI \(.*run_every_op.*No HLWQ node was loaded"),
+        ):
+            asyncio.run(changed.comfy_entrypoint())
