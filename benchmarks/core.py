@@ -42,6 +42,7 @@ def boot(comfyui: str | None = None, dynamic: bool = True) -> bool:
         devices = comfy.model_management.get_all_torch_devices()
         if not comfy_aimdo.control.init_devices((d.index, int(args.vram_headroom * 1024**3)) for d in devices):
             raise SystemExit("comfy-aimdo does not work here: no dynamic VRAM")
+        comfy_aimdo.control.set_log_info()  # else it tells of every allocation
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True
     return dynamic

@@ -25,10 +25,13 @@ INPUTS = (torch.bfloat16, torch.float16, torch.float32)
 DTYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 LIMITS = {"fp8": 448.0, "int8": 127.0}
 CAPABILITY = {"fp8": (8, 9), "int8": (7, 5)}
-# With fewer rows of activations, reading the weight is all that counts, and exact decoding reads no more.
-MIN_ROWS = 32
+# With fewer rows of activations, reading the weight is all that counts, exact decoding reads no more, and it is one launch
+# where fast mode takes two.
+MIN_ROWS = 512
 # INT8 sums are 4 bytes: this many rows' sums are held at a time.
 SUMS = 1 << 24
+# The vendor's INT8 product takes no fewer than 17 rows.
+MIN_INT8_ROWS = 32
 
 
 class EightBit(NamedTuple):
@@ -36,7 +39,7 @@ class EightBit(NamedTuple):
 
     Attributes:
         values: float8 or int8 `[rows, padded]`, padded to whole blocks.
-        scales: float32 `[rows]`: the matrix is `values · scales`.
+        scales: float32 `[rows, 1]`: the matrix is `values · scales`.
     """
 
     values: torch.Tensor
@@ -45,13 +48,13 @@ class EightBit(NamedTuple):
 
 def round_rows(x: torch.Tensor, kind: str) -> EightBit:
     """float32 `[rows, padded]` to 8 bits with one scale a row."""
-    scales = x.abs().amax(dim=1) / LIMITS[kind]
+    scales = x.abs().amax(dim=1, keepdim=True) / LIMITS[kind]
     return EightBit(_rounded(x * _inverse(scales), kind), scales)
 
 
 def _inverse(scales: torch.Tensor) -> torch.Tensor:
-    """`[rows]` to `[rows, 1]`; 0 where a row is zero."""
-    return torch.where(scales > 0, 1 / scales, 0)[:, None]
+    """0 where a row is zero."""
+    return torch.where(scales > 0, 1 / scales, 0)
 
 
 def _rounded(scaled: torch.Tensor, kind: str) -> torch.Tensor:
@@ -71,14 +74,14 @@ def weight_reference(
     """What `weight` computes, in plain torch, on any device. The scale is that of the row's largest norm and level."""
     rows, num_blocks = norms.shape
     levels = table[unpack(codes, bits, packing).int()].reshape(rows, num_blocks, BLOCK)
-    scales = norms.float().amax(dim=1) * table.abs().max() / LIMITS[kind]
+    scales = norms.float().amax(dim=1, keepdim=True) * table.abs().max() / LIMITS[kind]
     factors = norms.float() * _inverse(scales)
     return EightBit(_rounded((levels * factors[:, :, None]).reshape(rows, -1), kind), scales)
 
 
 def multiply_reference(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """What `multiply` computes, in plain torch, on any device."""
-    product = (x.values.float() @ w.values.float().t()) * x.scales[:, None] * w.scales
+    product = (x.values.float() @ w.values.float().t()) * x.scales * w.scales.t()
     return (product if bias is None else product + bias.float()).to(dtype)
 
 
@@ -139,17 +142,40 @@ def weight(
         codes, norms, table, bits, packing: as for `backends.eager.decode`.
         kind: `fp8` or `int8`.
     """
+    out = scratch(norms.shape[0], norms.shape[1] * BLOCK, kind, codes.device)
+    prepare_weight(codes, norms, table, bits, packing, kind)(out)
+    return out
+
+
+def scratch(rows: int, padded: int, kind: str, device: torch.device) -> EightBit:
+    """A weight's place in the device's scratch buffer, valid until the next layer is decoded."""
+    return EightBit(
+        ops.scratch(rows, padded, DTYPES[kind], device), ops.scratch(rows, 1, torch.float32, device, "scales")
+    )
+
+
+def prepare_weight(
+    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+) -> Callable[[EightBit], object]:
+    """A function that writes the packed weight in 8 bits to where it is told; on CUDA one call into the driver.
+
+    Args:
+        codes, norms, table, bits, packing: as for `backends.eager.decode`.
+        kind: `fp8` or `int8`.
+    """
     if codes.device.type == "cuda":
         from .backends import cuda_fast
 
-        rows, num_blocks = norms.shape
-        out = EightBit(
-            ops.scratch(rows, num_blocks * BLOCK, DTYPES[kind], codes.device),
-            ops.scratch(rows, 1, torch.float32, codes.device, "scales").view(rows),
-        )
-        if cuda_fast.weight(codes, norms, table, bits, packing, kind, out):
-            return out
-    return weight_reference(codes, norms, table, bits, packing, kind)
+        run = cuda_fast.prepare_weight(codes, norms, table, bits, packing, kind)
+        if run is not None:
+            return run
+
+    def reference(out: EightBit) -> None:
+        made = weight_reference(codes, norms, table, bits, packing, kind)
+        out.values.copy_(made.values)
+        out.scales.copy_(made.scales)
+
+    return reference
 
 
 class SharedInput:
@@ -196,11 +222,30 @@ def multiply(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.d
         return multiply_reference(x, w, bias, dtype)
     if w.values.dtype is torch.int8:
         return _multiply_int8(x, w, bias, dtype)
-    scales = x.scales[:, None], w.scales[None, :]
+    return _multiply_fp8(x, w, None if bias is None else bias.to(torch.bfloat16)).to(dtype)
+
+
+# Shapes (rows, padded, out) that the vendor's product does not take together with a bias: few rows, long ones.
+_bias_apart: set[tuple[int, int, int]] = set()
+
+
+def _multiply_fp8(x: EightBit, w: EightBit, bias: torch.Tensor | None) -> torch.Tensor:
     # Scales a row want a bfloat16 result.
-    bias = None if bias is None else bias.to(torch.bfloat16)
-    result = torch._scaled_mm(x.values, w.values.t(), *scales, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
-    return result.to(dtype)
+    product = functools.partial(
+        torch._scaled_mm, x.values, w.values.t(), x.scales, w.scales.t(),
+        out_dtype=torch.bfloat16, use_fast_accum=True,
+    )  # fmt: skip
+    if bias is None:
+        return product()
+    shape = (*x.values.shape, w.values.shape[0])
+    if shape not in _bias_apart:
+        try:
+            return product(bias=bias)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, or a broken device
+                raise
+            _bias_apart.add(shape)
+    return product().add_(bias)
 
 
 def _multiply_int8(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -208,10 +253,10 @@ def _multiply_int8(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: t
 
     rows, columns = x.values.shape[0], w.values.shape[0]
     out = torch.empty((rows, columns), dtype=dtype, device=x.values.device)
-    step = max(MIN_ROWS, SUMS // columns)
+    step = max(MIN_INT8_ROWS, SUMS // columns)
     for start in range(0, rows, step):
-        # The vendor's product takes no fewer than 17 rows: the last piece begins earlier, and writes some rows again.
-        start = min(start, max(0, rows - MIN_ROWS))
+        # The last piece begins earlier where it would be too short, and writes some rows again.
+        start = min(start, max(0, rows - MIN_INT8_ROWS))
         part = slice(start, min(rows, start + step))
         sums = torch._int_mm(x.values[part], w.values.t())
         cuda_fast.scale(sums, x.scales[part], w.scales, bias, out[part])

@@ -77,7 +77,7 @@ def _rotate_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor
 def _fake_rotate(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     rows = math.prod(x.shape[:-1])
     values = x.new_empty((rows, -(-x.shape[-1] // BLOCK) * BLOCK), dtype=fast.DTYPES[kind])
-    return values, x.new_empty(rows, dtype=torch.float32)
+    return values, x.new_empty((rows, 1), dtype=torch.float32)
 
 
 def _fast_linear(
@@ -304,6 +304,42 @@ def scratch_decoder(weight: QuantizedTensor, dtype: torch.dtype) -> ScratchDecod
     return decoder
 
 
+class EightBitDecoder:
+    """As ScratchDecoder, but to 8 bits, still rotated (see fast.py).
+
+    Args:
+        weight: the packed tensor.
+        kind: `fp8` or `int8`.
+
+    Attributes:
+        rows, padded, kind, device: of the result.
+    """
+
+    __slots__ = ("_run", "device", "kind", "padded", "rows")
+
+    def __init__(self, weight: QuantizedTensor, kind: str):
+        codes, params = weight._qdata, weight._params
+        self.rows, self.padded = params.scale.shape[0], params.scale.shape[1] * BLOCK
+        self.kind, self.device = kind, codes.device
+        table = scaled_table(params.codebook, params.bits, str(codes.device))
+        self._run = fast.prepare_weight(codes, params.scale, table, params.bits, params.packing, kind)
+
+    def __call__(self, out: fast.EightBit | None = None) -> fast.EightBit:
+        """The weight `[out, padded]`, in the scratch buffer (valid until the next layer is decoded) unless told where to."""
+        if out is None:
+            out = fast.scratch(self.rows, self.padded, self.kind, self.device)
+        self._run(out)
+        return out
+
+
+def eight_bit_decoder(weight: QuantizedTensor, kind: str) -> EightBitDecoder:
+    """The 8-bit decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
+    decoder = weight.__dict__.get("_eight_bit_decoder")
+    if decoder is None or decoder.kind != kind:
+        decoder = weight._eight_bit_decoder = EightBitDecoder(weight, kind)
+    return decoder
+
+
 def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype) -> torch.Tensor:
     """Decode codes and parameters of a quantized tensor to `[out, in]` of `dtype`, in memory of its own."""
     table = scaled_table(params.codebook, params.bits, str(qdata.device))
@@ -319,6 +355,7 @@ def fast_linear(
     kind: str,
     shared: fast.SharedInput | None = None,
     last: bool = True,
+    decoded: fast.EightBit | None = None,
 ) -> torch.Tensor:
     """`x · Wᵀ + bias` in 8 bits (see fast.py).
 
@@ -329,16 +366,21 @@ def fast_linear(
         kind: `fp8` or `int8`.
         shared: of the layers that read the same input, in turn.
         last: whether this is the last of them.
+        decoded: the weight in 8 bits, where somebody kept it.
 
     Returns:
         `[..., out]` in the dtype of `x`.
     """
-    compiling = torch.compiler.is_compiling()
     # An operator of torch costs the host 30 µs; only compiled code needs it.
+    compiling = torch.compiler.is_compiling()
     rotate = functools.partial(_rotate_operator if compiling else _rotate_rows, kind=kind)
-    linear = _fast_linear_operator if compiling else _fast_linear
     values, scales = rotate(x) if shared is None else shared.rotate(x, last, rotate)
-    codes, params = weight._qdata, weight._params
-    named = params.codebook, params.bits, params.packing, kind, x.dtype
-    result = linear(values, scales, codes, params.scale, bias, *named)
-    return result.view(*x.shape[:-1], codes.shape[0])
+    if compiling:
+        codes, params = weight._qdata, weight._params
+        named = params.codebook, params.bits, params.packing, kind, x.dtype
+        result = _fast_linear_operator(values, scales, codes, params.scale, bias, *named)
+    else:
+        if decoded is None:
+            decoded = eight_bit_decoder(weight, kind)()
+        result = fast.multiply(fast.EightBit(values, scales), decoded, bias, x.dtype)
+    return result.view(*x.shape[:-1], result.shape[1])

@@ -5,11 +5,13 @@ Sources: ComfyUI 0.30.0, `comfy/{ops,model_patcher,lora,sd,model_management,util
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import comfy.cli_args
 import comfy.clip_model
 import comfy.hooks
+import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.memory_management
 import comfy.model_management
@@ -44,6 +46,7 @@ __all__ = [
     "VAE",
     "WeightAdapterBase",
     "aimdo_to_tensor",
+    "attention_pytorch",
     "cast_bias_weight",
     "core_patcher_class",
     "disable_weight_init",
@@ -65,6 +68,8 @@ __all__ = [
 ]
 
 model_vbar = comfy_aimdo.model_vbar
+# The function itself, as overrides of the attention are given it.
+attention_pytorch = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
 aimdo_to_tensor = comfy_aimdo.torch.aimdo_to_tensor
 CallbacksMP = comfy.patcher_extension.CallbacksMP
 LowVramPatch = comfy.model_patcher.LowVramPatch
@@ -89,6 +94,30 @@ utils = comfy.utils
 def core_patcher_class(disable_dynamic: bool = False) -> type:
     """The patcher class that ComfyUI uses in this process: decided at its start, hence not a constant here."""
     return ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+
+
+def take_resident(module: torch.nn.Module, device: torch.device) -> tuple[Any, Any, Any] | None:
+    """Weight and bias of a layer that dynamic VRAM has on `device`, as `cast_bias_weight` would give them, in a quarter of
+    the host's time. The third item goes to `release_resident` after use. None: ask `cast_bias_weight`."""
+    state = module.__dict__
+    allocation = state.get("_v")
+    if allocation is None or module._parameters["weight"].device == device:
+        return None
+    prefetch = state.get("_prefetch")
+    if prefetch is not None:  # looked at, and held, for the whole block
+        return (state["_v_weight"], state["_v_bias"], None) if prefetch["resident"] else None
+    signature = model_vbar.vbar_fault(allocation)
+    if signature is None:
+        return None
+    if model_vbar.vbar_signature_compare(signature, state.get("_v_signature")):
+        return state["_v_weight"], state["_v_bias"], allocation
+    model_vbar.vbar_unpin(allocation)
+    return None
+
+
+def release_resident(held: Any) -> None:
+    """Let dynamic VRAM take a layer's memory again, if it needs it."""
+    model_vbar.vbar_unpin(held)
 
 
 def file_source() -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import layout
+from ..hlwq_core import fast, layout
+from ..hlwq_core.codebook import BLOCK
 from . import compat
 
 ENVIRONMENT_VARIABLE = "HLWQ_KEEP_DECODED"
@@ -28,11 +29,12 @@ def wanted() -> bool:
 class Place:
     """Where one layer's decoded weight is kept, as long as the memory is lent."""
 
-    __slots__ = ("_allocation", "_decoded", "_holds")
+    __slots__ = ("_allocation", "_holds", "_kind", "_view")
 
     def __init__(self, allocation: tuple):
         self._allocation = allocation
-        self._decoded: torch.Tensor | None = None
+        self._kind: Any = None  # what the view is for: a dtype, or a kind of 8 bits
+        self._view: Any = None
         self._holds: tuple = ()
 
     def take(self, decode: layout.ScratchDecoder, low_rank: Any) -> torch.Tensor | None:
@@ -42,25 +44,53 @@ class Place:
             decode: the layer's decoder.
             low_rank: what it adds to the weight (`LowRank`), or None.
         """
+        holds = self._fault(decode.dtype, low_rank)
+        if holds is None:
+            return None
+        if self._view is None:
+            rows, columns = decode.shape
+            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
+            self._view = memory[: rows * columns * BYTES_A_VALUE].view(decode.dtype).view(rows, columns)
+        if self._holds != holds:
+            decode(None if low_rank is None else low_rank.factors(decode.device, decode.dtype), self._view)
+            self._holds = holds
+        return self._view
+
+    def take_eight_bit(self, decode: layout.EightBitDecoder) -> fast.EightBit | None:
+        """As `take`, in 8 bits."""
+        holds = self._fault(decode.kind, None)
+        if holds is None:
+            return None
+        if self._view is None:
+            rows, padded = decode.rows, decode.padded
+            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
+            values = memory[: rows * padded].view(fast.DTYPES[decode.kind]).view(rows, padded)
+            scales = memory[rows * padded : rows * (padded + 4)].view(torch.float32).view(rows, 1)
+            self._view = fast.EightBit(values, scales)
+        if self._holds != holds:
+            decode(self._view)
+            self._holds = holds
+        return self._view
+
+    def _fault(self, kind: Any, low_rank: Any) -> tuple | None:
+        """What the place must hold to be of use; None if no memory is lent."""
         signature = compat.model_vbar.vbar_fault(self._allocation)
         if signature is None:
             self._holds = ()
             return None
-        rows, columns = decode.shape
-        if self._decoded is None or self._decoded.dtype is not decode.dtype:
-            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
-            self._decoded = memory[: rows * columns * BYTES_A_VALUE].view(decode.dtype).view(rows, columns)
-            self._holds = ()
-        holds = (bytes(signature), low_rank, decode.dtype)
-        if self._holds != holds:
-            factors = None if low_rank is None else low_rank.factors(decode.device, decode.dtype)
-            decode(factors, self._decoded)
-            self._holds = holds
-        return self._decoded
+        if self._kind != kind:
+            self._kind, self._view, self._holds = kind, None, ()
+        return bytes(signature), low_rank
 
     def release(self) -> None:
         """Let ComfyUI take the memory again, if it needs it."""
         compat.model_vbar.vbar_unpin(self._allocation)
+
+
+def _bytes(weight: Any) -> int:
+    """Enough for the decoded weight, in 16 bits or in 8 and padded, with scales."""
+    rows, num_blocks = weight._params.scale.shape
+    return max(weight.numel() * BYTES_A_VALUE, rows * (num_blocks * BLOCK + 4))
 
 
 def lend_places(model: torch.nn.Module, modules: list[torch.nn.Module], device: torch.device) -> None:
@@ -69,7 +99,7 @@ def lend_places(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
     if device not in reservations:
         # Small layers first: they cost a launch each for little memory, and the first are kept the longest.
         modules = sorted(modules, key=lambda module: module.weight.numel())
-        sizes = [module.weight.numel() * BYTES_A_VALUE for module in modules]
+        sizes = [_bytes(module.weight) for module in modules]
         reservation = compat.model_vbar.ModelVBAR(sum(sizes) + 512 * len(sizes), device.index)
         reservations[device] = reservation
         for module, size in zip(modules, sizes, strict=True):

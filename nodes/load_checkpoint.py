@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hlwq_core import backends, fast
+from ..hlwq_core import attention, backends, fast
 from ..hlwq_core.errors import HLWQError
 from . import compat, locations, model_loading
 
@@ -103,7 +103,9 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
     ]
     if mode == model_loading.FAST:
         kind, reason = fast.choose(device)
-        lines.append(f"  fast mode: {kind or f'not available, decoded exactly: {reason}'}")
+        lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
+        reason = attention.unavailable_reason(device)
+        lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")
     if facts["upscalers"]:
         lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
     return "\n".join(lines)
@@ -165,8 +167,8 @@ class HLWQLoadCheckpoint(io.ComfyNode):
                     default=model_loading.EXACT,
                     optional=True,
                     tooltip="exact decodes every weight. fast multiplies in 8 bits (FP8 from Ada on, INT8 on Turing and "
-                    "Ampere): quicker where the picture is large, with a small error of its own. Where the card cannot, "
-                    "the report says so and decoding stays exact.",
+                    "Ampere) and attends by cuDNN on Hopper and later: quicker, with a small error of its own. Where the "
+                    "card cannot, the report says so and decoding stays exact.",
                 ),
             ],
             outputs=[

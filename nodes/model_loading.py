@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import codec, completeness, fast, layout, ltx_config, manifest
+from ..hlwq_core import attention, codec, completeness, fast, layout, ltx_config, manifest
 from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
-from . import compat, patchers
+from . import compat, faster_attention, patchers
 from .packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
@@ -145,7 +145,7 @@ def diffusion_model(
     Args:
         backend: what decodes them.
         pack_rest: also pack the large linear layers that the checkpoint leaves dense.
-        mode: `exact`, or `fast` to multiply in 8 bits where the device can; elsewhere a warning says why not.
+        mode: `exact`, or `fast` to multiply in 8 bits and attend by cuDNN where the device can; a warning says why not.
         disable_dynamic: for ComfyUI's other patcher.
         step: called once a tensor.
 
@@ -190,11 +190,14 @@ def diffusion_model(
     if pack_rest:
         pack_the_rest(model, opened.checkpoint, backend)
     if mode == FAST:
-        kind, reason = fast.choose(compat.model_management.get_torch_device())
+        device = compat.model_management.get_torch_device()
+        kind, reason = fast.choose(device)
         if kind is None:
             _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
         else:
             make_fast(model, kind)
+        if attention.unavailable_reason(device) is None:
+            faster_attention.use(patcher)
     return patchers.adopt(patcher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from ..hlwq_core import fast, layout
 from . import compat, kept_decoded
 from .low_rank import LowRank
+
+_log = logging.getLogger(__name__)
 
 
 def _keeps_weight(input: torch.Tensor) -> bool:
@@ -112,22 +115,37 @@ class PackedOperations(compat.manual_cast):
             weight = self._parameters["weight"]
             if not layout.is_packed(weight):
                 return self.forward_comfy_cast_weights(input)
+            patched = bool(self.weight_function or self.bias_function)
+            if not patched and not torch.compiler.is_compiling():
+                resident = compat.take_resident(self, input.device)
+                if resident is not None:
+                    weight, bias, held = resident
+                    if bias is not None and bias.dtype is not input.dtype:
+                        bias = bias.to(input.dtype)
+                    try:
+                        return self._multiply(weight, bias, input)
+                    finally:
+                        compat.release_resident(held)
             # With functions the cast decodes and applies them; in float32, so that a small patch is rounded once, not twice.
             dtype = torch.float32 if self.weight_function else weight.dtype
             weight, bias, stream = compat.cast_bias_weight(
                 self, None, dtype=dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
             )
-            can_be_fast = self.eight_bit is not None and self._can_be_fast(weight, input)
-            if self.shared is not None and not can_be_fast:
-                self.shared.clear()  # nobody after this layer would, and an input at full size is large
-            if can_be_fast:
-                output = self._fast(weight, bias, input)
-            elif self.place is not None and self._can_be_kept(weight, input):
-                output = self._kept(weight, bias, input)
-            else:
-                output = torch.nn.functional.linear(input, self._dense(weight, input), bias)
+            output = self._multiply(weight, bias, input)
             compat.uncast_bias_weight(self, weight, bias, stream)
             return output
+
+        def _multiply(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+            """The product with a weight on the input's device, in the way that fits."""
+            if self.eight_bit is not None and self._can_be_fast(weight, input):
+                output = self._fast(weight, bias, input)
+                if output is not None:
+                    return output
+            if self.shared is not None:
+                self.shared.clear()  # nobody after this layer would, and an input at full size is large
+            if self.place is not None and self._can_be_kept(weight, input):
+                return self._kept(weight, bias, input)
+            return torch.nn.functional.linear(input, self._dense(weight, input), bias)
 
         def _can_be_kept(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
             return (
@@ -155,8 +173,24 @@ class PackedOperations(compat.manual_cast):
                 and not _keeps_weight(input)
             )
 
-        def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
-            output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared)
+        def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
+            """The product in 8 bits; None, from now on, where the device's library has none for this layer."""
+            place = None if torch.compiler.is_compiling() else self.place
+            kept = None if place is None else place.take_eight_bit(layout.eight_bit_decoder(weight, self.eight_bit))
+            try:
+                output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)
+            except RuntimeError as error:
+                if type(error) is not RuntimeError:  # out of memory, or a broken device
+                    raise
+                _log.warning(
+                    "HLWQ: no fast product for %s × %s, this layer stays exact: %s",
+                    tuple(input.shape), tuple(weight.shape), str(error).splitlines()[0],
+                )  # fmt: skip
+                self.eight_bit = None
+                return None
+            finally:
+                if kept is not None:
+                    place.release()
             if self.low_rank is not None:
                 up, down = self.low_rank.factors(input.device, input.dtype)
                 thin = torch.nn.functional.linear(input.reshape(-1, self.in_features), down)

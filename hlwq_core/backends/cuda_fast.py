@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from .. import fast
 from ..codebook import BLOCK
 from . import cuda
-from .nvrtc import Kernel, Launch
+from .nvrtc import Kernel, Launch, pointer
 from .proof import random_layer
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def rotate(x: torch.Tensor, kind: str) -> fast.EightBit:
     if x.data_ptr() % 16:
         x = x.clone()
     values = torch.empty((rows, -(-columns // BLOCK) * BLOCK), dtype=fast.DTYPES[kind], device=x.device)
-    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     launch = _rotate_launch(x.device.index or 0, columns, x.dtype, kind)
     launch.blocks = rows
     for argument, tensor in zip(launch.arguments, (x, values, scales), strict=False):
@@ -76,49 +77,33 @@ def _peak(table: torch.Tensor) -> float:
     return float(table.abs().max())
 
 
-@functools.lru_cache(maxsize=64)
-def _weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
-    kernel = _kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
-    pointers = [ctypes.c_uint64() for _ in range(5)]
-    return Launch(kernel, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
+def prepare_weight(
+    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+) -> Callable[[fast.EightBit], object] | None:
+    """As `fast.prepare_weight`; None where there is no kernel that can."""
+    if not _weight_proven(codes.device, bits, packing, kind):
+        return None
+    return _weight_launcher(codes, norms, table, bits, packing, kind)
 
 
-def weight(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    kind: str,
-    out: fast.EightBit,
-) -> bool:
-    """As `fast.weight`, into `out`; whether there is a kernel that can."""
-    proven = _weight_proven(codes.device, bits, packing, kind)
-    if proven:
-        _launch_weight(codes, norms, table, bits, packing, kind, out)
-    return proven
-
-
-def _launch_weight(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    kind: str,
-    out: fast.EightBit,
-) -> None:
-    codes, norms = codes.contiguous(), norms.contiguous()
+def _weight_launcher(
+    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+) -> Callable[[fast.EightBit], object]:
+    codes, norms, table = codes.contiguous(), norms.contiguous(), table.contiguous()
     if codes.data_ptr() % 2:
         codes = codes.clone()
     rows, num_blocks = norms.shape
-    launch = _weight_launch(codes.device.index or 0, bits, packing, kind)
-    launch.blocks = -(-rows * 32 // THREADS)
-    for argument, tensor in zip(launch.arguments, (codes, norms, table, *out), strict=False):
-        argument.value = tensor.data_ptr()
-    for argument, number in zip(launch.arguments[5:], (rows, num_blocks, _peak(table)), strict=True):
-        argument.value = number
-    launch()
+    kernel = _kernel(codes.device.index or 0, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
+    values, scales = ctypes.c_uint64(), ctypes.c_uint64()
+    numbers = ctypes.c_uint32(rows), ctypes.c_uint32(num_blocks), ctypes.c_float(_peak(table))
+    blocks = -(-rows * 32 // THREADS)
+    launch = Launch(kernel, blocks, THREADS, *map(pointer, (codes, norms, table)), values, scales, *numbers)
+
+    def run(out: fast.EightBit, held: tuple[torch.Tensor, ...] = (codes, norms, table)) -> None:
+        values.value, scales.value = out.values.data_ptr(), out.scales.data_ptr()
+        launch()
+
+    return run
 
 
 @functools.lru_cache(maxsize=64)
@@ -136,8 +121,8 @@ def _prove_weight(device: torch.device, bits: int, packing: str, kind: str) -> f
     rows, num_blocks = 64, 3
     codes, norms, table = random_layer(rows, num_blocks, bits, packing, torch.Generator().manual_seed(0))
     values = torch.empty((rows, num_blocks * BLOCK), dtype=fast.DTYPES[kind], device=device)
-    made = fast.EightBit(values, torch.empty(rows, dtype=torch.float32, device=device))
-    _launch_weight(codes.to(device), norms.to(device), table.to(device), bits, packing, kind, made)
+    made = fast.EightBit(values, torch.empty((rows, 1), dtype=torch.float32, device=device))
+    _weight_launcher(codes.to(device), norms.to(device), table.to(device), bits, packing, kind)(made)
     expected = fast.weight_reference(codes, norms, table, bits, packing, kind)
     _compare("the kernel for weights", _dense(made).cpu(), _dense(expected), 2e-2)
     return made
@@ -186,7 +171,7 @@ def prove(device: torch.device, kind: str) -> None:
 
 
 def _dense(pair: fast.EightBit) -> torch.Tensor:
-    return pair.values.float() * pair.scales[:, None]
+    return pair.values.float() * pair.scales
 
 
 def _compare(what: str, found: torch.Tensor, expected: torch.Tensor, allowed: float) -> None:

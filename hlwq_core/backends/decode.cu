@@ -36,16 +36,25 @@ extern "C" __global__ void __launch_bounds__(256) hlwq_decode(
     const unsigned int column = (block - row * num_blocks) * 128 + lane * PER_LANE;
     value_t* target = out + (size_t)row * in_features + column;
     if (in_features % 128 == 0) {
-        union { value_t values[PER_LANE]; Vector vectors[sizeof(value_t)]; } whole;
+        Vector* vectors = (Vector*)target;
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) v[i] *= norm;
 #if ADD
+        union { value_t values[PER_LANE]; Vector vectors[sizeof(value_t)]; } held;
 #pragma unroll
-        for (int i = 0; i < (int)sizeof(value_t); i++) whole.vectors[i] = ((Vector*)target)[i];
+        for (int i = 0; i < (int)sizeof(value_t); i++) held.vectors[i] = vectors[i];
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) v[i] += widen(held.values[i]);
 #endif
+#if OUTPUT == 0
 #pragma unroll
-        for (int i = 0; i < PER_LANE; i++)
-            whole.values[i] = convert(ADD ? v[i] * norm + widen(whole.values[i]) : v[i] * norm);
+        for (int i = 0; i < PER_LANE; i += 4) vectors[i / 4] = *(Vector*)&v[i];
+#else
 #pragma unroll
-        for (int i = 0; i < (int)sizeof(value_t); i++) ((Vector*)target)[i] = whole.vectors[i];
+        for (int i = 0; i < PER_LANE; i += 8)
+            vectors[i / 8] = {convert_pair(v[i], v[i + 1]), convert_pair(v[i + 2], v[i + 3]),
+                              convert_pair(v[i + 4], v[i + 5]), convert_pair(v[i + 6], v[i + 7])};
+#endif
     } else {
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++)

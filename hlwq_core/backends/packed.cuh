@@ -51,6 +51,23 @@ static __device__ __forceinline__ float widen(value_t value) {
 #endif
 }
 
+#if OUTPUT != 0
+// Two neighbours in one register, the first one low. Ampere converts pairs by itself.
+static __device__ __forceinline__ unsigned int convert_pair(float first, float second) {
+#if !defined(HLWQ_HOST) && __CUDA_ARCH__ >= 800
+    unsigned int pair;
+#if OUTPUT == 1
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#endif
+    return pair;
+#else
+    return (unsigned int)convert(first) | (unsigned int)convert(second) << 16;
+#endif
+}
+#endif
+
 // The 128-point Walsh-Hadamard transform (not normalized) of a block: four stages within a lane's registers, three across lanes.
 static __device__ __forceinline__ void transform(float* v, int lane) {
 #pragma unroll

@@ -112,7 +112,7 @@ def addresses(*tensors: torch.Tensor) -> list[ctypes.c_void_p]:
 
 def empty(rows: int, columns: int, kind: str) -> fast.EightBit:
     values = torch.full((rows, columns), 77, dtype=torch.uint8).view(fast.DTYPES[kind])
-    return fast.EightBit(values, torch.full((rows,), -1.0))
+    return fast.EightBit(values, torch.full((rows, 1), -1.0))
 
 
 def assert_same(found: fast.EightBit, expected: fast.EightBit) -> None:
@@ -120,7 +120,7 @@ def assert_same(found: fast.EightBit, expected: fast.EightBit) -> None:
     assert torch.allclose(found.scales, expected.scales, rtol=1e-5)
     differ = found.values.view(torch.uint8) != expected.values.view(torch.uint8)
     assert float(differ.float().mean()) < 0.01
-    dense = [pair.values.float() * pair.scales[:, None] for pair in (found, expected)]
+    dense = [pair.values.float() * pair.scales for pair in (found, expected)]
     assert relative(*dense) < 0.01
 
 

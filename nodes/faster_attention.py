@@ -1,0 +1,42 @@
+"""Fast mode's attention, hung in where ComfyUI lets a model bring its own: `optimized_attention_override`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..hlwq_core import attention
+from . import compat
+
+KEY = "optimized_attention_override"
+
+
+def faster_attention(
+    function: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    heads: int,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """`attention.attend` where it computes what the chosen function would, and faster; else that function.
+
+    Whoever started ComfyUI with another attention (sage, flash, xformers, split) keeps it.
+    """
+    same = (
+        function is compat.attention_pytorch
+        and not args
+        and options.get("mask") is None
+        and not any(options.get(name) for name in ("skip_reshape", "skip_output_reshape", "enable_gqa"))
+    )
+    if same and attention.fits(q, k, heads):
+        return attention.attend(q, k, v, heads, options.get("scale"))
+    return function(q, k, v, heads, *args, **options)
+
+
+def use(patcher: Any) -> None:
+    """Let the patcher's model, and its clones, attend faster; a node that sets its own attention later replaces it."""
+    patcher.model_options.setdefault("transformer_options", {}).setdefault(KEY, faster_attention)
