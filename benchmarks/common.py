@@ -48,11 +48,12 @@ def save(name: str, figures: dict[str, Any], summary: dict[str, float | None]) -
     RESULTS.mkdir(exist_ok=True)
     out = Path(os.environ.get("OUT", RESULTS))
     (out / f"{name}.json").write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
-    path = RESULTS / "summary.json"
+    path = out / "summary.json"
+    if not path.exists():
+        path = RESULTS / "summary.json"
     flat = json.loads(path.read_text()) if path.exists() else {}
     flat.update(summary)
     (out / "summary.json").write_text(json.dumps(dict(sorted(flat.items())), indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
 
 
 def seconds(function: Callable[[], Any], repeat: int = 20, warm: int = 3, device: str = "cpu") -> float:

@@ -3,13 +3,14 @@
     python benchmarks/full_size.py --format hlwq --tokens 6144,24576
 
 Weights are random and shapes real; one block's tensors stand for all 48 on the host, each block has its own on the GPU. The
-last line is the result as JSON. `steps.py` runs this for every format and compares.
+last line is the result as JSON, after the word RESULT. `steps.py` runs this for every format and compares.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -40,7 +41,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
     parser.add_argument("--plain-patcher", action="store_true", help="without dynamic VRAM")
     parser.add_argument("--host", action="store_true", help="also the host's time of one linear layer")
-    parser.add_argument("--latents", type=Path, help="write the latents after the first step there")
+    parser.add_argument("--peak", action="store_true", help="also the most memory in use; its measurement disturbs times")
+    parser.add_argument("--serve", action="store_true", help="take runs from standard input, as steps.py gives them")
     parser.add_argument("--small", action="store_true", help="narrow layers: to try this program on a CPU")
     return parser.parse_args()
 
@@ -93,7 +95,8 @@ def is_layer(name: str, shape: tuple[int, ...]) -> bool:
 
 def dense_weights(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, torch.Tensor]:
     """BF16 weights; what one block has stands for all blocks."""
-    generator = torch.Generator().manual_seed(0)
+    # Numbers from one pool, whose odd length keeps rows apart: drawing 5e9 anew takes half a minute.
+    pool = torch.randn(4_000_037, generator=torch.Generator().manual_seed(0)).bfloat16()
     made: dict[str, torch.Tensor] = {}
     weights = {}
     for name, (_, shape) in tensors.items():
@@ -102,14 +105,14 @@ def dense_weights(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, 
         if shared not in made:
             if len(shape) < 2 and "norm" in name and name.endswith("weight"):
                 value = torch.ones(shape)
-            elif "scale_shift_table" in name or name.endswith("bias"):
-                value = torch.randn(shape, generator=generator) * 0.05
             else:
-                value = (
-                    torch.randn(shape, generator=generator)
-                    * (0.5 if "to_out" in name else 1)
-                    * max(shape[-1], 1) ** -0.5
-                )
+                scale = (0.5 if "to_out" in name else 1) * max(shape[-1] if shape else 1, 1) ** -0.5
+                if "scale_shift_table" in name or name.endswith("bias"):
+                    scale = 0.05
+                count = math.prod(shape)
+                start = len(made) * 977 % 100_000
+                repeats = -(-(start + count) // len(pool))
+                value = (pool.repeat(repeats)[start : start + count] * scale).view(shape)
             made[shared] = value.bfloat16()
         weights[name] = made[shared]
     return weights
@@ -179,8 +182,7 @@ def _load_opaque(weights: dict, tensors: dict, metadata: dict, options: dict) ->
 def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> Any:
     import comfy.sd
 
-    if kind == "hlwq_kept":
-        os.environ["HLWQ_KEEP_DECODED"] = "1"
+    os.environ["HLWQ_KEEP_DECODED"] = "1" if kind == "hlwq_kept" else "0"
     core.pack()
     from comfyui_hlwq.hlwq_core import codec, layout
     from comfyui_hlwq.hlwq_core.checkpoint import PackedLayer
@@ -243,13 +245,21 @@ def with_lora(model: Any, rank: int) -> Any:
 
 
 class Peak(threading.Thread):
-    """The most memory in use on the card, looked at 50 times a second; other processes' is taken off."""
+    """The most memory that this process has on the card, looked at 50 times a second: not while anything is timed."""
 
     def __init__(self, device: torch.device):
         super().__init__(daemon=True)
         self.device, self.most, self.ended = device, 0, threading.Event()
 
     def used(self) -> int:
+        """By NVML, which knows ComfyUI's own allocations too."""
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(self.device.index or 0)
+        mine = [p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()]
+        if mine and mine[0]:
+            return mine[0]
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free
 
@@ -339,16 +349,18 @@ def host_time(model: Any) -> float:
     device = comfy.model_management.get_torch_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.randn(1, 126, module.in_features, dtype=dtype, device=device)
+    # On a GPU long enough for the processor to reach its clock; on a CPU, where each call computes, only to have tried.
+    rounds, calls = (60, 100) if device.type == "cuda" else (3, 5)
     times = []
     with torch.inference_mode():
-        for _ in range(60):  # long enough for the processor to reach its clock
+        for _ in range(rounds):
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begun = time.perf_counter()
-            for _ in range(100):
+            for _ in range(calls):
                 module(x)
-            times.append((time.perf_counter() - begun) / 100 * 1e6)
-    return statistics.median(times[20:])
+            times.append((time.perf_counter() - begun) / calls * 1e6)
+    return statistics.median(times[rounds // 3 :])
 
 
 def weight_error(model: Any) -> float:
@@ -384,16 +396,7 @@ def main() -> None:
     device = comfy.model_management.get_torch_device()
     begun = time.perf_counter()
     model = load(args.format, args.blocks, args.small)
-    if (args.attention or ("cudnn" if args.format == "hlwq_fast" else "core")) == "cudnn":
-        core.pack()
-        from comfyui_hlwq.hlwq_core import attention
-        from comfyui_hlwq.nodes import faster_attention
-
-        reason = attention.unavailable_reason(device)
-        if reason is None:
-            faster_attention.use(model)
-        elif device.type == "cuda":
-            raise SystemExit(f"no cuDNN attention: {reason}")
+    attend(model, args.attention or ("cudnn" if args.format == "hlwq_fast" else "core"))
     if args.lora:
         model = with_lora(model, args.lora)
     result: dict[str, Any] = {"format": args.format, "dynamic": DYNAMIC, "load_s": time.perf_counter() - begun}
@@ -406,28 +409,68 @@ def main() -> None:
         set_torch_compile_wrapper(model=model, backend="inductor" if device.type == "cuda" else "aot_eager", keys=keys)
     counted = count_bus_bytes() if DYNAMIC else {"bytes": 0}
     holder = hold(args.free, device) if args.free else None
-    peak = None
-    if device.type == "cuda":
-        peak = Peak(device)
-        before = peak.used()
-        peak.start()
-    runs = []
-    for tokens in map(int, args.tokens.split(",")):
-        run = sample(model, tokens, args.steps, counted)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        """A run, or a figure: what steps.py asks for, one a line."""
+        if request.get("host"):
+            return {"host_us_linear": host_time(model)}
+        if request.get("weight_error"):
+            return {"lora_weight_error": weight_error(model)}
+        if attention := request.get("attention"):
+            attend(model, attention)
+        peak = None
+        if request.get("peak") and device.type == "cuda":
+            peak = Peak(device)
+            peak.start()
+        run = sample(model, request["tokens"], request.get("steps", args.steps), counted)
         latent = run.pop("latent")
-        if args.latents is not None and latent is not None:
-            torch.save(latent, args.latents.with_name(f"{args.latents.name}-{args.format}-{tokens}.pt"))
+        if request.get("latent") and latent is not None:
+            torch.save(latent, request["latent"])
         if peak is not None:
-            run["peak_gb"] = (peak.most - before) / 1e9
-        runs.append(run)
-        print(json.dumps(run), file=sys.stderr, flush=True)
-    result["runs"] = runs
-    if args.host:
-        result["host_us_linear"] = host_time(model)
-    if args.lora and args.format == "hlwq":
-        result["lora_weight_error"] = weight_error(model)
+            peak.ended.set()
+            run["peak_gb"] = peak.most / 1e9
+        return run
+
+    if args.serve:
+        tell(result)
+        for line in sys.stdin:
+            tell(answer(json.loads(line)))
+    else:
+        result["runs"] = []
+        for tokens in map(int, args.tokens.split(",")):
+            result["runs"].append(answer({"tokens": tokens, "peak": args.peak}))
+            print(json.dumps(result["runs"][-1]), file=sys.stderr, flush=True)
+        for figure, asked in (("host", args.host), ("weight_error", bool(args.lora) and args.format == "hlwq")):
+            if asked:
+                result |= answer({figure: True})
+        tell(result)
     del holder
-    print(json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # threads of the GPU's libraries do not end on their own
+
+
+def tell(result: dict[str, Any]) -> None:
+    """One line of JSON, which steps.py tells from other output by its first word."""
+    print("RESULT", json.dumps(result), flush=True)
+
+
+def attend(model: Any, how: str) -> None:
+    """Core's attention, or fast mode's."""
+    import comfy.model_management
+
+    options = model.model_options.setdefault("transformer_options", {})
+    options.pop("optimized_attention_override", None)
+    if how == "cudnn":
+        core.pack()
+        from comfyui_hlwq.hlwq_core import attention
+        from comfyui_hlwq.nodes import faster_attention
+
+        device = comfy.model_management.get_torch_device()
+        reason = attention.unavailable_reason(device)
+        if reason is not None and device.type == "cuda":
+            raise SystemExit(f"no cuDNN attention: {reason}")
+        if reason is None:
+            faster_attention.use(model)
 
 
 def hold(free_gib: float, device: torch.device) -> Any:

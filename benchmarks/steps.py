@@ -1,20 +1,23 @@
 """A sampling step of full-size LTX-2.3 in BF16, core's fp8, GGUF Q5_K and HLWQ: time, memory, bytes over the bus.
 
-    python benchmarks/steps.py --plan speed      every format at 2,048, 6,144 and 24,576 tokens; the host's time of a layer
+    python benchmarks/steps.py --plan speed      every format against BF16; the host's time of a layer; attention
     python benchmarks/steps.py --plan caps       with 24 and 16 GB of memory
     python benchmarks/steps.py --plan compile    torch.compile, exact and fast
     python benchmarks/steps.py --plan lora       a LoRA of rank 32 on every layer
 
-Each format runs in a process of its own (`full_size.py`), one after another on one card. Needs COMFYUI_PATH and a GPU of
-48 GB and more for BF16; `--small --tokens 96` tries everything on a CPU.
+Each format runs in a process of its own (`full_size.py`). Two that are compared are on the card at the same time and run in
+turn, several times: the host's speed differs by half from one minute to the next. Needs COMFYUI_PATH and a GPU of 80 GB;
+`--small --tokens 96` tries everything on a CPU.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,102 +27,210 @@ HERE = Path(__file__).resolve().parent
 # What a card of 24 or 16 GB leaves to ComfyUI, GiB.
 CAPS = {24: 23.5, 16: 15.5}
 BUS = {"PCIe 3": 12, "PCIe 4": 25}  # GB/s that arrive
+# Rounds of a comparison; the host decides at few tokens, and its speed varies.
+ROUNDS = {24576: 1}
+MANY_ROUNDS = 3
+
+Summary = dict[str, float | None]
 
 
-def run(kind: str, *options: str) -> dict[str, Any]:
-    """One process of full_size.py; its result."""
-    command = [sys.executable, str(HERE / "full_size.py"), "--format", kind, *options]
-    print(" ".join(command[1:]), file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=900)
-    if done.returncode != 0:
-        print(f"{kind} failed", file=sys.stderr)
-        return {"format": kind, "runs": [], "failed": done.returncode}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Format:
+    """One format's process. Its model is there when `ready` returns.
+
+    Attributes:
+        facts: what it told of itself: size, time to load.
+        runs: all of its runs.
+    """
+
+    def __init__(self, kind: str, *options: str):
+        self.kind = kind
+        command = [sys.executable, str(HERE / "full_size.py"), "--serve", "--format", kind, *options]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts: dict[str, Any] = {}
+        self.runs: list[dict[str, Any]] = []
+
+    def ready(self) -> Format:
+        """Wait until its model is there."""
+        if self.facts:
+            return self
+        self.facts = self._told()
+        say(f"{self.kind}: ready, {self.facts['load_s']:.0f} s, {self.facts['model_gb']:.2f} GB")
+        return self
+
+    def _told(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        raise SystemExit(f"{self.kind} failed")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request of full_size.py."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._told()
+
+    def run(self, tokens: int, **request: Any) -> dict[str, Any]:
+        """A run at a number of tokens."""
+        run = self.ask(tokens=tokens, **request)
+        self.runs.append(run | {name: value for name, value in request.items() if name != "latent"})
+        say(f"  {self.kind:12} {tokens:6}: {run['step_s']:.4f} s a step, host {run['host_s']:.4f} s {request or ''}")
+        return run
+
+    def close(self) -> dict[str, Any]:
+        """End it; all that it told."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        return {**self.facts, "runs": self.runs}
 
 
-def at(result: dict[str, Any], tokens: int, what: str = "step_s") -> float | None:
-    """A figure of a run at a number of tokens."""
-    return next((r.get(what) for r in result["runs"] if r["tokens"] == tokens), None)
+BEGUN = time.perf_counter()
 
 
-def ratio(a: float | None, b: float | None) -> float | None:
-    """a / b where both were measured."""
-    return None if a is None or b is None else a / b
+def say(text: str) -> None:
+    print(f"{time.perf_counter() - BEGUN:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
-def speed(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """All formats, everything resident."""
+def compare(base: Format, other: Format, tokens: int, **request: Any) -> tuple[float, list[tuple[float, float]]]:
+    """Run two in turn: the median of the ratios of their steps, and the steps."""
+    pairs = []
+    for i in range(ROUNDS.get(tokens, MANY_ROUNDS)):
+        latent = request.get("latent") if i == 0 else None
+        pairs.append((base.run(tokens)["step_s"], other.run(tokens, latent=latent)["step_s"]))
+    return statistics.median(b / a for a, b in pairs), pairs
+
+
+def speed(options: list[str], tokens: list[int], keep: Any) -> None:
+    """All formats against BF16, everything resident."""
     import torch
 
-    given = ["--tokens", ",".join(map(str, tokens)), *options]
+    summary: Summary = {}
+    results: dict[str, Any] = {"ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
-        latents = ["--latents", str(Path(folder) / "step")]
-        base = run("bf16", *given, "--host")
-        exact = run("hlwq", *given, "--host", *latents)
-        fast = run("hlwq_fast", *given, *latents)
-        kept = run("hlwq_kept", *given)
-        fp8, gguf = run("fp8", *given), run("gguf_q5k", *given)
-        packed = run("hlwq_packed", *given[:1], str(tokens[0]), *options)
-        cosines = []
-        for count in tokens:
-            pair = [Path(folder) / f"step-{kind}-{count}.pt" for kind in ("hlwq", "hlwq_fast")]
-            if all(path.exists() for path in pair):
-                cosines.append(torch.nn.functional.cosine_similarity(*(torch.load(p).double() for p in pair), dim=0))
-    summary: dict[str, float | None] = {
-        "host_us_linear_over_bf16": exact["host_us_linear"] - base["host_us_linear"],
-        "fast_latent_cosine": float(min(cosines)) if cosines else None,
-        "model_resident_gb": exact["model_gb"],
-        "model_resident_packed_gb": packed.get("model_gb"),
-    }
-    for name, result in (("exact", exact), ("kept", kept), ("fast", fast), ("fp8fast", fp8), ("gguf_q5k", gguf)):
-        for count in tokens:
-            if name in ("exact", "kept") or count != 2048:
-                summary[f"step_ratio_{name}_{count}"] = ratio(at(result, count), at(base, count))
-    largest = tokens[-1]
-    for name, result in (("bf16", base), ("fp8", fp8), ("gguf_q5k", gguf), ("hlwq", exact)):
-        summary[f"peak_vram_gb_{largest}_{name}"] = at(result, largest, "peak_gb")
-    return {"results": [base, exact, kept, fast, fp8, gguf, packed]}, summary
+        base, nxt = Format("bf16", *options), Format("hlwq", *options)
+        base.ready()
+        for count in reversed(tokens):  # first uses out of the way
+            base.run(count, steps=3, peak=True)
+        plan = [("exact", "hlwq"), ("fast", "hlwq_fast"), ("fp8fast", "fp8"), ("gguf_q5k", "gguf_q5k")]
+        for place, (name, kind) in enumerate(plan):
+            format = nxt.ready()
+            if place + 1 < len(plan):  # loads while this one runs no timed step yet
+                nxt = Format(plan[place + 1][1], *options)
+            for count in reversed(tokens):
+                peak = format.run(count, steps=3, peak=True).get("peak_gb")
+                if count == tokens[-1]:
+                    summary[f"peak_vram_gb_{count}_{kind}"] = peak
+            if place + 1 < len(plan):
+                nxt.ready()
+            for count in tokens:
+                if count == tokens[0] and name not in ("exact", "fast"):
+                    continue
+                latent = str(Path(folder) / f"{kind}-{count}.pt")
+                ratio, pairs = compare(base, format, count, latent=latent if name in ("exact", "fast") else None)
+                results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
+                summary[f"step_ratio_{name}_{count}"] = ratio
+            if name == "exact":
+                summary["model_resident_gb"] = format.facts["model_gb"]
+                costs = [(base.ask(host=True), format.ask(host=True)) for _ in range(3)]
+                results["host_us_linear"] = [[told["host_us_linear"] for told in pair] for pair in costs]
+                summary["host_us_linear_over_bf16"] = statistics.median(b - a for a, b in results["host_us_linear"])
+            if name == "fast":
+                cosines = []
+                for count in tokens:
+                    pair = [torch.load(Path(folder) / f"{k}-{count}.pt").double() for k in ("hlwq", "hlwq_fast")]
+                    cosines.append(float(torch.nn.functional.cosine_similarity(*pair, dim=0)))
+                summary["fast_latent_cosine"] = min(cosines)
+                # What is the attention's, and what the products': each of the two without the other.
+                largest = tokens[-1]
+                for which, how in ((format, "core"), (base, "cudnn")):
+                    step = which.run(largest, attention=how)["step_s"]
+                    plain = statistics.median(r["step_s"] for r in base.runs if r["tokens"] == largest and len(r["steps_s"]) > 1 and "attention" not in r)
+                    results["ratios"][f"{which.kind}_{how}_attention_{largest}"] = {"ratio": step / plain}
+                    summary[f"step_ratio_{'fast' if which is format else 'bf16'}_{how}_attention_{largest}"] = step / plain
+                    which.ask(tokens=tokens[0], steps=3, attention="core" if which is base else "cudnn")
+            results[kind] = format.close()
+            summary[f"peak_vram_gb_{tokens[-1]}_bf16"] = base.runs[0].get("peak_gb")
+            results["bf16"] = {**base.facts, "runs": base.runs}
+            keep(results, summary)
+        base.close()
 
 
-def caps(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[str, float | None]]:
+def kept(options: list[str], tokens: list[int], keep: Any) -> None:
+    """Decoded weights kept in spare memory, against decoding at each use (both do not fit beside BF16)."""
+    plain, kept = Format("hlwq", *options).ready(), Format("hlwq_kept", *options).ready()
+    summary: Summary = {}
+    ratios = {}
+    for format in (plain, kept):
+        for count in reversed(tokens):
+            format.run(count, steps=3)
+    for count in tokens:
+        ratios[f"kept_over_exact_{count}"], pairs = compare(plain, kept, count)
+        ratios[f"steps_s_{count}"] = pairs
+        summary[f"step_ratio_kept_over_exact_{count}"] = ratios[f"kept_over_exact_{count}"]
+    costs = [(plain.ask(host=True)["host_us_linear"], kept.ask(host=True)["host_us_linear"]) for _ in range(2)]
+    keep({"ratios": ratios, "host_us_linear": costs, "hlwq": plain.close(), "hlwq_kept": kept.close()}, summary)
+
+
+def caps(options: list[str], tokens: list[int], keep: Any) -> None:
     """What crosses the bus each step with 24 and 16 GB, and the time that takes on slower buses than this machine's."""
     results, summary = [], {}
     for size, free in CAPS.items():
         count = tokens[-1] if size == 24 else tokens[-2]
         for kind in ("bf16", "fp8", "gguf_q5k", "hlwq" if size == 24 else "hlwq_packed"):
-            result = run(kind, "--tokens", str(count), "--free", str(free), *options)
-            moved = at(result, count, "bus_gb_step")
-            result["cap_gb"] = size
-            if moved is not None:
-                result["seconds_on"] = {name: moved / rate for name, rate in BUS.items()}
-            results.append(result)
+            format = Format(kind, "--free", str(free), *options).ready()
+            run = format.run(count, steps=5)
+            if kind == "hlwq_packed":
+                summary["model_resident_packed_gb"] = format.facts["model_gb"]
+            moved = run["bus_gb_step"]
+            peak = format.run(count, steps=2, peak=True).get("peak_gb")
+            results.append({**format.close(), "cap_gb": size, "tokens": count, "peak_gb": peak})
+            results[-1]["seconds_on"] = {name: moved / rate for name, rate in BUS.items()}
             summary[f"bus_gb_step_cap{size}_{kind}"] = moved
-    return {"results": results}, summary
+            keep({"results": results}, summary)
 
 
-def compiled(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[str, float | None]]:
+def compiled(options: list[str], tokens: list[int], keep: Any) -> None:
     """torch.compile block by block, against BF16 without it."""
-    given = ["--tokens", ",".join(map(str, tokens[-2:])), *options]
-    base = run("bf16", *given)
-    results = {kind: run(kind, "--compile", *given) for kind in ("bf16", "hlwq", "hlwq_fast")}
-    summary = {
-        f"step_ratio_{name}_compiled_{count}": ratio(at(results[kind], count), at(base, count))
-        for name, kind in (("fast", "hlwq_fast"), ("exact", "hlwq"))
-        for count in tokens[-2:]
-    }
-    return {"results": [base, *results.values()]}, summary
+    summary: Summary = {}
+    results: dict[str, Any] = {"ratios": {}}
+    base, nxt = Format("bf16", *options).ready(), Format("hlwq_fast", "--compile", *options)
+    plan = (("fast", "hlwq_fast"), ("exact", "hlwq"))
+    for place, (name, kind) in enumerate(plan):
+        format = nxt.ready()
+        for count in reversed(tokens[-2:]):
+            format.run(count, steps=3)
+            if not place:
+                base.run(count, steps=3)
+        for count in tokens[-2:]:
+            ratio, pairs = compare(base, format, count)
+            results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
+            summary[f"step_ratio_{name}_compiled_{count}"] = ratio
+        results[kind] = format.close()
+        keep(results, summary)
+        if place + 1 < len(plan):
+            nxt = Format(plan[place + 1][1], "--compile", *options)
+    base.close()
 
 
-def lora(options: list[str], tokens: list[int]) -> tuple[dict[str, Any], dict[str, float | None]]:
+def lora(options: list[str], tokens: list[int], keep: Any) -> None:
     """With a LoRA against without."""
-    given = ["--tokens", ",".join(map(str, tokens[-2:])), *options]
-    without, patched = run("hlwq", *given), run("hlwq", "--lora", "32", *given)
-    summary = {f"lora_step_ratio_{count}": ratio(at(patched, count), at(without, count)) for count in tokens[-2:]}
-    summary["lora_weight_error"] = patched.get("lora_weight_error")
-    return {"results": [without, patched]}, summary
+    without, patched = Format("hlwq", *options), Format("hlwq", "--lora", "32", *options)
+    without.ready(), patched.ready()
+    summary: Summary = {}
+    ratios = {}
+    for format in (without, patched):
+        for count in reversed(tokens[-2:]):
+            format.run(count, steps=3)
+    for count in tokens[-2:]:
+        ratios[str(count)], ratios[f"steps_s_{count}"] = compare(without, patched, count)
+        summary[f"lora_step_ratio_{count}"] = ratios[str(count)]
+    summary["lora_weight_error"] = patched.ask(weight_error=True)["lora_weight_error"]
+    keep({"ratios": ratios, "without": without.close(), "with": patched.close()}, summary)
 
 
-PLANS = {"speed": speed, "caps": caps, "compile": compiled, "lora": lora}
+PLANS = {"speed": speed, "kept": kept, "caps": caps, "compile": compiled, "lora": lora}
 
 
 def main() -> None:
@@ -127,10 +238,19 @@ def main() -> None:
     arguments.add_argument("--plan", choices=PLANS, required=True)
     arguments.add_argument("--tokens", default="2048,6144,24576")
     args, options = arguments.parse_known_args()
-    figures, summary = PLANS[args.plan](options, list(map(int, args.tokens.split(","))))
-    if "--small" not in options:
-        save(f"steps_{args.plan}", figures, summary)
-    print(json.dumps(summary, indent=1))
+
+    def keep(figures: dict[str, Any], summary: Summary) -> None:
+        """After every format, so that what was measured stays if the rest fails."""
+        if "--small" not in options:
+            save(f"steps_{args.plan}", figures, summary)
+
+    shown: Summary = {}
+    PLANS[args.plan](
+        options,
+        list(map(int, args.tokens.split(","))),
+        lambda figures, summary: (shown.update(summary), keep(figures, summary)),
+    )
+    print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":

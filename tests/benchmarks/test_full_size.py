@@ -19,7 +19,7 @@ def test_one_format(comfyui_path, options):
     environment = os.environ | {"COMFYUI_PATH": str(comfyui_path)}
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert result["runs"][0]["tokens"] == 96 and result["runs"][0]["step_s"] > 0
     if "--lora" in options:
         assert result["lora_weight_error"] < 0.0025  # of bfloat16's rounding
