@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import core
 
-FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_fast")
+FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_fast", "hlwq_fast_kept")
 PREFIX = "model.diffusion_model."
 # Video latents of 768×512×121, 1536×1024×121 and a small one, by their number of tokens: frames, height, width.
 SIZES = {96: (2, 6, 8), 2048: (8, 16, 16), 6144: (16, 16, 24), 24576: (16, 32, 48)}
@@ -41,7 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile, block by block")
     parser.add_argument("--plain-patcher", action="store_true", help="without dynamic VRAM")
     parser.add_argument("--host", action="store_true", help="also the host's time of one linear layer")
-    parser.add_argument("--peak", action="store_true", help="also the most memory in use; its measurement disturbs times")
+    parser.add_argument(
+        "--peak", action="store_true", help="also the most memory in use; its measurement disturbs times"
+    )
     parser.add_argument("--serve", action="store_true", help="take runs from standard input, as steps.py gives them")
     parser.add_argument("--small", action="store_true", help="narrow layers: to try this program on a CPU")
     return parser.parse_args()
@@ -182,7 +184,7 @@ def _load_opaque(weights: dict, tensors: dict, metadata: dict, options: dict) ->
 def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> Any:
     import comfy.sd
 
-    os.environ["HLWQ_KEEP_DECODED"] = "1" if kind == "hlwq_kept" else "0"
+    os.environ["HLWQ_KEEP_DECODED"] = "1" if kind.endswith("_kept") else "0"
     core.pack()
     from comfyui_hlwq.hlwq_core import codec, layout
     from comfyui_hlwq.hlwq_core.checkpoint import PackedLayer
@@ -211,7 +213,7 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
         stripped, model_options={"custom_operations": packed_ops.PackedOperations}, metadata=metadata
     )
     model_loading.decode_where_no_linear(model.model)
-    if kind == "hlwq_fast":
+    if kind.startswith("hlwq_fast"):
         from comfyui_hlwq.hlwq_core import fast
 
         chosen, reason = fast.choose(device)
@@ -367,6 +369,7 @@ def weight_error(model: Any) -> float:
     """Relative error of a layer's effective weight against decoded weight plus LoRA, float64, over two calls."""
     import comfy.lora
     import comfy.model_management
+    import comfy.ops
     from comfyui_hlwq.hlwq_core import layout
 
     name = "transformer_blocks.0.audio_attn1.to_q"
@@ -378,13 +381,13 @@ def weight_error(model: Any) -> float:
     exact = comfy.lora.calculate_weight(model.patches[key], exact, key, intermediate_dtype=torch.float64)
     errors = []
     with torch.inference_mode():
+        unit = torch.eye(module.in_features, dtype=torch.bfloat16, device=device)
         for _ in range(2):
-            unit = torch.eye(module.in_features, dtype=torch.bfloat16, device=device)
-            module_bias, module.bias = module.bias, None
-            try:
-                found = module(unit).t().double().cpu()
-            finally:
-                module.bias = module_bias
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                module, None, dtype=packed.dtype, device=device, bias_dtype=unit.dtype, offloadable=True
+            )
+            found = module._multiply(weight, None, unit).t().double().cpu()
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
             errors.append(float((found - exact).norm() / exact.norm()))
     return max(errors)
 
@@ -396,7 +399,7 @@ def main() -> None:
     device = comfy.model_management.get_torch_device()
     begun = time.perf_counter()
     model = load(args.format, args.blocks, args.small)
-    attend(model, args.attention or ("cudnn" if args.format == "hlwq_fast" else "core"))
+    attend(model, args.attention or ("cudnn" if args.format.startswith("hlwq_fast") else "core"))
     if args.lora:
         model = with_lora(model, args.lora)
     result: dict[str, Any] = {"format": args.format, "dynamic": DYNAMIC, "load_s": time.perf_counter() - begun}
@@ -408,7 +411,7 @@ def main() -> None:
         keys = [f"diffusion_model.transformer_blocks.{i}" for i in blocks]
         set_torch_compile_wrapper(model=model, backend="inductor" if device.type == "cuda" else "aot_eager", keys=keys)
     counted = count_bus_bytes() if DYNAMIC else {"bytes": 0}
-    holder = hold(args.free, device) if args.free else None
+    holder = hold(args.free, device) if args.free and device.type == "cuda" else None
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         """A run, or a figure: what steps.py asks for, one a line."""

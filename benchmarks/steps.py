@@ -1,6 +1,7 @@
 """A sampling step of full-size LTX-2.3 in BF16, core's fp8, GGUF Q5_K and HLWQ: time, memory, bytes over the bus.
 
     python benchmarks/steps.py --plan speed      every format against BF16; the host's time of a layer; attention
+    python benchmarks/steps.py --plan kept       with decoded weights kept in spare memory, as by default
     python benchmarks/steps.py --plan caps       with 24 and 16 GB of memory
     python benchmarks/steps.py --plan compile    torch.compile, exact and fast
     python benchmarks/steps.py --plan lora       a LoRA of rank 32 on every layer
@@ -30,6 +31,7 @@ BUS = {"PCIe 3": 12, "PCIe 4": 25}  # GB/s that arrive
 # Rounds of a comparison; the host decides at few tokens, and its speed varies.
 ROUNDS = {24576: 1}
 MANY_ROUNDS = 3
+ONLY: str | None = None
 
 Summary = dict[str, float | None]
 
@@ -109,11 +111,12 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
     summary: Summary = {}
     results: dict[str, Any] = {"ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
-        base, nxt = Format("bf16", *options), Format("hlwq", *options)
+        plan = [("exact", "hlwq"), ("fast", "hlwq_fast"), ("fp8fast", "fp8"), ("gguf_q5k", "gguf_q5k")]
+        plan = [entry for entry in plan if ONLY in (None, entry[0])]
+        base, nxt = Format("bf16", *options), Format(plan[0][1], *options)
         base.ready()
         for count in reversed(tokens):  # first uses out of the way
             base.run(count, steps=3, peak=True)
-        plan = [("exact", "hlwq"), ("fast", "hlwq_fast"), ("fp8fast", "fp8"), ("gguf_q5k", "gguf_q5k")]
         for place, (name, kind) in enumerate(plan):
             format = nxt.ready()
             if place + 1 < len(plan):  # loads while this one runs no timed step yet
@@ -136,7 +139,7 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
                 costs = [(base.ask(host=True), format.ask(host=True)) for _ in range(3)]
                 results["host_us_linear"] = [[told["host_us_linear"] for told in pair] for pair in costs]
                 summary["host_us_linear_over_bf16"] = statistics.median(b - a for a, b in results["host_us_linear"])
-            if name == "fast":
+            if name == "fast" and ONLY is None:
                 cosines = []
                 for count in tokens:
                     pair = [torch.load(Path(folder) / f"{k}-{count}.pt").double() for k in ("hlwq", "hlwq_fast")]
@@ -146,9 +149,15 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
                 largest = tokens[-1]
                 for which, how in ((format, "core"), (base, "cudnn")):
                     step = which.run(largest, attention=how)["step_s"]
-                    plain = statistics.median(r["step_s"] for r in base.runs if r["tokens"] == largest and len(r["steps_s"]) > 1 and "attention" not in r)
+                    plain = statistics.median(
+                        r["step_s"]
+                        for r in base.runs
+                        if r["tokens"] == largest and len(r["steps_s"]) > 1 and "attention" not in r
+                    )
                     results["ratios"][f"{which.kind}_{how}_attention_{largest}"] = {"ratio": step / plain}
-                    summary[f"step_ratio_{'fast' if which is format else 'bf16'}_{how}_attention_{largest}"] = step / plain
+                    summary[f"step_ratio_{'fast' if which is format else 'bf16'}_{how}_attention_{largest}"] = (
+                        step / plain
+                    )
                     which.ask(tokens=tokens[0], steps=3, attention="core" if which is base else "cudnn")
             results[kind] = format.close()
             summary[f"peak_vram_gb_{tokens[-1]}_bf16"] = base.runs[0].get("peak_gb")
@@ -158,19 +167,29 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
 
 
 def kept(options: list[str], tokens: list[int], keep: Any) -> None:
-    """Decoded weights kept in spare memory, against decoding at each use (both do not fit beside BF16)."""
-    plain, kept = Format("hlwq", *options).ready(), Format("hlwq_kept", *options).ready()
+    """As the pack runs by default: decoded weights kept in spare memory. Half the blocks, so that BF16 fits beside it."""
+    options = ["--blocks", "24", *options]
     summary: Summary = {}
-    ratios = {}
-    for format in (plain, kept):
+    results: dict[str, Any] = {"blocks": 24, "ratios": {}}
+    base, nxt = Format("bf16", *options), Format("hlwq_kept", *options)
+    base.ready()
+    for count in reversed(tokens):
+        base.run(count, steps=3)
+    plan = [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")]
+    for place, (name, kind) in enumerate(plan):
+        format = nxt.ready()
         for count in reversed(tokens):
             format.run(count, steps=3)
-    for count in tokens:
-        ratios[f"kept_over_exact_{count}"], pairs = compare(plain, kept, count)
-        ratios[f"steps_s_{count}"] = pairs
-        summary[f"step_ratio_kept_over_exact_{count}"] = ratios[f"kept_over_exact_{count}"]
-    costs = [(plain.ask(host=True)["host_us_linear"], kept.ask(host=True)["host_us_linear"]) for _ in range(2)]
-    keep({"ratios": ratios, "host_us_linear": costs, "hlwq": plain.close(), "hlwq_kept": kept.close()}, summary)
+        for count in tokens:
+            ratio, pairs = compare(base, format, count)
+            results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
+            summary[f"step_ratio_{name}_{count}"] = ratio
+        results[kind] = format.close()
+        results["bf16"] = {**base.facts, "runs": base.runs}
+        keep(results, summary)
+        if place + 1 < len(plan):
+            nxt = Format(plan[place + 1][1], *options)
+    base.close()
 
 
 def caps(options: list[str], tokens: list[int], keep: Any) -> None:
@@ -179,13 +198,15 @@ def caps(options: list[str], tokens: list[int], keep: Any) -> None:
     for size, free in CAPS.items():
         count = tokens[-1] if size == 24 else tokens[-2]
         for kind in ("bf16", "fp8", "gguf_q5k", "hlwq" if size == 24 else "hlwq_packed"):
-            format = Format(kind, "--free", str(free), *options).ready()
-            run = format.run(count, steps=5)
+            # HLWQ as by default: what is free is used for decoded weights.
+            given = {"hlwq": "hlwq_kept"}.get(kind, kind)
+            format = Format(given, "--free", str(free), *options).ready()
+            # The bytes are what counts here; the look at the memory costs the times a little.
+            run = format.run(count, peak=True)
             if kind == "hlwq_packed":
                 summary["model_resident_packed_gb"] = format.facts["model_gb"]
             moved = run["bus_gb_step"]
-            peak = format.run(count, steps=2, peak=True).get("peak_gb")
-            results.append({**format.close(), "cap_gb": size, "tokens": count, "peak_gb": peak})
+            results.append({**format.close(), "cap_gb": size, "tokens": count, "peak_gb": run.get("peak_gb")})
             results[-1]["seconds_on"] = {name: moved / rate for name, rate in BUS.items()}
             summary[f"bus_gb_step_cap{size}_{kind}"] = moved
             keep({"results": results}, summary)
@@ -237,12 +258,16 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--plan", choices=PLANS, required=True)
     arguments.add_argument("--tokens", default="2048,6144,24576")
+    arguments.add_argument("--rounds", type=int, help="rounds of a comparison (default: more for small sizes)")
+    arguments.add_argument("--only", help="of the plan `speed`, only this: exact, fast, fp8fast, gguf_q5k")
     args, options = arguments.parse_known_args()
+    global MANY_ROUNDS, ONLY
+    MANY_ROUNDS, ONLY = args.rounds or MANY_ROUNDS, args.only
 
     def keep(figures: dict[str, Any], summary: Summary) -> None:
         """After every format, so that what was measured stays if the rest fails."""
         if "--small" not in options:
-            save(f"steps_{args.plan}", figures, summary)
+            save("_".join(filter(None, ("steps", args.plan, ONLY))), figures, summary)
 
     shown: Summary = {}
     PLANS[args.plan](

@@ -7,14 +7,21 @@ attention first, which torch ships in a version older than Hopper.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CAPABILITY = (9, 0)
 HEAD_SIZES = (64, 128)
 # Fewer query-key pairs than these take less time than there is to win.
 MIN_PAIRS = 1 << 21
+# In this order of preference: where cuDNN does not take the shapes, torch's own do.
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @functools.lru_cache(maxsize=16)
@@ -27,22 +34,9 @@ def unavailable_reason(device: torch.device) -> str | None:
     try:
         for size in HEAD_SIZES:
             prove(device, size)
-    except (RuntimeError, TypeError, ImportError) as error:  # TypeError: a torch older than 2.6
+    except (RuntimeError, TypeError) as error:  # TypeError: a torch older than 2.6
         return str(error).splitlines()[0]
     return None
-
-
-@functools.lru_cache(maxsize=1)
-def _priority() -> Any:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernels = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    return lambda: sdpa_kernel(kernels, set_priority=True)
 
 
 def fits(q: torch.Tensor, k: torch.Tensor, heads: int) -> bool:
@@ -69,7 +63,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale:
     """
     batch, queries, width = q.shape
     q, k, v = (part.view(batch, -1, heads, width // heads).transpose(1, 2) for part in (q, k, v))
-    with _priority()():
+    with sdpa_kernel(KERNELS, set_priority=True):
         result = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     return result.transpose(1, 2).reshape(batch, queries, width)
 

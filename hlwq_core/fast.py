@@ -230,22 +230,20 @@ _bias_apart: set[tuple[int, int, int]] = set()
 
 
 def _multiply_fp8(x: EightBit, w: EightBit, bias: torch.Tensor | None) -> torch.Tensor:
+    a, b = x.values, w.values.t()
     # Scales a row want a bfloat16 result.
-    product = functools.partial(
-        torch._scaled_mm, x.values, w.values.t(), x.scales, w.scales.t(),
-        out_dtype=torch.bfloat16, use_fast_accum=True,
-    )  # fmt: skip
+    scales = x.scales, w.scales.t()
     if bias is None:
-        return product()
-    shape = (*x.values.shape, w.values.shape[0])
+        return torch._scaled_mm(a, b, *scales, None, None, torch.bfloat16, True)
+    shape = (*a.shape, b.shape[1])
     if shape not in _bias_apart:
         try:
-            return product(bias=bias)
+            return torch._scaled_mm(a, b, *scales, bias, None, torch.bfloat16, True)
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # out of memory, or a broken device
                 raise
             _bias_apart.add(shape)
-    return product().add_(bias)
+    return torch._scaled_mm(a, b, *scales, None, None, torch.bfloat16, True).add_(bias)
 
 
 def _multiply_int8(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

@@ -187,6 +187,13 @@ class HLWQTensor(QuantizedTensor):
             params = self._params.clone() if clone_params else self._params
         return HLWQTensor(self._qdata if qdata is None else qdata, self._layout_cls, params)
 
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        """As the base class, but looked up once: ComfyUI asks for it at every use of a layer, to know its size."""
+        kept = self.__dict__.get("_flattened")
+        if kept is None or kept[0] is not self._params:
+            kept = self._flattened = self._params, super().__tensor_flatten__()
+        return kept[1]
+
     @staticmethod
     def __tensor_unflatten__(
         inner_tensors: dict[str, torch.Tensor], ctx: dict, outer_size: Any, outer_stride: Any

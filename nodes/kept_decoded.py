@@ -3,7 +3,7 @@
 ComfyUI's dynamic VRAM lends the memory: a reservation of its own, below every model's in priority. What other models or the
 latents need is taken from it first, and a layer that lost its place is decoded as it is used, as without all this.
 
-Opt-in by the environment variable HLWQ_KEEP_DECODED=1, until it has been measured on cards of every size.
+The environment variable HLWQ_KEEP_DECODED=0 turns it off.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ BYTES_A_VALUE = 2  # bfloat16 and float16; other dtypes are not kept
 
 
 def wanted() -> bool:
-    """Whether the user asked for it."""
-    return os.environ.get(ENVIRONMENT_VARIABLE, "") not in ("", "0")
+    """Whether the user has not turned it off."""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "") != "0"
 
 
 class Place:

@@ -91,6 +91,31 @@ def test_few_rows_and_gradients_stay_exact(fast_model, rotations):
     assert not rotations and x.grad is not None
 
 
+def test_a_layer_without_a_fast_product_stays_exact(fast_model, monkeypatch, caplog):
+    from comfyui_hlwq.hlwq_core import fast
+
+    module = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1.to_q
+    x = torch.randn(1, 64, module.in_features).bfloat16()
+    kind, module.eight_bit = module.eight_bit, None
+    exact = module(x)
+    module.eight_bit = kind
+
+    def refuse(*args):
+        raise RuntimeError("not supported")
+
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("full")
+
+    with torch.inference_mode():
+        monkeypatch.setattr(fast, "multiply", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            module(x)
+        assert module.eight_bit == kind
+        monkeypatch.setattr(fast, "multiply", refuse)
+        assert torch.equal(module(x), exact)
+    assert module.eight_bit is None and "stays exact: not supported" in caplog.text
+
+
 def test_lora_in_fast_mode(fast_model):
     """Added to the output: what 8 bits lose of the weight does not touch the LoRA."""
     import comfy.model_management

@@ -120,6 +120,35 @@ def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
         assert len(decodes) == 12
 
 
+def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
+    from comfyui_hlwq.hlwq_core import fast, layout
+    from comfyui_hlwq.nodes import kept_decoded, model_loading, patchers
+
+    made = []
+    original = layout.EightBitDecoder.__call__
+    monkeypatch.setattr(
+        layout.EightBitDecoder, "__call__", lambda self, out=None: (made.append(self.rows), original(self, out))[1]
+    )
+    monkeypatch.setattr(fast, "MIN_ROWS", 8)
+    model = load()[0]
+    model_loading.make_fast(model.model, "fp8")
+    device = torch.device("cpu")
+    modules = [module for _, module in patchers.packed_modules(model)]
+    attention = block(model).attn1
+    x = torch.randn(1, 16, attention.to_q.in_features).bfloat16()
+    with torch.inference_mode():
+        expected = attention(x)
+        few = attention(x[:, :4])
+        kept_decoded.lend_places(model.model, modules, device)
+        del made[:]
+        assert torch.equal(attention(x), expected) and torch.equal(attention(x), expected) and len(made) == 4
+        # Few rows are multiplied exactly, with the same places; then in 8 bits again.
+        assert torch.equal(attention(x[:, :4]), few)
+        assert torch.equal(attention(x), expected) and len(made) == 8
+        kept_decoded.give_back(model.model, device, 1e30)
+        assert torch.equal(attention(x), expected) and len(made) == 12
+
+
 def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
     from comfyui_hlwq.nodes import kept_decoded, patchers
     from comfyui_hlwq.nodes.low_rank import LowRank
@@ -141,15 +170,14 @@ def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
         assert torch.equal(module(x), plain) and len(decodes) == 1
 
 
-def test_only_where_the_user_asks(load, monkeypatch, pack):
+def test_only_where_somebody_can_take_it_back(load, monkeypatch, pack):
     from comfyui_hlwq.nodes import kept_decoded
 
     monkeypatch.delenv(kept_decoded.ENVIRONMENT_VARIABLE, raising=False)
-    assert not kept_decoded.wanted()
+    assert kept_decoded.wanted()
     monkeypatch.setenv(kept_decoded.ENVIRONMENT_VARIABLE, "0")
     assert not kept_decoded.wanted()
-    monkeypatch.setenv(kept_decoded.ENVIRONMENT_VARIABLE, "1")
-    assert kept_decoded.wanted()
+    monkeypatch.delenv(kept_decoded.ENVIRONMENT_VARIABLE)
     # Without dynamic VRAM there is nobody who could take the memory back: nothing is kept.
     import comfy.model_management
 

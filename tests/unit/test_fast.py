@@ -81,6 +81,35 @@ def test_layers_in_turn_share_one_rotation():
     assert shared._input is None and shared._rotated is None, "an input is kept beyond its use"
 
 
+def test_a_bias_that_the_vendors_product_refuses_is_added_apart(monkeypatch):
+    calls = []
+
+    def scaled_mm(a, b, scale_a, scale_b, bias, scale_result, dtype, fast_accum):
+        calls.append(bias is not None)
+        if bias is not None:
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+        return ((a.float() @ b.float()) * scale_a * scale_b).to(dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    monkeypatch.setattr(fast, "_bias_apart", set())
+    x = fast.round_rows(torch.randn(8, 128), "fp8")
+    w = fast.round_rows(torch.randn(16, 128), "fp8")
+    bias = torch.randn(16).bfloat16()
+    for _ in range(2):
+        found = fast._multiply_fp8(x, w, bias)
+        assert relative(found, fast.multiply_reference(x, w, bias, torch.bfloat16)) < 5e-3
+    assert calls == [True, False, False], "what was refused once is asked for again"
+
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "_scaled_mm", no_memory)
+    monkeypatch.setattr(fast, "_bias_apart", set())
+    with pytest.raises(torch.OutOfMemoryError):
+        fast._multiply_fp8(x, w, bias)
+    assert not fast._bias_apart
+
+
 def test_no_gpu_no_fast_mode():
     kind, reason = fast.choose(torch.device("cpu"))
     assert kind is None and "CUDA" in reason and fast.unavailable_reason(torch.device("cpu")) == reason

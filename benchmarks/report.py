@@ -1,0 +1,164 @@
+"""README's tables and the plots, from results/*.json.
+
+python benchmarks/report.py            rewrite the part of README.md between the two `speed` comments
+python benchmarks/report.py --check    say whether it is up to date (exit code 1 if not)
+python benchmarks/report.py --plots    also results/*.png; needs matplotlib
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- speed: written by benchmarks/report.py -->", "<!-- /speed -->"
+TOKENS = (2048, 6144, 24576)
+NAMES = {"bf16": "BF16", "fp8": "core's fp8, fast", "gguf_q5k": "GGUF Q5_K", "hlwq": "HLWQ", "hlwq_packed": "HLWQ"}
+ROWS = (
+    ("steps_speed", "exact", "HLWQ exact, decoded at each use"),
+    ("steps_speed_exact", "exact", ""),
+    ("steps_kept", "kept", "HLWQ exact, as installed (spare VRAM used)"),
+    ("steps_speed", "fast", "HLWQ fast, decoded at each use"),
+    ("steps_kept", "fast_kept", "HLWQ fast, as installed"),
+    ("steps_compile", "exact", "HLWQ exact, torch.compile"),
+    ("steps_compile", "fast", "HLWQ fast, torch.compile"),
+    ("steps_speed", "fp8fast", "core's fp8, fast matmul"),
+    ("steps_speed", "gguf_q5k", "GGUF Q5_K"),
+)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result, `{}` where it was not measured."""
+    path = HERE / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def step_ratio(figures: dict[str, Any], tokens: int, name: str) -> float | None:
+    """A format's step over BF16's.
+
+    Where BF16 waits for the GPU, its time hardly varies and the host's disturbances only ever add to the other's: the
+    fastest runs count. Where both wait for the host, runs beside each other: the median of their ratios.
+    """
+    ratios = figures.get("ratios", {})
+    entry = ratios.get(f"{name}_{tokens}")
+    if entry is None:
+        return None
+    if tokens == TOKENS[0]:
+        return entry["ratio"]
+    base = [
+        pair[0]
+        for key, other in ratios.items()
+        if key.endswith(f"_{tokens}") and "steps_s" in other
+        for pair in other["steps_s"]
+    ]
+    return min(pair[1] for pair in entry["steps_s"]) / min(base)
+
+
+def speed_rows() -> list[tuple[str, list[float | None]]]:
+    """Name and ratio at each number of tokens. A second result of the same thing replaces what it has."""
+    rows: list[tuple[str, list[float | None]]] = []
+    for file, name, title in ROWS:
+        ratios = [step_ratio(load(file), tokens, name) for tokens in TOKENS]
+        if title:
+            rows.append((title, ratios))
+        else:
+            rows[-1] = rows[-1][0], [b if b is not None else a for a, b in zip(rows[-1][1], ratios, strict=True)]
+    return rows
+
+
+def capped() -> list[list[str]]:
+    """The headline's rows: what a step takes on cards of 24 and 16 GB."""
+    summary, rows = load("summary"), []
+    for run in load("steps_caps").get("results", []):
+        kind = run["format"].removesuffix("_kept")
+        result = run["runs"][0]
+        moved = result["bus_gb_step"]
+        peak = summary.get(f"peak_vram_gb_{TOKENS[-1]}_{kind}") if run["cap_gb"] == 24 else None
+        rows.append(
+            [
+                f"{run['cap_gb']} GB, {run['tokens']:,} tokens",
+                NAMES[kind] + (", **pack_rest**" if kind == "hlwq_packed" else ""),
+                f"{run['model_gb']:.1f}",
+                "" if peak is None else f"{peak:.1f}",
+                f"{moved:.1f}",
+                *(f"{moved / rate:.1f} s" if moved else "–" for rate in (12, 25)),
+                f"{result['step_s']:.2f} s",
+            ]
+        )
+    return rows
+
+
+def markdown() -> str:
+    """The tables of README.md."""
+    machine = load("steps_speed")["machine"]
+    lines = [
+        f"Measured on one {machine['gpu']}, torch {machine['torch']}, ComfyUI 0.30.0 with dynamic VRAM, at full size (48 blocks,",
+        "random weights, joint audio-video latents, Euler, cfg 1). A card of 24 or 16 GB is this one with the rest of its memory",
+        "taken by another program. The last column is for this machine's bus, which moves about 48 GB/s; on PCIe 3 (12 GB/s) and",
+        "PCIe 4 (25 GB/s) the bytes that do not fit cost each step what the two columns before it say:",
+        "",
+        "| card | transformer | model, GB | needs at most, GB | over the bus a step, GB | PCIe 3 | PCIe 4 | step here |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *("| " + " | ".join(row) + " |" for row in capped()),
+        "",
+        "A step as a ratio to BF16 that lies in video memory as a whole, 80 GB card (the fastest runs of both; at 2,048 tokens,",
+        "where both wait for the host, the median of neighbouring runs; *as installed* and *torch.compile* with 24 of 48 blocks,",
+        "so that BF16 fits beside them):",
+        "",
+        "| | " + " | ".join(f"{tokens:,} tokens" for tokens in TOKENS) + " |",
+        "| --- | --- | --- | --- |",
+    ]
+    for title, ratios in speed_rows():
+        lines.append(f"| {title} | " + " | ".join("" if r is None else f"{r:.2f}" for r in ratios) + " |")
+    return "\n".join(lines)
+
+
+def plots() -> None:
+    """Bars of both tables."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = speed_rows()
+    figure, axes = pyplot.subplots(1, len(TOKENS), figsize=(13, 4), sharey=True)
+    for i, (axis, tokens) in enumerate(zip(axes, TOKENS, strict=True)):
+        values = [ratios[i] or 0 for _, ratios in rows]
+        axis.barh([title for title, _ in rows], values, color=["#4b8bbe" if "HLWQ" in t else "#999" for t, _ in rows])
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_title(f"{tokens:,} video tokens")
+        axis.set_xlabel("step, BF16 = 1")
+        axis.invert_yaxis() if not i else None
+    figure.tight_layout()
+    figure.savefig(HERE / "results" / "steps.png", dpi=90)
+    runs = [run for run in load("steps_caps")["results"]]
+    figure, axis = pyplot.subplots(figsize=(8, 4))
+    labels = [f"{run['cap_gb']} GB: {NAMES[run['format'].removesuffix('_kept')]}" for run in runs]
+    axis.barh(
+        labels,
+        [run["runs"][0]["bus_gb_step"] for run in runs],
+        color=["#4b8bbe" if "HLWQ" in t else "#999" for t in labels],
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("GB over the bus a step")
+    figure.tight_layout()
+    figure.savefig(HERE / "results" / "bus.png", dpi=90)
+
+
+def main() -> None:
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+    if "--check" in sys.argv:
+        sys.exit(made != text)
+    README.write_text(made)
+    if "--plots" in sys.argv:
+        plots()
+
+
+if __name__ == "__main__":
+    main()
