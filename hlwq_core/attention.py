@@ -62,7 +62,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale:
         `[batch, queries, heads · size]`.
     """
     batch, queries, width = q.shape
-    q, k, v = (part.view(batch, -1, heads, width // heads).transpose(1, 2) for part in (q, k, v))
+    q, k, v = (part.reshape(batch, -1, heads, width // heads).transpose(1, 2) for part in (q, k, v))
     with sdpa_kernel(KERNELS, set_priority=True):
         result = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     return result.transpose(1, 2).reshape(batch, queries, width)
@@ -77,9 +77,9 @@ def prove(device: torch.device, size: int) -> None:
     heads = 4
     generator = torch.Generator(device).manual_seed(0)
     shapes = ((2, 300, heads * size), (2, 520, heads * size), (2, 520, heads * size))
-    parts = [torch.randn(shape, generator=generator, device=device).bfloat16() for shape in shapes]
-    found = attend(*parts, heads).float()
-    q, k, v = (part.float().view(2, -1, heads, size).transpose(1, 2) for part in parts)
+    q, k, v = (torch.randn(shape, generator=generator, device=device).bfloat16() for shape in shapes)
+    found = attend(q, k, v, heads).float()
+    q, k, v = (part.float().view(2, -1, heads, size).transpose(1, 2) for part in (q, k, v))
     weights = torch.softmax(q @ k.transpose(-1, -2) * size**-0.5, dim=-1)
     expected = (weights @ v).transpose(1, 2).reshape(found.shape)
     difference = float((found - expected).norm() / expected.norm())

@@ -142,9 +142,13 @@ def weight(
         codes, norms, table, bits, packing: as for `backends.eager.decode`.
         kind: `fp8` or `int8`.
     """
-    out = scratch(norms.shape[0], norms.shape[1] * BLOCK, kind, codes.device)
-    prepare_weight(codes, norms, table, bits, packing, kind)(out)
-    return out
+    if codes.device.type == "cuda":
+        from .backends import cuda_fast
+
+        out = scratch(norms.shape[0], norms.shape[1] * BLOCK, kind, codes.device)
+        if cuda_fast.weight(codes, norms, table, bits, packing, kind, out):
+            return out
+    return weight_reference(codes, norms, table, bits, packing, kind)
 
 
 def scratch(rows: int, padded: int, kind: str, device: torch.device) -> EightBit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,10 @@ from ..hlwq_core import attention
 from . import compat
 
 KEY = "optimized_attention_override"
+# Why cuDNN's attention is not used any more, once it has failed.
+_refused: list[str] = []
+
+_log = logging.getLogger("hlwq")
 
 
 def faster_attention(
@@ -32,8 +37,16 @@ def faster_attention(
         and options.get("mask") is None
         and not any(options.get(name) for name in ("skip_reshape", "skip_output_reshape", "enable_gqa"))
     )
-    if same and attention.fits(q, k, heads):
-        return attention.attend(q, k, v, heads, options.get("scale"))
+    if same and attention.fits(q, k, heads) and not _refused:
+        try:
+            return attention.attend(q, k, v, heads, options.get("scale"))
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, or a broken device
+                raise
+            _refused.append(str(error))
+            _log.warning(
+                "HLWQ: attention as ComfyUI has it from now on, cuDNN's failed: %s", _refused[0].splitlines()[0]
+            )
     return function(q, k, v, heads, *args, **options)
 
 

@@ -86,12 +86,46 @@ def prepare_weight(
     return _weight_launcher(codes, norms, table, bits, packing, kind)
 
 
+def weight(
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    table: torch.Tensor,
+    bits: int,
+    packing: str,
+    kind: str,
+    out: fast.EightBit,
+) -> bool:
+    """Once, without preparing; whether there is a kernel that can. For compiled code, which has nowhere to keep a launch."""
+    if not _weight_proven(codes.device, bits, packing, kind):
+        return False
+    codes, norms, table = _readable(codes, norms, table)
+    launch = _shared_weight_launch(codes.device.index or 0, bits, packing, kind)
+    launch.blocks = -(-norms.shape[0] * 32 // THREADS)
+    for argument, tensor in zip(launch.arguments, (codes, norms, table, *out), strict=False):
+        argument.value = tensor.data_ptr()
+    for argument, number in zip(launch.arguments[5:], (*norms.shape, _peak(table)), strict=True):
+        argument.value = number
+    launch()
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
+    kernel = _kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
+    pointers = [ctypes.c_uint64() for _ in range(5)]
+    return Launch(kernel, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
+
+
+def _readable(codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """As the kernel reads them: whole, and codes as 16-bit words."""
+    codes = codes.contiguous()
+    return codes.clone() if codes.data_ptr() % 2 else codes, norms.contiguous(), table.contiguous()
+
+
 def _weight_launcher(
     codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
 ) -> Callable[[fast.EightBit], object]:
-    codes, norms, table = codes.contiguous(), norms.contiguous(), table.contiguous()
-    if codes.data_ptr() % 2:
-        codes = codes.clone()
+    codes, norms, table = _readable(codes, norms, table)
     rows, num_blocks = norms.shape
     kernel = _kernel(codes.device.index or 0, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
     values, scales = ctypes.c_uint64(), ctypes.c_uint64()

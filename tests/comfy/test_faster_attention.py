@@ -64,6 +64,28 @@ def test_masks_and_other_attentions_are_left_alone(attended):
     assert attended and torch.allclose(found, plain(q, q, q, 2), atol=1e-2)
 
 
+def test_a_kernel_that_fails_gives_way_to_cores(attended, monkeypatch, caplog):
+    from comfyui_hlwq.hlwq_core import attention
+    from comfyui_hlwq.nodes import compat, faster_attention
+
+    def fail(*parts):
+        raise RuntimeError("no execution plan")
+
+    def no_memory(*parts):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(faster_attention, "_refused", [])
+    q = torch.randn(1, 16, 64)
+    monkeypatch.setattr(attention, "attend", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        faster_attention.faster_attention(compat.attention_pytorch, q, q, q, 2)
+    monkeypatch.setattr(attention, "attend", fail)
+    for _ in range(2):
+        found = faster_attention.faster_attention(compat.attention_pytorch, q, q, q, 2)
+        assert torch.equal(found, compat.attention_pytorch(q, q, q, 2))
+    assert caplog.text.count("no execution plan") == 1
+
+
 def test_a_node_that_sets_its_own_attention_keeps_it(load):
     from comfyui_hlwq.nodes import faster_attention
 

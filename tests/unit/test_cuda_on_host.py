@@ -62,7 +62,7 @@ def on_host(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     # The proofs name a CUDA device; here it is the CPU.
     monkeypatch.setattr(torch, "device", lambda *arguments: CPU)
-    caches = (cuda._kernel, cuda_fast._kernel, cuda_fast._rotate_launch)
+    caches = (cuda._kernel, cuda_fast._kernel, cuda_fast._rotate_launch, cuda_fast._shared_weight_launch)
     caches += (cuda_fast._scale_launch, cuda_fast._weight_proven)
     for cache in caches:
         cache.cache_clear()
@@ -111,8 +111,13 @@ def test_fast_mode(on_host, kind):
     x = torch.randn(33, 200, generator=torch.Generator().manual_seed(4)).bfloat16()
     made = fast.EightBit(torch.empty(48, 256, dtype=fast.DTYPES[kind]), torch.empty(48, 1))
     cuda_fast.prepare_weight(codes, norms, table, 5, "msb", kind)(made)
+    # Prepared or not, it is the same.
+    again = fast.EightBit(torch.empty_like(made.values), torch.empty_like(made.scales))
+    assert cuda_fast.weight(codes, norms, table, 5, "msb", kind, again)
+    assert torch.equal(again.values.view(torch.uint8), made.values.view(torch.uint8))
+    assert torch.equal(again.scales, made.scales)
     rotated = cuda_fast.rotate(x, kind)
-    assert on_host == ["hlwq_eight_bit", "hlwq_eight_bit", "hlwq_rotate"]
+    assert on_host == ["hlwq_eight_bit"] * 3 + ["hlwq_rotate"]
     exact = x.float() @ eager.decode(codes, norms, table, 5, "msb", 200, torch.float32).t()
     found = fast.multiply_reference(rotated, made, None, torch.float32)
     assert float((found - exact).norm() / exact.norm()) < 0.05
