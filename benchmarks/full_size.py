@@ -411,6 +411,8 @@ def main() -> None:
         keys = [f"diffusion_model.transformer_blocks.{i}" for i in blocks]
         set_torch_compile_wrapper(model=model, backend="inductor" if device.type == "cuda" else "aot_eager", keys=keys)
     counted = count_bus_bytes() if DYNAMIC else {"bytes": 0}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what encoding took is free too
     holder = hold(args.free, device) if args.free and device.type == "cuda" else None
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
