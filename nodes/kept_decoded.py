@@ -8,6 +8,7 @@ The environment variable HLWQ_KEEP_DECODED=0 turns it off.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -19,6 +20,8 @@ from . import compat
 
 ENVIRONMENT_VARIABLE = "HLWQ_KEEP_DECODED"
 BYTES_A_VALUE = 2  # bfloat16 and float16; other dtypes are not kept
+
+_log = logging.getLogger("hlwq")
 
 
 def wanted() -> bool:
@@ -100,7 +103,11 @@ def lend_places(model: torch.nn.Module, modules: list[torch.nn.Module], device: 
         # Small layers first: they cost a launch each for little memory, and the first are kept the longest.
         modules = sorted(modules, key=lambda module: module.weight.numel())
         sizes = [_bytes(module.weight) for module in modules]
-        reservation = compat.model_vbar.ModelVBAR(sum(sizes) + 512 * len(sizes), device.index)
+        try:
+            reservation = compat.model_vbar.ModelVBAR(sum(sizes) + 512 * len(sizes), device.index)
+        except (RuntimeError, MemoryError) as error:
+            _log.warning("HLWQ: decoded layers are not kept, ComfyUI lends no memory for them: %s", error)
+            return
         reservations[device] = reservation
         for module, size in zip(modules, sizes, strict=True):
             module.place = Place(reservation.alloc(size))

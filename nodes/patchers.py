@@ -92,7 +92,7 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_function = functions
     if not patcher.is_dynamic():
         patcher.model.model_loaded_weight_memory += loaded
-    elif kept_decoded.wanted():
+    elif kept_decoded.wanted() and device.type != "cpu":
         kept_decoded.lend_places(patcher.model, [module for _, module in packed_modules(patcher)], device)
 
 

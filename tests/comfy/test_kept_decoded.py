@@ -170,6 +170,21 @@ def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
         assert torch.equal(module(x), plain) and len(decodes) == 1
 
 
+def test_no_memory_lent_is_no_error(load, lent, monkeypatch, caplog):
+    from comfyui_hlwq.nodes import compat, kept_decoded, patchers
+
+    def refuse(size, device):
+        raise MemoryError("VBAR allocation failed")
+
+    monkeypatch.setattr(compat.model_vbar, "ModelVBAR", refuse)
+    model = load()[0]
+    modules = [module for _, module in patchers.packed_modules(model)]
+    kept_decoded.lend_places(model.model, modules, torch.device("cpu"))
+    assert "VBAR allocation failed" in caplog.text
+    assert all(module.place is None for module in modules)
+    assert kept_decoded.give_back(model.model, torch.device("cpu"), 1) == 0
+
+
 def test_only_where_somebody_can_take_it_back(load, monkeypatch, pack):
     from comfyui_hlwq.nodes import kept_decoded
 
