@@ -27,8 +27,10 @@ KERNELS = [
 @functools.lru_cache(maxsize=16)
 def unavailable_reason(device: torch.device) -> str | None:
     """Why `attend` is of no use on `device`; None if it is. Compares it with its definition, once."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return f"{device.type} is no CUDA device" if device.type != "cuda" else "this torch has no cuDNN"
+    if device.type != "cuda":
+        return f"{device.type} is no CUDA device"
+    if torch.version.cuda is None:
+        return "this torch has no cuDNN"
     if torch.cuda.get_device_capability(device) < CAPABILITY:
         return "cuDNN's attention is no faster than torch's own before Hopper (compute capability 9.0)"
     try:

@@ -92,3 +92,9 @@ def missing_module(error: ModuleNotFoundError) -> str:
         "  what to do: run this with ComfyUI's own Python (in a portable ComfyUI python_embeded/python.exe), after\n"
         "    pip install -r requirements.txt there; or try `python3 scripts/demo.py`, which makes its own"
     )
+
+
+def is_refusal(error: RuntimeError) -> bool:
+    """Whether a library refused what it was asked for, and another way may be tried: neither out of memory nor a broken
+    device, which torch tells by subclasses."""
+    return type(error) is RuntimeError

@@ -17,6 +17,7 @@ import torch
 
 from . import ops
 from .codebook import BLOCK
+from .errors import is_refusal
 from .hadamard import hadamard
 from .packing import unpack
 
@@ -244,7 +245,7 @@ def _multiply_fp8(x: EightBit, w: EightBit, bias: torch.Tensor | None) -> torch.
         try:
             return torch._scaled_mm(a, b, *scales, bias, None, torch.bfloat16, True)
         except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, or a broken device
+            if not is_refusal(error):
                 raise
             _bias_apart.add(shape)
     return torch._scaled_mm(a, b, *scales, None, None, torch.bfloat16, True).add_(bias)

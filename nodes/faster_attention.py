@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import attention
+from ..hlwq_core.errors import is_refusal
 from . import compat
 
 KEY = "optimized_attention_override"
@@ -41,7 +42,7 @@ def faster_attention(
         try:
             return attention.attend(q, k, v, heads, options.get("scale"))
         except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, or a broken device
+            if not is_refusal(error):
                 raise
             _refused.append(str(error))
             _log.warning(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import fast, layout
+from ..hlwq_core.errors import is_refusal
 from . import compat, kept_decoded
 from .low_rank import LowRank
 
@@ -180,7 +181,7 @@ class PackedOperations(compat.manual_cast):
             try:
                 output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)
             except RuntimeError as error:
-                if type(error) is not RuntimeError:  # out of memory, or a broken device
+                if not is_refusal(error):
                     raise
                 _log.warning(
                     "HLWQ: no fast product for %s × %s, this layer stays exact: %s",

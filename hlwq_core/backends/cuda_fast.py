@@ -13,7 +13,7 @@ import torch
 from .. import fast
 from ..codebook import BLOCK
 from . import cuda
-from .nvrtc import Kernel, Launch, pointer
+from .nvrtc import Kernel, Launch
 from .proof import random_layer
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def prepare_weight(
     """As `fast.prepare_weight`; None where there is no kernel that can."""
     if not _weight_proven(codes.device, bits, packing, kind):
         return None
-    return _weight_launcher(codes, norms, table, bits, packing, kind)
+    return _weight_run(_weight_launch(codes.device.index or 0, bits, packing, kind), codes, norms, table)
 
 
 def weight(
@@ -96,45 +96,35 @@ def weight(
     out: fast.EightBit,
 ) -> bool:
     """Once, without preparing; whether there is a kernel that can. For compiled code, which has nowhere to keep a launch."""
-    if not _weight_proven(codes.device, bits, packing, kind):
-        return False
-    codes, norms, table = _readable(codes, norms, table)
-    launch = _shared_weight_launch(codes.device.index or 0, bits, packing, kind)
-    launch.blocks = -(-norms.shape[0] * 32 // THREADS)
-    for argument, tensor in zip(launch.arguments, (codes, norms, table, *out), strict=False):
-        argument.value = tensor.data_ptr()
-    for argument, number in zip(launch.arguments[5:], (*norms.shape, _peak(table)), strict=True):
-        argument.value = number
-    launch()
-    return True
+    proven = _weight_proven(codes.device, bits, packing, kind)
+    if proven:
+        _weight_run(_shared_weight_launch(codes.device.index or 0, bits, packing, kind), codes, norms, table)(out)
+    return proven
 
 
-@functools.lru_cache(maxsize=64)
-def _shared_weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
+def _weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
     kernel = _kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
     pointers = [ctypes.c_uint64() for _ in range(5)]
     return Launch(kernel, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
 
 
-def _readable(codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """As the kernel reads them: whole, and codes as 16-bit words."""
-    codes = codes.contiguous()
-    return codes.clone() if codes.data_ptr() % 2 else codes, norms.contiguous(), table.contiguous()
+_shared_weight_launch = functools.lru_cache(maxsize=64)(_weight_launch)
 
 
-def _weight_launcher(
-    codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, bits: int, packing: str, kind: str
+def _weight_run(
+    launch: Launch, codes: torch.Tensor, norms: torch.Tensor, table: torch.Tensor
 ) -> Callable[[fast.EightBit], object]:
-    codes, norms, table = _readable(codes, norms, table)
-    rows, num_blocks = norms.shape
-    kernel = _kernel(codes.device.index or 0, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
-    values, scales = ctypes.c_uint64(), ctypes.c_uint64()
-    numbers = ctypes.c_uint32(rows), ctypes.c_uint32(num_blocks), ctypes.c_float(_peak(table))
-    blocks = -(-rows * 32 // THREADS)
-    launch = Launch(kernel, blocks, THREADS, *map(pointer, (codes, norms, table)), values, scales, *numbers)
+    """Point a launch at a weight; what is returned writes it to where it is told."""
+    codes, norms = codes.contiguous(), norms.contiguous()
+    if codes.data_ptr() % 2:
+        codes = codes.clone()
+    launch.blocks = -(-norms.shape[0] * 32 // THREADS)
+    values = (codes.data_ptr(), norms.data_ptr(), table.data_ptr(), 0, 0, *norms.shape, _peak(table))
+    for argument, value in zip(launch.arguments, values, strict=True):
+        argument.value = value
 
     def run(out: fast.EightBit, held: tuple[torch.Tensor, ...] = (codes, norms, table)) -> None:
-        values.value, scales.value = out.values.data_ptr(), out.scales.data_ptr()
+        launch.arguments[3].value, launch.arguments[4].value = out.values.data_ptr(), out.scales.data_ptr()
         launch()
 
     return run
@@ -156,7 +146,8 @@ def _prove_weight(device: torch.device, bits: int, packing: str, kind: str) -> f
     codes, norms, table = random_layer(rows, num_blocks, bits, packing, torch.Generator().manual_seed(0))
     values = torch.empty((rows, num_blocks * BLOCK), dtype=fast.DTYPES[kind], device=device)
     made = fast.EightBit(values, torch.empty((rows, 1), dtype=torch.float32, device=device))
-    _weight_launcher(codes.to(device), norms.to(device), table.to(device), bits, packing, kind)(made)
+    launch = _weight_launch(device.index or 0, bits, packing, kind)
+    _weight_run(launch, codes.to(device), norms.to(device), table.to(device))(made)
     expected = fast.weight_reference(codes, norms, table, bits, packing, kind)
     _compare("the kernel for weights", _dense(made).cpu(), _dense(expected), 2e-2)
     return made
