@@ -7,6 +7,7 @@ python benchmarks/report.py --plots    also results/*.png; needs matplotlib
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -23,13 +24,14 @@ ROWS = (
     ("steps_kept", "kept", "HLWQ exact, as installed (spare VRAM used)"),
     ("steps_speed", "fast", "HLWQ fast, decoded at each use"),
     ("steps_kept", "fast_kept", "HLWQ fast, as installed"),
-    ("steps_compile", "exact", "HLWQ exact, torch.compile"),
-    ("steps_compile", "fast", "HLWQ fast, torch.compile"),
+    ("steps_compile", "exact_compiled", "HLWQ exact, torch.compile"),
+    ("steps_compile", "fast_compiled", "HLWQ fast, torch.compile"),
     ("steps_speed", "fp8fast", "core's fp8, fast matmul"),
     ("steps_speed", "gguf_q5k", "GGUF Q5_K"),
 )
 
 
+@functools.lru_cache(maxsize=16)
 def load(name: str) -> dict[str, Any]:
     """A result, `{}` where it was not measured."""
     path = HERE / "results" / f"{name}.json"
@@ -75,7 +77,6 @@ def capped() -> list[list[str]]:
     for run in load("steps_caps").get("results", []):
         kind = run["format"].removesuffix("_kept")
         result = run["runs"][0]
-        moved = result["bus_gb_step"]
         peak = summary.get(f"peak_vram_gb_{TOKENS[-1]}_{kind}") if run["cap_gb"] == 24 else None
         rows.append(
             [
@@ -83,8 +84,8 @@ def capped() -> list[list[str]]:
                 NAMES[kind] + (", **pack_rest**" if kind == "hlwq_packed" else ""),
                 f"{run['model_gb']:.1f}",
                 "" if peak is None else f"{peak:.1f}",
-                f"{moved:.1f}",
-                *(f"{moved / rate:.1f} s" if moved else "–" for rate in (12, 25)),
+                f"{result['bus_gb_step']:.1f}",
+                *(f"{seconds:.1f} s" if seconds else "–" for seconds in run["seconds_on"].values()),
                 f"{result['step_s']:.2f} s",
             ]
         )
@@ -134,7 +135,7 @@ def plots() -> None:
         axis.invert_yaxis() if not i else None
     figure.tight_layout()
     figure.savefig(HERE / "results" / "steps.png", dpi=90)
-    runs = [run for run in load("steps_caps")["results"]]
+    runs = load("steps_caps")["results"]
     figure, axis = pyplot.subplots(figsize=(8, 4))
     labels = [f"{run['cap_gb']} GB: {NAMES[run['format'].removesuffix('_kept')]}" for run in runs]
     axis.barh(

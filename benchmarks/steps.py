@@ -95,13 +95,40 @@ def say(text: str) -> None:
     print(f"{time.perf_counter() - BEGUN:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
-def compare(base: Format, other: Format, tokens: int, **request: Any) -> tuple[float, list[tuple[float, float]]]:
-    """Run two in turn: the median of the ratios of their steps, and the steps."""
+def compare(base: Format, other: Format, tokens: int, latent: str | None = None) -> dict[str, Any]:
+    """Run two in turn: the median of the ratios of their steps, and the steps. The other's first latent goes to a file."""
     pairs = []
     for i in range(ROUNDS.get(tokens, MANY_ROUNDS)):
-        latent = request.get("latent") if i == 0 else None
-        pairs.append((base.run(tokens)["step_s"], other.run(tokens, latent=latent)["step_s"]))
-    return statistics.median(b / a for a, b in pairs), pairs
+        pairs.append((base.run(tokens)["step_s"], other.run(tokens, latent=None if i else latent)["step_s"]))
+    return {"ratio": statistics.median(b / a for a, b in pairs), "steps_s": pairs}
+
+
+def warm(format: Format, tokens: list[int], **request: Any) -> list[dict[str, Any]]:
+    """First uses out of the way, the largest first; the runs in that order."""
+    return [format.run(count, steps=3, **request) for count in reversed(tokens)]
+
+
+def in_turn(
+    base: Format, plan: list[tuple[str, str]], options: list[str], tokens: list[int], results: dict[str, Any], keep: Any
+) -> None:
+    """Formats, one after another, against one that stays.
+
+    Args:
+        plan: the name of each ratio, and the format.
+        options: of those formats.
+    """
+    summary: Summary = {}
+    results["ratios"] = {}
+    for name, kind in plan:
+        format = Format(kind, *options).ready()
+        warm(format, tokens)
+        for count in tokens:
+            found = results["ratios"][f"{name}_{count}"] = compare(base, format, count)
+            summary[f"step_ratio_{name}_{count}"] = found["ratio"]
+        results[kind] = format.close()
+        results["bf16"] = {**base.facts, "runs": base.runs}
+        keep(results, summary)
+    base.close()
 
 
 def speed(options: list[str], tokens: list[int], keep: Any) -> None:
@@ -114,26 +141,21 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
         plan = [("exact", "hlwq"), ("fast", "hlwq_fast"), ("fp8fast", "fp8"), ("gguf_q5k", "gguf_q5k")]
         plan = [entry for entry in plan if ONLY in (None, entry[0])]
         base, nxt = Format("bf16", *options), Format(plan[0][1], *options)
-        base.ready()
-        for count in reversed(tokens):  # first uses out of the way
-            base.run(count, steps=3, peak=True)
+        warm(base.ready(), tokens, peak=True)
         for place, (name, kind) in enumerate(plan):
             format = nxt.ready()
             if place + 1 < len(plan):  # loads while this one runs no timed step yet
                 nxt = Format(plan[place + 1][1], *options)
-            for count in reversed(tokens):
-                peak = format.run(count, steps=3, peak=True).get("peak_gb")
-                if count == tokens[-1]:
-                    summary[f"peak_vram_gb_{count}_{kind}"] = peak
+            summary[f"peak_vram_gb_{tokens[-1]}_{kind}"] = warm(format, tokens, peak=True)[0].get("peak_gb")
             if place + 1 < len(plan):
                 nxt.ready()
             for count in tokens:
                 if count == tokens[0] and name not in ("exact", "fast"):
                     continue
                 latent = str(Path(folder) / f"{kind}-{count}.pt")
-                ratio, pairs = compare(base, format, count, latent=latent if name in ("exact", "fast") else None)
-                results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
-                summary[f"step_ratio_{name}_{count}"] = ratio
+                found = compare(base, format, count, latent if name in ("exact", "fast") else None)
+                results["ratios"][f"{name}_{count}"] = found
+                summary[f"step_ratio_{name}_{count}"] = found["ratio"]
             if name == "exact":
                 summary["model_resident_gb"] = format.facts["model_gb"]
                 costs = [(base.ask(host=True), format.ask(host=True)) for _ in range(3)]
@@ -145,20 +167,7 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
                     pair = [torch.load(Path(folder) / f"{k}-{count}.pt").double() for k in ("hlwq", "hlwq_fast")]
                     cosines.append(float(torch.nn.functional.cosine_similarity(*pair, dim=0)))
                 summary["fast_latent_cosine"] = min(cosines)
-                # What is the attention's, and what the products': each of the two without the other.
-                largest = tokens[-1]
-                for which, how in ((format, "core"), (base, "cudnn")):
-                    step = which.run(largest, attention=how)["step_s"]
-                    plain = statistics.median(
-                        r["step_s"]
-                        for r in base.runs
-                        if r["tokens"] == largest and len(r["steps_s"]) > 1 and "attention" not in r
-                    )
-                    results["ratios"][f"{which.kind}_{how}_attention_{largest}"] = {"ratio": step / plain}
-                    summary[f"step_ratio_{'fast' if which is format else 'bf16'}_{how}_attention_{largest}"] = (
-                        step / plain
-                    )
-                    which.ask(tokens=tokens[0], steps=3, attention="core" if which is base else "cudnn")
+                attention_apart(base, format, tokens, results, summary)
             results[kind] = format.close()
             summary[f"peak_vram_gb_{tokens[-1]}_bf16"] = base.runs[0].get("peak_gb")
             results["bf16"] = {**base.facts, "runs": base.runs}
@@ -166,30 +175,23 @@ def speed(options: list[str], tokens: list[int], keep: Any) -> None:
         base.close()
 
 
+def attention_apart(base: Format, fast: Format, tokens: list[int], results: dict[str, Any], summary: Summary) -> None:
+    """What is the attention's, and what the products': fast mode with core's attention, BF16 with cuDNN's."""
+    largest = tokens[-1]
+    plain = statistics.median(r["step_s"] for r in base.runs if r["tokens"] == largest and len(r["steps_s"]) > 1)
+    for name, format, how, usual in (("fast", fast, "core", "cudnn"), ("bf16", base, "cudnn", "core")):
+        ratio = format.run(largest, attention=how)["step_s"] / plain
+        results["ratios"][f"{format.kind}_{how}_attention_{largest}"] = {"ratio": ratio}
+        summary[f"step_ratio_{name}_{how}_attention_{largest}"] = ratio
+        format.ask(tokens=tokens[0], steps=3, attention=usual)
+
+
 def kept(options: list[str], tokens: list[int], keep: Any) -> None:
     """As the pack runs by default: decoded weights kept in spare memory. Half the blocks, so that BF16 fits beside it."""
     options = ["--blocks", "24", *options]
-    summary: Summary = {}
-    results: dict[str, Any] = {"blocks": 24, "ratios": {}}
-    base, nxt = Format("bf16", *options), Format("hlwq_kept", *options)
-    base.ready()
-    for count in reversed(tokens):
-        base.run(count, steps=3)
-    plan = [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")]
-    for place, (name, kind) in enumerate(plan):
-        format = nxt.ready()
-        for count in reversed(tokens):
-            format.run(count, steps=3)
-        for count in tokens:
-            ratio, pairs = compare(base, format, count)
-            results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
-            summary[f"step_ratio_{name}_{count}"] = ratio
-        results[kind] = format.close()
-        results["bf16"] = {**base.facts, "runs": base.runs}
-        keep(results, summary)
-        if place + 1 < len(plan):
-            nxt = Format(plan[place + 1][1], *options)
-    base.close()
+    base = Format("bf16", *options).ready()
+    warm(base, tokens)
+    in_turn(base, [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")], options, tokens, {"blocks": 24}, keep)
 
 
 def caps(options: list[str], tokens: list[int], keep: Any) -> None:
@@ -214,39 +216,22 @@ def caps(options: list[str], tokens: list[int], keep: Any) -> None:
 
 def compiled(options: list[str], tokens: list[int], keep: Any) -> None:
     """torch.compile block by block, against BF16 without it."""
-    summary: Summary = {}
-    results: dict[str, Any] = {"ratios": {}}
-    base, nxt = Format("bf16", *options).ready(), Format("hlwq_fast", "--compile", *options)
-    plan = (("fast", "hlwq_fast"), ("exact", "hlwq"))
-    for place, (name, kind) in enumerate(plan):
-        format = nxt.ready()
-        for count in reversed(tokens[-2:]):
-            format.run(count, steps=3)
-            if not place:
-                base.run(count, steps=3)
-        for count in tokens[-2:]:
-            ratio, pairs = compare(base, format, count)
-            results["ratios"][f"{name}_{count}"] = {"ratio": ratio, "steps_s": pairs}
-            summary[f"step_ratio_{name}_compiled_{count}"] = ratio
-        results[kind] = format.close()
-        keep(results, summary)
-        if place + 1 < len(plan):
-            nxt = Format(plan[place + 1][1], "--compile", *options)
-    base.close()
+    base = Format("bf16", *options).ready()
+    warm(base, tokens[-2:])
+    plan = [("fast_compiled", "hlwq_fast"), ("exact_compiled", "hlwq")]
+    in_turn(base, plan, ["--compile", *options], tokens[-2:], {}, keep)
 
 
 def lora(options: list[str], tokens: list[int], keep: Any) -> None:
     """With a LoRA against without."""
     without, patched = Format("hlwq", *options), Format("hlwq", "--lora", "32", *options)
-    without.ready(), patched.ready()
     summary: Summary = {}
     ratios = {}
     for format in (without, patched):
-        for count in reversed(tokens[-2:]):
-            format.run(count, steps=3)
+        warm(format.ready(), tokens[-2:])
     for count in tokens[-2:]:
-        ratios[str(count)], ratios[f"steps_s_{count}"] = compare(without, patched, count)
-        summary[f"lora_step_ratio_{count}"] = ratios[str(count)]
+        found = ratios[f"lora_{count}"] = compare(without, patched, count)
+        summary[f"lora_step_ratio_{count}"] = found["ratio"]
     summary["lora_weight_error"] = patched.ask(weight_error=True)["lora_weight_error"]
     keep({"ratios": ratios, "without": without.close(), "with": patched.close()}, summary)
 
