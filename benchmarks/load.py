@@ -10,6 +10,7 @@ on a CPU with the tests' model (the folder that scripts/make_tiny.py makes).
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -51,15 +52,17 @@ def write(folder: Path) -> dict[str, Path]:
         for part, tensor in (("packed", packed), ("norms", norms), ("meta", meta)):
             codes.append((f"{base}__{part}", tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor))
     # The other parts of the checkpoint are there as well: the loader asks for all of it.
-    for name, (_, shape) in manifest.expected().items():
-        if not name.startswith(full_size.PREFIX):
-            value = full_size.torch.randn(shape).bfloat16() * 0.02
-            plain.append((name, value.dtype, tuple(shape), lambda value=value: value))
+    others = {name: kind for name, kind in manifest.expected().items() if not name.startswith(full_size.PREFIX)}
+    for name, value in full_size.dense_weights(others).items():
+        plain.append((name, value.dtype, tuple(value.shape), lambda value=value: value))
     hlwq = folder / "hlwq"
     write_safetensors(hlwq / "polarquant" / "bf16" / "ltx23_bf16.safetensors", plain)
     write_safetensors(hlwq / "polarquant" / "codes" / "chunk_00_codes.safetensors", codes)
     (hlwq / "config.json").write_text(json.dumps(config))
-    size = sum(path.stat().st_size for path in hlwq.rglob("*.safetensors"))
+    size = sum(
+        math.prod(shape) * dtype.itemsize for name, dtype, shape, _ in plain if name.startswith(full_size.PREFIX)
+    )
+    size += sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in codes)
 
     # As many blocks in BF16 as make up the same number of bytes.
     blocks, kept = 0, []
@@ -73,12 +76,30 @@ def write(folder: Path) -> dict[str, Path]:
     return {"hlwq": hlwq, "bf16": folder / "bf16.safetensors"}
 
 
+def _read_from_disk() -> int:
+    """Bytes that this process had read from a disk, rather than from the system's cache."""
+    return int(re.findall(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.M)[0])
+
+
+def into_cache(path: Path) -> None:
+    """Read the files once: ComfyUI asks the system to forget what it has read."""
+    for file in files_of(path):
+        with open(file, "rb", buffering=0) as data:
+            while data.read(64 << 20):
+                pass
+
+
+def files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.rglob("*.safetensors"))
+
+
 def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
     """One load in this process."""
     import core
 
     core.boot()
     import comfy.model_management
+    import comfy.sample  # ComfyUI's server has long imported it
     import comfy.sd
     import full_size
     import torch
@@ -88,6 +109,7 @@ def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
         from comfyui_hlwq.nodes import model_loading
     with torch.inference_mode():
         comfy.model_management.get_torch_device()
+        read = _read_from_disk()
         begun = time.perf_counter()
         if kind == "hlwq":
             model = model_loading.diffusion_model(model_loading.open_complete(path), "auto")
@@ -95,15 +117,15 @@ def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
             model = comfy.sd.load_diffusion_model(str(path))
         loaded = time.perf_counter() - begun
         run = full_size.sample(model, TOKENS[size], 3, {"bytes": 0})
-    files = [path] if path.is_file() else list(path.rglob("*.safetensors"))
     return {
         "format": kind,
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(file.stat().st_size for file in files_of(path)),
         "model_bytes": model.model_size(),
         "load_s": loaded,
         "first_step_s": run["first_step_s"],
         "step_s": run["step_s"],
         "to_first_step_s": loaded + run["first_step_s"],
+        "disk_gb": (_read_from_disk() - read) / 1e9,
         # ru_maxrss would be the parent's, which wrote the files.
         "peak_rss_gb": int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1e6,
     }
@@ -129,8 +151,9 @@ def main() -> None:
         else:
             paths = write(Path(folder))
         results = []
-        for _ in range(args.repeat):  # interleaved; the first round also brings the files into the cache
+        for _ in range(args.repeat):  # interleaved
             for kind, path in paths.items():
+                into_cache(path)
                 command = [sys.executable, __file__, "--measure", kind, str(path), "tiny" if args.tiny else "full"]
                 done = subprocess.run(
                     command, stdout=subprocess.PIPE, text=True, timeout=600, env=os.environ, check=True

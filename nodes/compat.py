@@ -26,12 +26,14 @@ import comfy.text_encoders.llama
 import comfy.text_encoders.lt
 import comfy.utils
 import comfy.weight_adapter
+import comfy_aimdo.host_buffer
 import comfy_aimdo.model_vbar
 import comfy_aimdo.torch
 import folder_paths
 import torch
 from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler
 from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+from comfy_kitchen.tensor import QuantizedTensor
 
 __all__ = [
     "CLIP",
@@ -126,6 +128,125 @@ def file_source() -> Any:
     if not comfy.memory_management.aimdo_enabled:
         return None
     return lambda path: comfy.utils.load_torch_file(str(path))
+
+
+# ---- from the file straight to the card (first_load.py): what the first use of a layer under dynamic VRAM comes to -----
+
+
+def _parts(tensor: Any) -> list[torch.Tensor]:
+    """The plain tensors that a weight is stored as, in core's order."""
+    if tensor is None:
+        return []
+    if not isinstance(tensor, QuantizedTensor):
+        return [tensor]
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+def awaits_first_load(module: torch.nn.Module) -> bool:
+    """Whether a layer's weights are still in their file alone, and come to the card as they are there."""
+    state = module.__dict__
+    if "_v" not in state or state.get("_v_signature") is not None:
+        return False
+    if any("pin" in pin for pin in state.get("_pins", {}).values()):
+        return False
+    for name in ("weight", "bias"):
+        tensor = getattr(module, name)
+        if tensor is not None and getattr(tensor, "_model_dtype", tensor.dtype) != tensor.dtype:
+            return False
+        if getattr(module, f"{name}_lowvram_function", None) is not None:
+            return False
+        if not all(hasattr(part.untyped_storage(), "_comfy_tensor_file_slice") for part in _parts(tensor)):
+            return False
+    return True
+
+
+def room_on_card(nbytes: int, device: torch.device) -> bool:
+    """Whether so much fits on `device` beside what a computation needs at least, and ComfyUI was not told to keep a copy in
+    RAM."""
+    free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
+    return nbytes <= free and not comfy.cli_args.args.high_ram
+
+
+def allocation_bytes(module: torch.nn.Module) -> int:
+    """What dynamic VRAM sets aside for a layer."""
+    return module._v[2]
+
+
+class Arrival:
+    """A layer's memory on the card, held, and what has to be read into it.
+
+    Attributes:
+        name: the layer's.
+        reads: pairs of a part of the file and the memory it goes to.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module, device: torch.device, signature: Any):
+        self.name = name
+        self._module, self._signature = module, signature
+        memory = aimdo_to_tensor(module._v, device)
+        tensors = [module.weight, module.bias]
+        self._views = comfy.memory_management.interpret_gathered_like(tensors, memory)
+        pairs = zip(tensors, self._views, strict=True)
+        self.reads = [pair for a, b in pairs for pair in zip(_parts(a), _parts(b), strict=True)]
+
+    def settle(self) -> None:
+        """All was read: the layer is on the card."""
+        self._module._v_weight, self._module._v_bias = self._views
+        self._module._v_signature = self._signature
+
+    def release(self) -> None:
+        """Let dynamic VRAM take the memory again, if it needs it."""
+        model_vbar.vbar_unpin(self._module._v)
+
+
+def arrive(name: str, module: torch.nn.Module, device: torch.device) -> Arrival | None:
+    """Hold a layer's memory on `device`; None where dynamic VRAM has none for it."""
+    signature = model_vbar.vbar_fault(module._v)
+    return None if signature is None else Arrival(name, module, device, signature)
+
+
+class Reader:
+    """Reads parts of files to a card by core's threads, through a little pinned memory of its own. For one thread.
+
+    Core's own reader for this may be used by one thread alone, and packed layers are too small to keep its eight busy.
+
+    Attributes:
+        stream: what reads are ordered on; whoever uses them waits for it.
+    """
+
+    _WINDOW = 32 << 20
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        self._device = device.index or 0
+        # Two windows: one is read into while the other goes over the bus.
+        self._buffer = comfy_aimdo.host_buffer.HostBuffer(2 * self._WINDOW, mark_cold=False)
+        self._window, self._end = 0, 0
+        self._sent = [torch.cuda.Event(), torch.cuda.Event()]
+
+    def read(self, part: torch.Tensor, memory: torch.Tensor) -> None:
+        """Read the file of `part` into `memory`.
+
+        Raises:
+            RuntimeError: the system or the driver refused.
+        """
+        place = part.untyped_storage()._comfy_tensor_file_slice
+        for done in range(0, place.size, self._WINDOW):
+            size = min(self._WINDOW, place.size - done)
+            if self._end + size > self._WINDOW:
+                self._sent[self._window].record(self.stream)
+                self._window, self._end = 1 - self._window, 0
+                self._sent[self._window].synchronize()
+            self._buffer.read_file_slice(
+                place.file_ref,
+                place.offset + done,
+                size,
+                offset=self._window * self._WINDOW + self._end,
+                stream=self.stream.cuda_stream,
+                device_ptr=memory.data_ptr() + done,
+                device=self._device,
+            )
+            self._end += -(-size // 4096) * 4096
 
 
 def unet_prefix(state_dict: dict[str, torch.Tensor]) -> str:

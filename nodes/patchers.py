@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import layout, ops
-from . import compat, kept_decoded
+from . import compat, first_load, kept_decoded
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -92,8 +92,10 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_function = functions
     if not patcher.is_dynamic():
         patcher.model.model_loaded_weight_memory += loaded
-    elif kept_decoded.wanted() and device.type != "cpu":
-        kept_decoded.lend_places(patcher.model, [module for _, module in packed_modules(patcher)], device)
+    elif device.type != "cpu":
+        if kept_decoded.wanted():
+            kept_decoded.lend_places(patcher.model, [module for _, module in packed_modules(patcher)], device)
+        first_load.load(patcher, device)
 
 
 def release_scratch(patcher: Any, *unused: Any) -> None:

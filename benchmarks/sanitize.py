@@ -1,0 +1,100 @@
+"""All CUDA kernels under NVIDIA's compute-sanitizer: memory, races, barriers, reads of what nothing wrote.
+
+    python benchmarks/sanitize.py
+
+Every variant runs at sizes that fill no block, on memory that torch does not pool; the results are compared with their
+definitions as well. Needs an NVIDIA GPU and compute-sanitizer on the PATH (it comes with the CUDA toolkit). `--run` runs the
+kernels alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+
+import torch
+from common import REPO, parser, save
+
+sys.path.insert(0, str(REPO))
+from hlwq_core import fast
+from hlwq_core.backends import cuda, cuda_fast, eager, proof
+from hlwq_core.codebook import BLOCK
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+VARIANTS = [(bits, p) for bits in range(2, 9) for p in ("msb", "lsb", "byte", "nibble") if p != "nibble" or bits <= 4]
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SIZES = ((1, 1, 128), (33, 3, 300))
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor, allowed: float, what: str) -> None:
+    found, expected = found.float().cpu(), expected.float()
+    if not float((found - expected).norm()) <= allowed * float(expected.norm()):
+        raise SystemExit(f"{what}: wrong")
+
+
+def run() -> int:
+    """Launch every kernel in every variant; the number of launches."""
+    generator = torch.Generator().manual_seed(0)
+    launches = 0
+    for (bits, packing), (rows, num_blocks, in_features) in itertools.product(VARIANTS, SIZES):
+        layer = proof.random_layer(rows, num_blocks, bits, packing, generator)
+        on_card = [part.cuda() for part in layer]
+        exact = eager.decode(*layer, bits, packing, in_features, torch.float32)
+        for dtype, add in itertools.product(DTYPES, (False, True)):
+            out = torch.ones(rows, in_features, dtype=dtype, device="cuda")
+            cuda._launch(cuda._kernel(0, bits, packing, dtype, add), *on_card, out, in_features)()
+            _same(out, exact + add, 1e-2, f"{bits} bits, {packing}, {dtype}, add {add}")
+            launches += 1
+        for kind in fast.KINDS:
+            values = torch.empty(rows, num_blocks * BLOCK, dtype=fast.DTYPES[kind], device="cuda")
+            found = fast.EightBit(values, torch.empty(rows, 1, device="cuda"))
+            cuda_fast.weight(*on_card, bits, packing, kind, found)
+            expected = fast.weight_reference(*layer, bits, packing, kind)
+            _same(cuda_fast._dense(found), cuda_fast._dense(expected), 3e-2, f"{bits} bits, {packing}, {kind}")
+            launches += 1
+    for (rows, columns), dtype, kind in itertools.product(((1, 128), (48, 328), (3, 4096)), DTYPES, fast.KINDS):
+        x = torch.randn(rows, columns, generator=generator).to(dtype)
+        found, expected = cuda_fast.rotate(x.cuda(), kind), fast.rotate_reference(x, kind)
+        _same(cuda_fast._dense(found), cuda_fast._dense(expected), 3e-2, f"rotate {dtype} {kind}")
+        launches += 1
+    for dtype, with_bias in itertools.product(DTYPES, (False, True)):
+        sums = torch.randint(-9999, 9999, (7, 200), dtype=torch.int32, generator=generator)
+        row, column = torch.rand(7, 1, generator=generator), torch.rand(200, 1, generator=generator)
+        bias = torch.randn(200, generator=generator).to(dtype) if with_bias else None
+        out = torch.empty(7, 200, dtype=dtype, device="cuda")
+        cuda_fast.scale(sums.cuda(), row.cuda(), column.cuda(), None if bias is None else bias.cuda(), out)
+        _same(out, sums * row * column.t() + (bias.float() if with_bias else 0), 1e-2, f"scale {dtype}")
+        launches += 1
+    torch.cuda.synchronize()
+    return launches
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--run", action="store_true", help="run the kernels, without the sanitizer")
+    if arguments.parse_args().run:
+        print("launches", run())
+        return
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    results = {}
+    for tool in TOOLS:
+        # Symbols that a binding asks the driver for in vain are no errors of kernels.
+        options = ["--tool", tool, "--report-api-errors", "no"] if tool == "memcheck" else ["--tool", tool]
+        command = ["compute-sanitizer", *options, sys.executable, __file__, "--run"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=550)
+        print(f"== {tool}", done.stdout[-1500:], done.stderr[-1500:], sep="\n", file=sys.stderr)
+        launches = re.search(r"^launches (\d+)", done.stdout, re.M)
+        kernels = sorted(set(re.findall(r"hlwq_\w+", re.sub(r"^launches.*", "", done.stdout, flags=re.M))))
+        results[tool] = {
+            "launches": int(launches[1]) if launches else None,
+            "summary": [line.strip("= \n") for line in done.stdout.splitlines() if "SUMMARY" in line],
+            "kernels_named": kernels,
+        }
+    save("sanitizer", {"tools": results}, {})
+
+
+if __name__ == "__main__":
+    main()
