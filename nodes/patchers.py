@@ -70,6 +70,9 @@ def packed_modules(patcher: Any) -> list[tuple[str, torch.nn.Module]]:
 
 def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
     """After a load, under either patcher: each packed weight's patches are added after decoding, at every use."""
+    for module, signature in patcher.__dict__.pop("hlwq_resident", ()):
+        if "_v" in module.__dict__:
+            module._v_signature = signature
     loaded = 0
     for key, module in packed_modules(patcher):
         # The dynamic patcher's own hook for patches writes the re-quantized weight back: it must not see them.
@@ -208,6 +211,12 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
 
 class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     """ComfyUI's ModelPatcherDynamic for packed weights."""
+
+    def load(self, *args: Any, **kwargs: Any) -> None:
+        """As in core, but packed weights on the card stay good when the patches change: they are never written into them."""
+        modules = [module for _, module in packed_modules(self)]
+        self.hlwq_resident = [(module, module._v_signature) for module in modules if hasattr(module, "_v_signature")]
+        super().load(*args, **kwargs)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.

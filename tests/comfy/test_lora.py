@@ -212,6 +212,29 @@ def test_small_lora_keeps_its_effect_while_resident_in_dynamic_vram(load, pack, 
     assert vram.faults == 2
 
 
+def test_another_lora_brings_no_packed_weight_to_the_card_again(load, pack, vram):
+    """Nothing is written into packed weights, so what is resident is right whatever the patches are."""
+    model = load()[0]
+    base = exact(model)
+    tensors, delta = lora_on(model)
+    patcher = in_vram(model, pack)
+    patcher.load(torch.device("cpu"))
+    assert cosine(effective(patcher), base) > 0.9999 and vram.faults == 1
+    patched = with_lora(patcher, tensors)
+    patched.load(torch.device("cpu"), dirty=True)  # core: the patches differ from those at the last load
+    assert cosine(effective(patched) - base, delta) >= 0.99 and vram.faults == 1
+    patcher.load(torch.device("cpu"), dirty=True)
+    assert cosine(effective(patcher), base) > 0.9999 and vram.faults == 1
+    vram.evict()
+    effective(patcher)
+    assert vram.faults == 2
+    plain = [m for m in model.model.modules() if hasattr(m, "_v") and not type(m.weight).__name__.startswith("HLWQ")]
+    for module in plain:
+        module._v_signature = 1
+    patcher.load(torch.device("cpu"), dirty=True)
+    assert plain and not any(module._v_signature for module in plain)
+
+
 def test_cores_own_patches_would_lose_the_lora_there(load, pack, vram, monkeypatch):
     """Why patches are routed: left to core, the patched weight is quantized again and kept. Ours refuses to do that."""
     from comfy.patcher_extension import CallbacksMP
