@@ -160,11 +160,17 @@ def awaits_first_load(module: torch.nn.Module) -> bool:
     return True
 
 
-def room_on_card(nbytes: int, device: torch.device) -> bool:
-    """Whether so much fits on `device` beside what a computation needs at least, and ComfyUI was not told to keep a copy in
-    RAM."""
+def room_on_card(nbytes: int, model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether so much of a model fits on `device` beside what a computation needs at least, and ComfyUI was not told to keep
+    a copy in RAM. Other models of dynamic VRAM make room as it is asked for: theirs is free."""
+    if comfy.cli_args.args.high_ram:
+        return False
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
-    return nbytes <= free and not comfy.cli_args.args.high_ram
+    for loaded in comfy.model_management.current_loaded_models:
+        other = loaded.model
+        if other is not None and other.is_dynamic() and other.load_device == device and other.model is not model:
+            free += other.loaded_size()
+    return nbytes <= free
 
 
 def allocation_bytes(module: torch.nn.Module) -> int:

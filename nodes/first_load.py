@@ -44,7 +44,7 @@ def load(patcher: Any, device: torch.device) -> None:
         return
     modules = [named for named in patcher.model.named_modules() if compat.awaits_first_load(named[1])]
     nbytes = sum(compat.allocation_bytes(module) for _, module in modules)
-    if not modules or not compat.room_on_card(nbytes, device):
+    if not modules or not compat.room_on_card(nbytes, patcher.model, device):
         return
     begun = time.perf_counter()
     try:

@@ -86,7 +86,7 @@ def card(monkeypatch, load, dynamic_vram):  # noqa: F811
     vbar = SimpleNamespace(vbar_fault=fault, vbar_unpin=held.remove, vbar_signature_compare=lambda a, b: False)
     monkeypatch.setattr(compat, "model_vbar", vbar)
     monkeypatch.setattr(compat, "aimdo_to_tensor", lambda a, device: a[0].memory[a[1] : a[1] + a[2]])
-    monkeypatch.setattr(compat, "room_on_card", lambda nbytes, device: nbytes < 1 << 30)
+    monkeypatch.setattr(compat, "room_on_card", lambda *_: True)
     monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", HostBuffer)
     monkeypatch.setattr(compat.Reader, "_WINDOW", 1 << 14)  # many layers are larger
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
@@ -166,13 +166,34 @@ def test_a_disk_that_fails_is_named_and_nothing_is_taken_for_weights(card):
 def test_what_has_no_room_is_left_to_core(card, monkeypatch):
     from comfyui_hlwq.nodes import compat, first_load
 
-    monkeypatch.setattr(compat, "room_on_card", lambda nbytes, device: False)
+    monkeypatch.setattr(compat, "room_on_card", lambda *_: False)
     first_load.load(card.model, CARD)
     assert not any(map(arrived, card.modules))
-    monkeypatch.setattr(compat, "room_on_card", lambda nbytes, device: True)
+    monkeypatch.setattr(compat, "room_on_card", lambda *_: True)
     card.lost.append(len(card.arena.memory) // 2)  # somebody takes it meanwhile
     first_load.load(card.model, CARD)
     assert 0 < sum(map(arrived, card.modules)) < len(card.modules)
+
+
+def test_what_other_dynamic_models_hold_is_room(pack, monkeypatch):
+    """They make room on demand, so a text encoder that is still on the card is no reason to load layer by layer."""
+    from comfyui_hlwq.nodes import compat
+
+    def patcher(size, dynamic=True, device=CARD):
+        return SimpleNamespace(
+            is_dynamic=lambda: dynamic, load_device=device, model=object(), loaded_size=lambda: size << 30
+        )
+
+    own, text = patcher(3), patcher(8)
+    others = [own, text, patcher(50, dynamic=False), patcher(50, device=torch.device("cuda", 1))]
+    management = compat.model_management
+    monkeypatch.setattr(management, "current_loaded_models", [SimpleNamespace(model=m) for m in [*others, None]])
+    monkeypatch.setattr(management, "get_free_memory", lambda device: 10 << 30)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1 << 30)
+    assert compat.room_on_card(17 << 30, own.model, CARD)
+    assert not compat.room_on_card(18 << 30, own.model, CARD)
+    monkeypatch.setattr(compat.comfy.cli_args.args, "high_ram", True)
+    assert not compat.room_on_card(1, own.model, CARD)
 
 
 def test_layers_with_pins_patches_or_casts_are_left_to_core(card):
