@@ -121,8 +121,37 @@ def _fake_fast_linear(
     return values.new_empty((values.shape[0], codes.shape[0]), dtype=dtype)
 
 
+def _rotate_and_multiply(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bias: torch.Tensor | None,
+    codebook: str,
+    bits: int,
+    packing: str,
+    kind: str,
+) -> torch.Tensor:
+    return _fast_linear(*_rotate_rows(x, kind), codes, norms, bias, codebook, bits, packing, kind, x.dtype)
+
+
+def _fake_rotate_and_multiply(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bias: torch.Tensor | None,
+    codebook: str,
+    bits: int,
+    packing: str,
+    kind: str,
+) -> torch.Tensor:
+    return x.new_empty((math.prod(x.shape[:-1]), codes.shape[0]))
+
+
 _rotate_operator = _operator(_rotate_rows, _fake_rotate)
 _fast_linear_operator = _operator(_fast_linear, _fake_fast_linear)
+# For layers that share their input with no other: getting in and out of an operator is half of its time on the host.
+_rotate_and_multiply_operator = _operator(_rotate_and_multiply, _fake_rotate_and_multiply)
+_rotations = {kind: functools.partial(_rotate_rows, kind=kind) for kind in fast.KINDS}
 
 
 class HLWQLayout(QuantizedLayout):
@@ -402,15 +431,28 @@ def fast_linear(
         `[..., out]` in the dtype of `x`.
     """
     # An operator of torch costs the host 30 µs; only compiled code needs it.
-    compiling = torch.compiler.is_compiling()
-    rotate = functools.partial(_rotate_operator if compiling else _rotate_rows, kind=kind)
-    values, scales = rotate(x) if shared is None else shared.rotate(x, last, rotate)
-    if compiling:
-        codes, params = weight._qdata, weight._params
-        named = params.codebook, params.bits, params.packing, kind, x.dtype
-        result = _fast_linear_operator(values, scales, codes, params.scale, bias, *named)
+    if torch.compiler.is_compiling():
+        result = _compiled_fast_linear(x, weight, bias, kind, shared, last)
     else:
+        rotate = _rotations[kind]
+        values, scales = rotate(x) if shared is None else shared.rotate(x, last, rotate)
         if decoded is None:
             decoded = eight_bit_decoder(weight, kind)()
         result = fast.multiply(fast.EightBit(values, scales), decoded, bias, x.dtype)
     return result.view(*x.shape[:-1], result.shape[1])
+
+
+def _compiled_fast_linear(
+    x: torch.Tensor,
+    weight: QuantizedTensor,
+    bias: torch.Tensor | None,
+    kind: str,
+    shared: fast.SharedInput | None,
+    last: bool,
+) -> torch.Tensor:
+    codes, params = weight._qdata, weight._params
+    named = params.codebook, params.bits, params.packing, kind
+    if shared is None:
+        return _rotate_and_multiply_operator(x, codes, params.scale, bias, *named)
+    values, scales = shared.rotate(x, last, functools.partial(_rotate_operator, kind=kind))
+    return _fast_linear_operator(values, scales, codes, params.scale, bias, *named, x.dtype)

@@ -142,18 +142,48 @@ def test_lora_in_fast_mode(fast_model):
 
 
 def test_a_fast_linear_compiles_without_graph_breaks(fast_model):
+    """Layers that share their input transform it once; for the others that is part of their product's operator."""
+    from torch._dynamo.backends.debugging import aot_eager
+
     attention = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1
+    operators = []
 
     def projections(x):
-        return torch.cat([attention.to_q(x), attention.to_k(x), attention.to_v(x)], dim=-1)
+        alone = attention.to_out[0](attention.to_v(x))
+        return torch.cat([attention.to_q(x), attention.to_k(x), attention.to_v(x), alone], dim=-1)
+
+    def backend(graph, inputs):
+        operators.append([str(node.target) for node in graph.graph.nodes if "hlwq" in str(node.target)])
+        return aot_eager(graph, inputs)
 
     torch._dynamo.reset()
     with torch.inference_mode():
-        compiled = torch.compile(projections, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(projections, backend=backend, fullgraph=True)
         for rows in (40, 48):
             x = torch.randn(1, rows, attention.to_q.in_features).bfloat16()
             assert torch.allclose(compiled(x).float(), projections(x).float(), atol=2e-2, rtol=2e-2)
     torch._dynamo.reset()
+    names = [name.split(".")[1] for name in operators[0]]
+    assert names == ["rotate_rows", "fast_linear", "rotate_and_multiply", "rotate_rows", *["fast_linear"] * 3]
+
+
+def test_the_operators_pass_torchs_own_checks(pack):
+    from comfyui_hlwq.hlwq_core import codec, layout
+
+    generator = torch.Generator().manual_seed(0)
+    made = codec.encode(torch.randn(16, 256, generator=generator))
+    codes, norms, x = made.packed(), made.norms, torch.randn(3, 7, 256, generator=generator).bfloat16()
+    bias = torch.randn(16, generator=generator).bfloat16()
+    named = "infinite", 5, "msb"
+    values, scales = layout._rotate_operator(x, "int8")
+    layer = codes, norms, bias, *named, "int8"
+    for operator, arguments in (
+        (layout._decode_named, (codes, norms, *named, 256, torch.bfloat16, "eager")),
+        (layout._rotate_operator, (x, "int8")),
+        (layout._fast_linear_operator, (values, scales, *layer, torch.bfloat16)),
+        (layout._rotate_and_multiply_operator, (x, *layer)),
+    ):
+        torch.library.opcheck(operator, arguments)
 
 
 def test_without_a_gpu_the_report_says_why_and_decoding_is_exact(load, sample, distance):
