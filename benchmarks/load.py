@@ -2,8 +2,9 @@
 
     python benchmarks/load.py --folder /fast/disk
 
-Writes both (34 GB; random bytes, one block's stand for all), then loads each in a process of its own, HLWQ through the pack's
-loader and BF16 through ComfyUI's, with the files in the system's cache. Needs a GPU and COMFYUI_PATH; `--tiny MODELS` tries it
+Writes both (38 GB; random bytes, one block's stand for all), then loads each in a process of its own, HLWQ through the pack's
+loader and BF16 through ComfyUI's, with the files in the system's cache. HLWQ comes at once and layer by layer, and has to
+sample the same. Needs a GPU and COMFYUI_PATH; `--tiny MODELS` tries it
 on a CPU with the tests' model (the folder that scripts/make_tiny.py makes).
 """
 
@@ -23,6 +24,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 TOKENS = {"full": 2048, "tiny": 96}
+# What is loaded, and with what in the environment.
+LOADS = {"hlwq": {}, "hlwq_by_layer": {"HLWQ_LOAD_AT_ONCE": "0"}, "bf16": {}}
 
 
 def write(folder: Path) -> dict[str, Path]:
@@ -93,8 +96,8 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.is_file() else list(path.rglob("*.safetensors"))
 
 
-def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
-    """One load in this process."""
+def measure(kind: str, path: Path, size: str, latents: Path) -> dict[str, Any]:
+    """One load in this process; what it sampled goes to the file `latents`."""
     import core
 
     core.boot()
@@ -102,21 +105,24 @@ def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
     import comfy.sample  # ComfyUI's server has long imported it
     import comfy.sd
     import full_size
+    import safetensors.torch
     import torch
 
-    if kind == "hlwq":
+    packed = kind != "bf16"
+    if packed:
         core.pack()
         from comfyui_hlwq.nodes import model_loading
     with torch.inference_mode():
         comfy.model_management.get_torch_device()
         read = _read_from_disk()
         begun = time.perf_counter()
-        if kind == "hlwq":
+        if packed:
             model = model_loading.diffusion_model(model_loading.open_complete(path), "auto")
         else:
             model = comfy.sd.load_diffusion_model(str(path))
         loaded = time.perf_counter() - begun
         run = full_size.sample(model, TOKENS[size], 3, {"bytes": 0})
+    safetensors.torch.save_file({"latent": run["latent"]}, str(latents))
     return {
         "format": kind,
         "bytes": sum(file.stat().st_size for file in files_of(path)),
@@ -131,9 +137,17 @@ def measure(kind: str, path: Path, size: str) -> dict[str, Any]:
     }
 
 
+def difference(a: Path, b: Path) -> float:
+    """Relative difference of two files of latents."""
+    from safetensors.torch import load_file
+
+    one, other = (load_file(str(path))["latent"].double() for path in (a, b))
+    return float((one - other).norm() / one.norm())
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), sys.argv[4])))
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))))
         return
     from common import parser, save
 
@@ -152,19 +166,24 @@ def main() -> None:
             paths = write(Path(folder))
         results = []
         for _ in range(args.repeat):  # interleaved
-            for kind, path in paths.items():
+            for kind, setting in LOADS.items():
+                path = paths[kind.partition("_")[0]]
                 into_cache(path)
-                command = [sys.executable, __file__, "--measure", kind, str(path), "tiny" if args.tiny else "full"]
+                size, latents = "tiny" if args.tiny else "full", Path(folder) / f"{kind}.latents"
+                command = [sys.executable, __file__, "--measure", kind, str(path), size, str(latents)]
                 done = subprocess.run(
-                    command, stdout=subprocess.PIPE, text=True, timeout=600, env=os.environ, check=True
+                    command, stdout=subprocess.PIPE, text=True, timeout=600, env=os.environ | setting, check=True
                 )
                 results.append(json.loads(done.stdout.splitlines()[-1]))
                 print(results[-1], file=sys.stderr, flush=True)
-    best = {k: min(r["to_first_step_s"] / r["model_bytes"] for r in results if r["format"] == k) for k in paths}
-    ratio = best["hlwq"] / best["bf16"]
-    print(f"to the end of the first step, a byte: {ratio:.2f} of BF16's time")
+        apart = difference(Path(folder) / "hlwq.latents", Path(folder) / "hlwq_by_layer.latents")
+    if not apart <= 1e-3:
+        raise SystemExit(f"HLWQ samples otherwise when it is loaded at once: relative difference {apart}")
+    best = {k: min(r["to_first_step_s"] / r["model_bytes"] for r in results if r["format"] == k) for k in LOADS}
+    ratio, by_layer = best["hlwq"] / best["bf16"], best["hlwq_by_layer"] / best["bf16"]
+    print(f"to the end of the first step, a byte: {ratio:.2f} of BF16's time, layer by layer {by_layer:.2f}")
     if not args.tiny:
-        save("load", {"results": results}, {"load_ratio_core": ratio})
+        save("load", {"results": results, "by_layer": by_layer, "latents_apart": apart}, {"load_ratio_core": ratio})
 
 
 if __name__ == "__main__":

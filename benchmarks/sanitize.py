@@ -79,19 +79,21 @@ def main() -> None:
         print("launches", run())
         return
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    results = {}
+    results, clean = {}, True
     for tool in TOOLS:
         # Symbols that a binding asks the driver for in vain are no errors of kernels.
         options = ["--tool", tool, "--report-api-errors", "no"] if tool == "memcheck" else ["--tool", tool]
-        command = ["compute-sanitizer", *options, sys.executable, __file__, "--run"]
+        command = ["compute-sanitizer", *options, "--error-exitcode", "9", sys.executable, __file__, "--run"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=550)
         print(f"== {tool}", done.stdout[-1500:], done.stderr[-1500:], sep="\n", file=sys.stderr)
         launches = re.search(r"^launches (\d+)", done.stdout, re.M)
+        clean = clean and done.returncode == 0 and launches is not None
         results[tool] = {
             "launches": int(launches[1]) if launches else None,
             "summary": [line.strip("= \n") for line in done.stdout.splitlines() if "SUMMARY" in line],
         }
     save("sanitizer", {"tools": results}, {})
+    sys.exit(not clean)
 
 
 if __name__ == "__main__":
