@@ -227,7 +227,10 @@ def multiply(x: EightBit, w: EightBit, bias: torch.Tensor | None, dtype: torch.d
         return multiply_reference(x, w, bias, dtype)
     if w.values.dtype is torch.int8:
         return _multiply_int8(x, w, bias, dtype)
-    return _multiply_fp8(x, w, None if bias is None else bias.to(torch.bfloat16)).to(dtype)
+    if bias is not None and bias.dtype is not torch.bfloat16:
+        bias = bias.to(torch.bfloat16)
+    result = _multiply_fp8(x, w, bias)
+    return result if dtype is torch.bfloat16 else result.to(dtype)
 
 
 # Shapes (rows, padded, out) that the vendor's product does not take together with a bias: few rows, long ones.

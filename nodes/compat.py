@@ -208,7 +208,13 @@ class Arrival:
 def arrive(name: str, module: torch.nn.Module, device: torch.device) -> Arrival | None:
     """Hold a layer's memory on `device`; None where dynamic VRAM has none for it."""
     signature = model_vbar.vbar_fault(module._v)
-    return None if signature is None else Arrival(name, module, device, signature)
+    if signature is None:
+        return None
+    try:
+        return Arrival(name, module, device, signature)
+    except BaseException:
+        model_vbar.vbar_unpin(module._v)
+        raise
 
 
 class Reader:

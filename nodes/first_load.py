@@ -31,7 +31,7 @@ _proven: dict[torch.device, bool] = {}
 
 
 def load(patcher: Any, device: torch.device) -> None:
-    """Bring what is still in the files to `device`, all of it or nothing.
+    """Bring what is still in the files to `device`, if there is room for all of it.
 
     Args:
         patcher: of dynamic VRAM, loaded.
@@ -49,7 +49,7 @@ def load(patcher: Any, device: torch.device) -> None:
     begun = time.perf_counter()
     try:
         readers = [compat.Reader(device) for _ in range(READERS)]
-    except RuntimeError as error:  # no pinned memory to be had; core has its own ways then
+    except (RuntimeError, TypeError) as error:  # no pinned memory to be had, or another aimdo: core has its own ways
         _log.warning("HLWQ: weights are not read to the card at once: %s", error)
         return
     # A new thread has no context of the driver before it asks the runtime for something.
