@@ -62,20 +62,10 @@ def _operator(function: Callable, fake: Callable) -> Any:
     return getattr(getattr(torch.ops, namespace), name).default
 
 
-def _fake_decode(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    codebook: str,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    backend: str,
-) -> torch.Tensor:
-    return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
-
-
-_decode_named = _operator(_decode_by_name, _fake_decode)
+_decode_named = _operator(
+    _decode_by_name,
+    lambda codes, *rest: codes.new_empty((codes.shape[0], rest[-3]), dtype=rest[-2]),
+)
 
 
 def _rotate_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,21 +96,6 @@ def _fast_linear(
     return fast.multiply(fast.EightBit(values, scales), weight, bias, dtype)
 
 
-def _fake_fast_linear(
-    values: torch.Tensor,
-    scales: torch.Tensor,
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    bias: torch.Tensor | None,
-    codebook: str,
-    bits: int,
-    packing: str,
-    kind: str,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return values.new_empty((values.shape[0], codes.shape[0]), dtype=dtype)
-
-
 def _rotate_and_multiply(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -134,23 +109,16 @@ def _rotate_and_multiply(
     return _fast_linear(*_rotate_rows(x, kind), codes, norms, bias, codebook, bits, packing, kind, x.dtype)
 
 
-def _fake_rotate_and_multiply(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    bias: torch.Tensor | None,
-    codebook: str,
-    bits: int,
-    packing: str,
-    kind: str,
-) -> torch.Tensor:
-    return x.new_empty((math.prod(x.shape[:-1]), codes.shape[0]))
-
-
 _rotate_operator = _operator(_rotate_rows, _fake_rotate)
-_fast_linear_operator = _operator(_fast_linear, _fake_fast_linear)
+_fast_linear_operator = _operator(
+    _fast_linear,
+    lambda values, scales, codes, *rest: values.new_empty((values.shape[0], codes.shape[0]), dtype=rest[-1]),
+)
 # For layers that share their input with no other: getting in and out of an operator is half of its time on the host.
-_rotate_and_multiply_operator = _operator(_rotate_and_multiply, _fake_rotate_and_multiply)
+_rotate_and_multiply_operator = _operator(
+    _rotate_and_multiply,
+    lambda x, codes, *rest: x.new_empty((math.prod(x.shape[:-1]), codes.shape[0])),
+)
 _rotations = {kind: functools.partial(_rotate_rows, kind=kind) for kind in fast.KINDS}
 
 
