@@ -162,8 +162,9 @@ def awaits_first_load(module: torch.nn.Module) -> bool:
 
 def room_on_card(nbytes: int, model: torch.nn.Module, device: torch.device) -> bool:
     """Whether so much of a model fits on `device` beside what a computation needs at least, and ComfyUI was not told to keep
-    a copy in RAM. Other models of dynamic VRAM make room as it is asked for: theirs is free."""
-    if comfy.cli_args.args.high_ram:
+    a copy in RAM, or to pin nothing. Other models of dynamic VRAM make room as it is asked for: theirs is free."""
+    args = comfy.cli_args.args
+    if args.high_ram or args.disable_pinned_memory:
         return False
     free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
     for loaded in comfy.model_management.current_loaded_models:

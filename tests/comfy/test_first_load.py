@@ -192,8 +192,10 @@ def test_what_other_dynamic_models_hold_is_room(pack, monkeypatch):
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1 << 30)
     assert compat.room_on_card(17 << 30, own.model, CARD)
     assert not compat.room_on_card(18 << 30, own.model, CARD)
-    monkeypatch.setattr(compat.comfy.cli_args.args, "high_ram", True)
-    assert not compat.room_on_card(1, own.model, CARD)
+    for setting in ("high_ram", "disable_pinned_memory"):
+        with monkeypatch.context() as patch:
+            patch.setattr(compat.comfy.cli_args.args, setting, True)
+            assert not compat.room_on_card(1, own.model, CARD)
 
 
 def test_layers_with_pins_patches_or_casts_are_left_to_core(card):
