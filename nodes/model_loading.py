@@ -147,7 +147,6 @@ def state_dict(
     return result
 
 
-@_garbage_kept()
 def diffusion_model(
     opened: Opened,
     backend: str,
@@ -168,6 +167,26 @@ def diffusion_model(
     Raises:
         HLWQError: ComfyUI does not know the architecture, or tensors are missing, unknown or of other shapes.
     """
+    patcher = _build(opened, backend, disable_dynamic, step)
+    model = patcher.model
+    decode_where_no_linear(model)
+    if pack_rest:
+        pack_the_rest(model, opened.checkpoint, backend)
+    if mode == FAST:
+        device = compat.model_management.get_torch_device()
+        kind, reason = fast.choose(device)
+        if kind is None:
+            _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
+        else:
+            make_fast(model, kind)
+        if attention.unavailable_reason(device) is None:
+            faster_attention.use(patcher)
+    return patchers.adopt(patcher)
+
+
+@_garbage_kept()
+def _build(opened: Opened, backend: str, disable_dynamic: bool, step: Callable[[], None]) -> Any:
+    """Core's patcher of the diffusion model: every tensor that it needs, and none that it has no place for."""
     path = opened.checkpoint.path
     prefix = compat.unet_prefix(opened.names)
     weights = state_dict(opened, {prefix: ""}, backend, step)
@@ -202,19 +221,7 @@ def diffusion_model(
     model = patcher.model
     given = model.model_config.process_unet_state_dict(weights)
     refuse_differences(path, "the diffusion model", tensors_of(model.diffusion_model), given)
-    decode_where_no_linear(model)
-    if pack_rest:
-        pack_the_rest(model, opened.checkpoint, backend)
-    if mode == FAST:
-        device = compat.model_management.get_torch_device()
-        kind, reason = fast.choose(device)
-        if kind is None:
-            _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
-        else:
-            make_fast(model, kind)
-        if attention.unavailable_reason(device) is None:
-            faster_attention.use(patcher)
-    return patchers.adopt(patcher)
+    return patcher
 
 
 def tensors_of(model: torch.nn.Module) -> list[str]:
