@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import codec
+from .alone import alone
 from .codebook import BLOCK
 from .compensate import encode as encode_compensated
 from .compensate import open_moments, rotated_factor
@@ -134,7 +135,7 @@ def quantize(
         progress: called with (bytes done, bytes in all, text); may raise to stop, and the work can be resumed.
 
     Raises:
-        InputError: source or target do not fit, NaN weights, the disk is too small.
+        InputError: source or target do not fit, NaN weights, the disk is too small, another run writes to the target.
         DiskFullError: the disk became full on the way; what is finished is kept, and the next run goes on.
         HLWQError: see `open_source`.
     """
@@ -144,26 +145,27 @@ def quantize(
     recipe = load_recipe(rules)
     opened = open_source(source)
     target = Path(target)
-    _check_target(opened, target, layout, force)
-    plan = _plan(opened, recipe, bits)
-    moments = None
-    if calibration is not None:
-        moments = open_moments(calibration, {name: opened.entries[name][1].shape for name in plan})
-    job = _Job(
-        opened,
-        target,
-        plan,
-        norms,
-        codebook,
-        layout,
-        choose_device(device),
-        chunk_bytes,
-        recipe,
-        bits,
-        progress,
-        moments,
-    )
-    return job.run()
+    with alone(target):
+        _check_target(opened, target, layout, force)
+        plan = _plan(opened, recipe, bits)
+        moments = None
+        if calibration is not None:
+            moments = open_moments(calibration, {name: opened.entries[name][1].shape for name in plan})
+        job = _Job(
+            opened,
+            target,
+            plan,
+            norms,
+            codebook,
+            layout,
+            choose_device(device),
+            chunk_bytes,
+            recipe,
+            bits,
+            progress,
+            moments,
+        )
+        return job.run()
 
 
 def choose_device(device: str) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .alone import alone
 from .checkpoint import Checkpoint, open_checkpoint
 from .codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
 from .codec import nearest, to_blocks
@@ -65,7 +66,7 @@ def repair(
         progress: called with (done, total, text) in bytes of the original; may raise to stop.
 
     Raises:
-        InputError: a single file, or an original of another model.
+        InputError: a single file, an original of another model, or another run writes to the folder.
     """
     path = Path(path)
     if path.is_file():
@@ -75,24 +76,31 @@ def repair(
             fix="quantize the original again: python -m hlwq_core quantize ORIGINAL DST --layout single",
         )
     source = open_source(original)
-    shapes = {name: entry.shape for name, (_, entry) in source.entries.items()}
-    checkpoint = open_checkpoint(path, shapes=shapes, partial=True)
-    checkpoint.resolve_names(source.entries)
-    _check_same_model(checkpoint, source)
-    missing = [name for name in source.entries if name not in checkpoint]
-    plan = _plan(checkpoint, source, [name for name in missing if name not in checkpoint.cut], rules)
-    kept = [name for name in missing if name not in plan and name not in checkpoint.cut]
-    job = _Job(
-        checkpoint, source, norms or checkpoint.metadata.get("hlwq.norms", "author"), choose_device(device), progress
-    )
-    job.total = sum(source.entries[name][1].nbytes for name in missing)
-    files = []
-    if plan or checkpoint.cut:
-        files.append(job.write_codes(plan))
-    if kept:
-        files.append(job.write_kept(kept))
-    still_missing = [name for name in expectation(checkpoint).names if name not in checkpoint and name not in shapes]
-    return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files], still_missing)
+    with alone(path):
+        shapes = {name: entry.shape for name, (_, entry) in source.entries.items()}
+        checkpoint = open_checkpoint(path, shapes=shapes, partial=True)
+        checkpoint.resolve_names(source.entries)
+        _check_same_model(checkpoint, source)
+        missing = [name for name in source.entries if name not in checkpoint]
+        plan = _plan(checkpoint, source, [name for name in missing if name not in checkpoint.cut], rules)
+        kept = [name for name in missing if name not in plan and name not in checkpoint.cut]
+        job = _Job(
+            checkpoint,
+            source,
+            norms or checkpoint.metadata.get("hlwq.norms", "author"),
+            choose_device(device),
+            progress,
+        )
+        job.total = sum(source.entries[name][1].nbytes for name in missing)
+        files = []
+        if plan or checkpoint.cut:
+            files.append(job.write_codes(plan))
+        if kept:
+            files.append(job.write_kept(kept))
+        still_missing = [
+            name for name in expectation(checkpoint).names if name not in checkpoint and name not in shapes
+        ]
+        return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files], still_missing)
 
 
 def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:

@@ -164,6 +164,26 @@ def test_stopped_work_goes_on(tmp_path: Path, source: Path, layout: str) -> None
     assert not list(tmp_path.glob(".*")), "nothing may be left beside the targets"
 
 
+def test_two_runs_do_not_write_to_one_target(tmp_path: Path, source: Path) -> None:
+    """A second run, started while the first writes, is refused and disturbs nothing."""
+    target, refused = tmp_path / "out", []
+
+    def second_run(done: int, total: int, text: str) -> None:
+        if not refused:
+            with pytest.raises(InputError, match=r"(?s)another run is writing.*wait until it has finished") as caught:
+                quantize(source, target, rules="plain", chunk_bytes=90_000)
+            refused.append(caught.value)
+            quantize(source, tmp_path / "other", rules="plain")  # other targets are free
+
+    quantize(source, target, rules="plain", chunk_bytes=90_000, progress=second_run)
+    whole = tmp_path / "whole"
+    quantize(source, whole, rules="plain", chunk_bytes=90_000)
+    assert refused and not list(tmp_path.glob(".*"))
+    first, second = (plain_reader.weights(path, LEVELS)[0] for path in (target, whole))
+    assert set(first) == set(second) and all(np.array_equal(first[n], second[n]) for n in first)
+    quantize(source, target, rules="plain", force=True)  # it is free again
+
+
 def test_other_choices_do_not_resume(tmp_path: Path, source: Path) -> None:
     with pytest.raises(Stop):
         quantize(source, tmp_path / "out", rules="plain", chunk_bytes=90_000, progress=stop_after(4))
