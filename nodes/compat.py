@@ -185,6 +185,7 @@ class Arrival:
     Attributes:
         name: the layer's.
         reads: pairs of a part of the file and the memory it goes to.
+        nbytes: of all parts.
     """
 
     def __init__(self, name: str, module: torch.nn.Module, device: torch.device, signature: Any):
@@ -195,6 +196,7 @@ class Arrival:
         self._views = comfy.memory_management.interpret_gathered_like(tensors, memory)
         pairs = zip(tensors, self._views, strict=True)
         self.reads = [pair for a, b in pairs for pair in zip(_parts(a), _parts(b), strict=True)]
+        self.nbytes = sum(part.nbytes for part, _ in self.reads)
 
     def settle(self) -> None:
         """All was read: the layer is on the card."""

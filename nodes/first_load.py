@@ -101,7 +101,7 @@ def _read_all(
             raise InputError(
                 "weights could not be read from the checkpoint's files to the card",
                 tensor=arrival.name,
-                expected=f"{sum(part.nbytes for part, _ in arrival.reads)} bytes",
+                expected=f"{arrival.nbytes} bytes",
                 found=error,
                 fix="check the disk and that the files are whole (HLWQ Verify), then load the checkpoint again",
             ) from error
@@ -122,6 +122,6 @@ def _read_all(
 def _as_in_the_files(arrivals: list[compat.Arrival]) -> bool:
     """Compare some layers on the card with their files, byte by byte; the one with the most bytes is among them."""
     some = arrivals[:: max(1, len(arrivals) // COMPARED)]
-    largest = max(arrivals, key=lambda arrival: sum(part.nbytes for part, _ in arrival.reads))
+    largest = max(arrivals, key=lambda arrival: arrival.nbytes)
     pairs = [pair for arrival in (*some, largest) for pair in arrival.reads]
     return all(torch.equal(memory.cpu().view(torch.uint8), part.view(torch.uint8)) for part, memory in pairs)

@@ -70,11 +70,9 @@ def packed_modules(patcher: Any) -> list[tuple[str, torch.nn.Module]]:
 
 def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
     """After a load, under either patcher: each packed weight's patches are added after decoding, at every use."""
-    for module, signature in patcher.__dict__.pop("hlwq_resident", ()):
-        if "_v" in module.__dict__:
-            module._v_signature = signature
     loaded = 0
-    for key, module in packed_modules(patcher):
+    modules = packed_modules(patcher)
+    for key, module in modules:
         # The dynamic patcher's own hook for patches writes the re-quantized weight back: it must not see them.
         module.weight_lowvram_function = None
         functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
@@ -95,10 +93,8 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_function = functions
     if not patcher.is_dynamic():
         patcher.model.model_loaded_weight_memory += loaded
-    elif device.type != "cpu":
-        if kept_decoded.wanted():
-            kept_decoded.lend_places(patcher.model, [module for _, module in packed_modules(patcher)], device)
-        first_load.load(patcher, device)
+    elif kept_decoded.wanted() and device.type != "cpu":
+        kept_decoded.lend_places(patcher.model, [module for _, module in modules], device)
 
 
 def release_scratch(patcher: Any, *unused: Any) -> None:
@@ -213,10 +209,15 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     """ComfyUI's ModelPatcherDynamic for packed weights."""
 
     def load(self, *args: Any, **kwargs: Any) -> None:
-        """As in core, but packed weights on the card stay good when the patches change: they are never written into them."""
+        """As in core, but packed weights on the card stay good when the patches change: they are never written into them.
+        What is still in the files is then read at once."""
         modules = [module for _, module in packed_modules(self)]
-        self.hlwq_resident = [(module, module._v_signature) for module in modules if hasattr(module, "_v_signature")]
+        resident = [(module, module._v_signature) for module in modules if hasattr(module, "_v_signature")]
         super().load(*args, **kwargs)
+        for module, signature in resident:
+            if "_v" in module.__dict__:
+                module._v_signature = signature
+        first_load.load(self, self.load_device)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
         """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.
