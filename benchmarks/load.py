@@ -62,10 +62,8 @@ def write(folder: Path) -> dict[str, Path]:
     write_safetensors(hlwq / "polarquant" / "bf16" / "ltx23_bf16.safetensors", plain)
     write_safetensors(hlwq / "polarquant" / "codes" / "chunk_00_codes.safetensors", codes)
     (hlwq / "config.json").write_text(json.dumps(config))
-    size = sum(
-        math.prod(shape) * dtype.itemsize for name, dtype, shape, _ in plain if name.startswith(full_size.PREFIX)
-    )
-    size += sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in codes)
+    model = [*codes, *(entry for entry in plain if entry[0].startswith(full_size.PREFIX))]
+    size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in model)
 
     # As many blocks in BF16 as make up the same number of bytes.
     blocks, kept = 0, []
