@@ -11,12 +11,13 @@ from types import ModuleType
 REPO = Path(__file__).resolve().parents[1]
 
 
-def boot(comfyui: str | None = None, dynamic: bool = True) -> bool:
+def boot(comfyui: str | None = None, dynamic: bool = True, cuda_malloc: bool = True) -> bool:
     """Import ComfyUI's core; returns whether it runs with dynamic VRAM. Before torch is imported, and once a process.
 
     Args:
         comfyui: its folder; else COMFYUI_PATH.
         dynamic: let it use dynamic VRAM where there is a GPU.
+        cuda_malloc: False for torch's own allocator, as by --disable-cuda-malloc.
     """
     folder = comfyui or os.environ.get("COMFYUI_PATH")
     if not folder or not (Path(folder) / "comfy").is_dir():
@@ -27,13 +28,14 @@ def boot(comfyui: str | None = None, dynamic: bool = True) -> bool:
 
     gpu = os.path.exists("/dev/nvidiactl") or bool(os.environ.get("CUDA_VISIBLE_DEVICES")) or os.name == "nt"
     args.cpu = not gpu
+    args.disable_cuda_malloc = not cuda_malloc
     dynamic = dynamic and gpu
     if dynamic:
         import comfy_aimdo.control
 
         comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
     if gpu:
-        import cuda_malloc  # noqa: F401
+        import cuda_malloc
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher

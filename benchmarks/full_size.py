@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import core
 
-FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_fast", "hlwq_fast_kept")
+FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_graphs", "hlwq_fast", "hlwq_fast_kept")
 PREFIX = "model.diffusion_model."
 # Video latents of 768×512×121, 1536×1024×121 and a small one, by their number of tokens: frames, height, width.
 SIZES = {96: (2, 6, 8), 2048: (8, 16, 16), 6144: (16, 16, 24), 24576: (16, 32, 48)}
@@ -50,8 +50,13 @@ def arguments() -> argparse.Namespace:
 
 
 ARGUMENTS = arguments() if __name__ == "__main__" else argparse.Namespace(plain_patcher=False)
-# TorchCompileModel takes a model out of dynamic VRAM, so compiling is measured without it.
-DYNAMIC = core.boot(dynamic=not (ARGUMENTS.plain_patcher or ARGUMENTS.compile)) if __name__ == "__main__" else False
+# TorchCompileModel takes a model out of dynamic VRAM, so compiling is measured without it; and with torch's own allocator,
+# without which compiled blocks are not recorded as a CUDA graph.
+DYNAMIC = (
+    core.boot(dynamic=not (ARGUMENTS.plain_patcher or ARGUMENTS.compile), cuda_malloc=not ARGUMENTS.compile)
+    if __name__ == "__main__"
+    else False
+)
 
 import torch  # noqa: E402  after ComfyUI has chosen its allocator
 
@@ -188,7 +193,7 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
     core.pack()
     from comfyui_hlwq.hlwq_core import codec, layout
     from comfyui_hlwq.hlwq_core.checkpoint import PackedLayer
-    from comfyui_hlwq.nodes import compat, model_loading, packed_ops, patchers
+    from comfyui_hlwq.nodes import compat, model_loading, packed_ops, patchers, recorded_blocks
 
     device = compat.model_management.get_torch_device()
 
@@ -220,6 +225,8 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
         if chosen is None and device.type == "cuda":
             raise SystemExit(f"fast mode is not available: {reason}")
         model_loading.make_fast(model.model, chosen or "fp8")
+    if kind.startswith("hlwq_fast") or kind == "hlwq_graphs":
+        recorded_blocks.use(model.model)
     return patchers.adopt(model)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/steps.py --plan speed      every format against BF16; the host's time of a layer; attention
     python benchmarks/steps.py --plan kept       with decoded weights kept in spare memory, as by default
+    python benchmarks/steps.py --plan graphs     the blocks recorded as a CUDA graph, fast and exact
     python benchmarks/steps.py --plan caps       with 24 and 16 GB of memory
     python benchmarks/steps.py --plan compile    torch.compile, exact and fast
     python benchmarks/steps.py --plan lora       a LoRA of rank 32 on every layer
@@ -194,6 +195,14 @@ def kept(options: list[str], tokens: list[int], keep: Any) -> None:
     in_turn(base, [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")], options, tokens, {"blocks": 24}, keep)
 
 
+def graphs(options: list[str], tokens: list[int], keep: Any) -> None:
+    """Blocks recorded as a CUDA graph, at the sizes where the host decides."""
+    base = Format("bf16", *options).ready()
+    few = tokens[:-1]
+    warm(base, few)
+    in_turn(base, [("fast_graphs", "hlwq_fast"), ("exact_graphs", "hlwq_graphs")], options, few, {}, keep)
+
+
 def caps(options: list[str], tokens: list[int], keep: Any) -> None:
     """What crosses the bus each step with 24 and 16 GB, and the time that takes on slower buses than this machine's."""
     results, summary = [], {}
@@ -236,7 +245,7 @@ def lora(options: list[str], tokens: list[int], keep: Any) -> None:
     keep({"ratios": ratios, "without": without.close(), "with": patched.close()}, summary)
 
 
-PLANS = {"speed": speed, "kept": kept, "caps": caps, "compile": compiled, "lora": lora}
+PLANS = {"speed": speed, "kept": kept, "graphs": graphs, "caps": caps, "compile": compiled, "lora": lora}
 
 
 def main() -> None:

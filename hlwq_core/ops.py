@@ -102,4 +102,9 @@ def release_scratch(device: torch.device | None = None) -> None:
 
 def scratch_bytes(device: torch.device) -> int:
     """Size of the device's scratch buffers."""
-    return sum(buffer.numel() for (owner, _), buffer in _scratch.items() if owner == device)
+    return sum(buffer.numel() for buffer in scratch_buffers(device))
+
+
+def scratch_buffers(device: torch.device) -> list[torch.Tensor]:
+    """The device's scratch buffers, for whoever needs them to stay where they are."""
+    return [buffer for (owner, _), buffer in _scratch.items() if owner == device]

@@ -5,7 +5,10 @@ Sources: ComfyUI 0.30.0, `comfy/{ops,model_patcher,lora,sd,model_management,util
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.cli_args
@@ -262,6 +265,110 @@ class Reader:
                 device=self._device,
             )
             self._end += -(-size // 4096) * 4096
+
+
+# ---- recorded blocks (recorded_blocks.py) ----------------------------------------------------------------------------
+
+
+def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
+    """Whether a diffusion model runs its blocks by a method of LTX's, with no other arguments than those it had in 0.30."""
+    method = getattr(type(model), "_process_transformer_blocks", None)
+    if method is None or not hasattr(model, "transformer_blocks"):
+        return False
+    known = ("self", "x", "context", "attention_mask", "timestep", "pe", "transformer_options", "self_attention_mask")
+    # Whatever else is known of the step comes as `kwargs`, which the method must not look at.
+    loads = [step.argval for step in dis.get_instructions(method) if step.opname.startswith("LOAD")]
+    looked_at = any(name == "kwargs" or (type(name) is tuple and "kwargs" in name) for name in loads)
+    return tuple(inspect.signature(method).parameters) == (*known, "kwargs") and not looked_at
+
+
+def unused_memory(device: torch.device) -> int:
+    """Bytes of `device` that nobody holds, torch's allocator included: a graph cannot use what that keeps for later."""
+    if device.type != "cuda":
+        return comfy.model_management.get_free_memory(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A stretch that the user's interruption ends after, not within."""
+    names = globals()
+    before = comfy.ops.run_every_op, names["run_every_op"]
+    comfy.ops.run_every_op = names["run_every_op"] = lambda: None
+    try:
+        yield
+    finally:
+        comfy.ops.run_every_op, names["run_every_op"] = before
+
+
+class Whereabouts:
+    """Where the weights of some modules are on a device, for work that was recorded with their addresses."""
+
+    def __init__(self, modules: list[torch.nn.Module], device: torch.device):
+        self._modules = modules
+        self._device = device
+        self._state = self._look()
+        allocations = sorted(
+            {module._v[1]: module._v for module in modules if "_v" in module.__dict__}.values(), key=lambda v: v[1]
+        )
+        self._ranges: list[tuple[Any, int, int]] = []
+        for reservation, start, size in allocations:
+            if self._ranges:
+                previous, begun, length = self._ranges[-1]
+                if previous is reservation and start - (begun + length) < 512:  # as reservations align
+                    self._ranges[-1] = previous, begun, start + size - begun
+                    continue
+            self._ranges.append((reservation, start, size))
+        self._signatures = self._pages()
+
+    @classmethod
+    def of(cls, root: torch.nn.Module, device: torch.device) -> Whereabouts | None:
+        """Of a module and all in it; None where a weight is not on the device, or is patched anew at each use."""
+        modules = [module for module in root.modules() if module._parameters]
+        for module in modules:
+            if "_v" in module.__dict__:
+                if take_resident(module, device) is None:
+                    return None
+                release_resident(module._v)
+        found = cls(modules, device)
+        return None if found._state is None or found._signatures is None else found
+
+    def unchanged(self) -> bool:
+        """Whether all of them still are where they were, with what was there or what ComfyUI put there since."""
+        return self._look() == self._state and self._pages() == self._signatures
+
+    def _look(self) -> tuple | None:
+        found: list[Any] = []
+        for module in self._modules:
+            state = module.__dict__
+            if state.get("weight_function") or state.get("bias_function"):
+                return None
+            low_rank = state.get("low_rank")
+            if low_rank is not None:
+                found += (low_rank, low_rank.up.data_ptr(), low_rank.down.data_ptr())
+            if "_v" in state:
+                if state.get("_v_signature") is None:
+                    return None
+                found.append(state["_v"])
+                continue
+            for tensor in module._parameters.values():
+                for part in _parts(tensor):
+                    if part.device != self._device:
+                        return None
+                    found.append(part.data_ptr())
+        return tuple(found)
+
+    def _pages(self) -> tuple | None:
+        """What tells whether dynamic VRAM took pages away, even if it gave others back."""
+        signatures = []
+        for reservation, start, size in self._ranges:
+            signature = reservation.fault(start, size)
+            if signature is None:
+                return None
+            reservation.unpin(start, size)
+            signatures.append(bytes(signature))
+        return tuple(signatures)
 
 
 def unet_prefix(state_dict: dict[str, torch.Tensor]) -> str:

@@ -23,7 +23,7 @@ from . import compat
 
 ENVIRONMENT_VARIABLE = "HLWQ_LOAD_AT_ONCE"
 READERS = 4
-COMPARED = 8
+COMPARED = 3
 
 _log = logging.getLogger("hlwq")
 # Whether what a card got was what the files hold; it is looked at once.

@@ -15,7 +15,7 @@ import torch
 from ..hlwq_core import attention, codec, completeness, fast, layout, ltx_config, manifest
 from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
-from . import compat, faster_attention, patchers
+from . import compat, faster_attention, patchers, recorded_blocks
 from .packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
@@ -181,6 +181,8 @@ def diffusion_model(
             make_fast(model, kind)
         if attention.unavailable_reason(device) is None:
             faster_attention.use(patcher)
+    if recorded_blocks.wanted(mode == FAST):
+        recorded_blocks.use(model)
     return patchers.adopt(patcher)
 
 

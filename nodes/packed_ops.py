@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import fast, layout
+from ..hlwq_core import cuda_graph, fast, layout
 from ..hlwq_core.errors import is_refusal
 from . import compat, kept_decoded
 from .low_rank import LowRank
@@ -154,6 +154,7 @@ class PackedOperations(compat.manual_cast):
                 and input.dtype.itemsize == kept_decoded.BYTES_A_VALUE
                 and not _keeps_weight(input)
                 and not torch.compiler.is_compiling()
+                and not cuda_graph.is_recording()
             )
 
         def _kept(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
@@ -176,7 +177,7 @@ class PackedOperations(compat.manual_cast):
 
         def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
             """The product in 8 bits; None, from now on, where the device's library has none for this layer."""
-            place = None if torch.compiler.is_compiling() else self.place
+            place = None if torch.compiler.is_compiling() or cuda_graph.is_recording() else self.place
             kept = None if place is None else place.take_eight_bit(layout.eight_bit_decoder(weight, self.eight_bit))
             try:
                 output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)

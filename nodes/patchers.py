@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core import layout, ops
-from . import compat, first_load, kept_decoded
+from . import compat, first_load, kept_decoded, recorded_blocks
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -98,7 +98,8 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
 
 
 def release_scratch(patcher: Any, *unused: Any) -> None:
-    """After sampling the scratch buffer goes back."""
+    """After sampling the scratch buffer goes back, and what was recorded."""
+    recorded_blocks.release(patcher.model)
     ops.release_scratch(patcher.load_device)
 
 

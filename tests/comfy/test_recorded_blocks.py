@@ -1,0 +1,346 @@
+"""When blocks are recorded and replayed, and that sampling is the same. A stand-in records where there is no GPU: it runs the
+blocks in memory of its own at each replay, as a graph does, and only then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+class StandIn:
+    """For cuda_graph.Recording."""
+
+    made: list[StandIn]
+    failing: Exception | None = None
+
+    def __init__(self, function, structure, leaves):
+        from comfyui_hlwq.hlwq_core import cuda_graph
+
+        if StandIn.failing is not None:
+            raise StandIn.failing
+        self.function, self.structure = function, structure
+        self.inputs = [cuda_graph._like(leaf) for leaf in leaves]
+        self.replays, self.closed = 0, False
+        self.results = self.replay(leaves)
+        self.replays = 0
+        StandIn.made.append(self)
+
+    def replay(self, leaves):
+        from comfyui_hlwq.hlwq_core import cuda_graph
+
+        assert not getattr(self, "closed", False)
+        for own, leaf in zip(self.inputs, leaves, strict=True):
+            cuda_graph._distinct(own).copy_(cuda_graph._distinct(leaf))
+        self.replays += 1
+        with cuda_graph._while_recording():
+            return [part.clone() for part in self.function(*cuda_graph.rebuild(self.structure, self.inputs))]
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def recorded(load, pack, monkeypatch):
+    """`recorded()`: the tiny model, its blocks recorded by the stand-in, which `StandIn.made` lists."""
+    from comfyui_hlwq.hlwq_core import cuda_graph
+    from comfyui_hlwq.nodes import recorded_blocks
+
+    monkeypatch.setattr(cuda_graph, "Recording", StandIn)
+    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
+    monkeypatch.setattr(StandIn, "made", [], raising=False)
+    monkeypatch.setattr(StandIn, "failing", None)
+
+    def make():
+        with monkeypatch.context() as context:  # what is loaded later is plain
+            context.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, "1")
+            return load()[0]
+
+    return make
+
+
+def equal(a, b) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+def test_sampling_is_the_same(recorded, load, sample):
+    model = recorded()
+    found = sample(model, steps=6)
+    (recording,) = StandIn.made
+    # The first step runs as ever, the second is the recording's own.
+    assert recording.replays == 4 and recording.closed
+    assert equal(found, sample(load()[0], steps=6))
+
+
+def test_known_shapes_are_recorded_in_the_first_step(recorded, sample):
+    model = recorded()
+    first, second = sample(model, steps=6), sample(model, steps=6)
+    assert equal(first, second)
+    assert [recording.replays for recording in StandIn.made] == [4, 5]
+
+
+def test_every_shape_has_its_own(recorded, load, sample):
+    import comfy.nested_tensor
+
+    model = recorded()
+    latent = comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 3, 2, 2), torch.zeros(1, 8, 7, 16)])
+    sample(model, steps=6)
+    assert equal(sample(model, steps=6, latent=latent), sample(load()[0], steps=6, latent=latent))
+    assert len({recording.structure for recording in StandIn.made}) == 2
+
+
+def test_contents_that_change_between_calls_are_seen(recorded, load, comfy):
+    """Two conditions in turn, as with guidance where both together do not fit: one recording, two contents."""
+    import comfy.nested_tensor
+    import comfy.sample
+    import comfy.samplers
+
+    latent = comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 2, 2, 2), torch.zeros(1, 8, 5, 16)])
+    texts = []
+    for seed in (1, 2):
+        context = torch.randn(1, 128, 352, generator=torch.Generator().manual_seed(seed))
+        texts.append([[context, {"unprocessed_ltxav_embeds": True, "frame_rate": 25.0}]])
+
+    def one_by_one(args):
+        parts = [comfy.samplers.calc_cond_batch(args["model"], [c], args["input"], args["sigma"], args["model_options"])
+                 for c in args["conds"]]  # fmt: skip
+        return [part[0] for part in parts]
+
+    def guided(model):
+        model.model_options["sampler_calc_cond_batch_function"] = one_by_one
+        noise = comfy.sample.prepare_noise(latent, 0)
+        with torch.inference_mode():
+            result = comfy.sample.sample(model, noise, 6, 3.0, "euler", "normal", *texts, latent, disable_pbar=True)
+        return list(result.unbind())
+
+    assert equal(guided(recorded()), guided(load()[0]))
+    (recording,) = StandIn.made
+    assert recording.replays == 10  # of twelve calls the first is plain and the second the recording's own
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_few_steps_are_not_recorded(recorded, sample, steps):
+    sample(recorded(), steps=steps)
+    assert not StandIn.made
+
+
+def test_many_tokens_are_not_recorded(recorded, sample, monkeypatch):
+    from comfyui_hlwq.nodes import recorded_blocks
+
+    monkeypatch.setattr(recorded_blocks, "MAX_TOKENS", 7)
+    sample(recorded(), steps=6)  # 2 · 2 · 2 of video
+    assert not StandIn.made
+
+
+def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
+    """What is kept of decoded weights makes room before that."""
+    import comfy.model_management
+    from comfyui_hlwq.nodes import kept_decoded, recorded_blocks
+
+    model, video, asked = recorded(), torch.zeros(1, 8, 256), []
+    has_room = model.model.diffusion_model.hlwq_recordings._has_room
+    with monkeypatch.context() as context:
+        context.setattr(comfy.model_management, "get_free_memory", lambda *args: 0)
+        context.setattr(kept_decoded, "give_back", lambda model, device, nbytes: asked.append(nbytes) or 0)
+        assert not has_room(video)
+        context.setattr(kept_decoded, "give_back", lambda model, device, nbytes: nbytes)
+        assert has_room(video)
+    assert asked == [recorded_blocks.MEMORY * video.nbytes + comfy.model_management.minimum_inference_memory()]
+    monkeypatch.setattr(recorded_blocks.Recordings, "_has_room", lambda *args: False)
+    sample(model, steps=6)
+    assert not StandIn.made
+
+
+@pytest.mark.parametrize(
+    "setting, mode, expected", [("", "exact", False), ("", "fast", True), ("0", "fast", False), ("1", "exact", True)]
+)
+def test_who_wants_it(recorded, monkeypatch, setting, mode, expected):
+    from comfyui_hlwq.nodes import recorded_blocks
+
+    monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
+    assert recorded_blocks.wanted(mode == "fast") is expected
+
+
+def test_the_loader_asks(load, monkeypatch):
+    from comfyui_hlwq.nodes import recorded_blocks
+
+    for setting in ("", "1"):
+        monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
+        inner = load()[0].model.diffusion_model
+        assert hasattr(inner, "hlwq_recordings") is bool(setting)
+        assert type(inner).__name__ == "LTXAVModel"
+
+
+def test_what_a_node_hangs_into_the_blocks_runs_every_time(recorded, sample):
+    calls = []
+
+    def override(function, *args, **kwargs):
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    model = recorded()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    sample(model, steps=2)
+    once = len(calls) / 2
+    sample(model, steps=6)
+    assert not StandIn.made and len(calls) == 8 * once
+
+
+def test_a_replaced_block_runs_every_time(recorded, sample):
+    calls = []
+
+    def replacement(args, extra):
+        calls.append(1)
+        return extra["original_block"](args)
+
+    model = recorded()
+    model.set_model_patch_replace(replacement, "dit", "double_block", 0)
+    sample(model, steps=6)
+    assert not StandIn.made and len(calls) == 6
+
+
+def test_switches_that_blocks_read_are_part_of_the_recording(recorded, load, sample):
+    model, plain = recorded(), load()[0]
+    without = {}
+    for name, patcher in (("recorded", model), ("plain", plain)):
+        patcher.model_options["transformer_options"]["a2v_cross_attn"] = False
+        without[name] = sample(patcher, steps=6)
+        patcher.model_options["transformer_options"].pop("a2v_cross_attn")
+    assert equal(without["recorded"], without["plain"])
+    assert equal(sample(model, steps=6), sample(plain, steps=6))
+    assert len(StandIn.made) == 2 and not equal(without["plain"], sample(plain, steps=6))
+
+
+def test_weights_that_moved_end_a_recording(recorded, load, sample, monkeypatch):
+    """Other addresses in the middle of sampling, as after an out-of-memory or another model's load."""
+    from comfyui_hlwq.nodes import compat
+
+    model = recorded()
+    unchanged, looked = compat.Whereabouts.unchanged, []
+
+    def moving(self):
+        looked.append(1)
+        if len(looked) == 3:
+            block = model.model.diffusion_model.transformer_blocks[0]
+            block.attn1.q_norm.weight = torch.nn.Parameter(block.attn1.q_norm.weight.clone(), requires_grad=False)
+        return unchanged(self)
+
+    monkeypatch.setattr(compat.Whereabouts, "unchanged", moving)
+    found = sample(model, steps=8)
+    first, second = StandIn.made
+    assert first.replays == 1 and second.replays and equal(found, sample(load()[0], steps=8))
+
+
+def test_a_lora_has_its_own_recording(recorded, load, sample):
+    import comfy.sd
+
+    module = load()[0].model.diffusion_model.transformer_blocks[0].attn1.to_q
+    name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{name}.lora_B.weight": torch.randn(module.out_features, 4, generator=generator) * 0.1,
+        f"{name}.lora_A.weight": torch.randn(4, module.in_features, generator=generator) * 0.1,
+    }
+
+    def patched(model, strength):
+        return sample(comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0], steps=6)
+
+    model, plain = recorded(), load()[0]
+    for strength in (0.5, 1.0):
+        assert equal(patched(model, strength), patched(plain, strength))
+    assert equal(sample(model, steps=6), sample(plain, steps=6))
+    assert all(recording.replays for recording in StandIn.made) and len(StandIn.made) == 3
+
+
+def test_a_failure_leaves_the_blocks_as_they_were(recorded, load, sample, caplog, monkeypatch):
+    monkeypatch.setattr(StandIn, "failing", RuntimeError("called a synchronizing CUDA operation"))
+    model = recorded()
+    assert equal(sample(model, steps=6), sample(load()[0], steps=6))
+    assert "run one by one: called a synchronizing CUDA operation" in caplog.text
+    monkeypatch.setattr(StandIn, "failing", None)
+    sample(model, steps=6)
+    assert not StandIn.made
+
+
+def test_nobody_interrupts_a_recording(recorded, sample, monkeypatch):
+    """The user's interruption comes between steps: within, what was recorded so far could not be taken back."""
+    import comfy.model_management
+
+    model = recorded()
+    original = StandIn.__init__
+
+    def interrupted(self, *args):
+        comfy.model_management.interrupt_current_processing()
+        original(self, *args)
+
+    monkeypatch.setattr(StandIn, "__init__", interrupted)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(model, steps=6)
+    assert len(StandIn.made) == 1 and StandIn.made[0].closed
+
+
+def test_weights_that_move_all_the_time_are_not_recorded_all_the_time(recorded, sample, monkeypatch):
+    from comfyui_hlwq.nodes import compat
+
+    looked = []
+    monkeypatch.setattr(compat.Whereabouts, "unchanged", lambda self: len(looked.append(1) or looked) % 2 == 1)
+    sample(recorded(), steps=20)
+    assert len(StandIn.made) == 4 and all(recording.closed for recording in StandIn.made)
+
+
+def test_a_model_goes_when_nobody_holds_it(recorded, sample):
+    """Without waiting for Python's search for garbage: it holds video memory."""
+    import gc
+    import weakref
+
+    import comfy.model_management
+
+    model = recorded()
+    sample(model, steps=6)
+    comfy.model_management.unload_all_models()
+    inner = weakref.ref(model.model.diffusion_model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        StandIn.made.clear()
+        assert inner() is None
+    finally:
+        gc.enable()
+
+
+def test_other_models_and_other_versions_are_left_alone(pack):
+    from comfyui_hlwq.nodes import compat
+
+    class Another(torch.nn.Module):
+        transformer_blocks = ()
+
+        def _process_transformer_blocks(self, x, context, timestep):
+            return x
+
+    class Newer(torch.nn.Module):
+        transformer_blocks = ()
+
+        def _process_transformer_blocks(
+            self, x, context, attention_mask, timestep, pe, transformer_options=None, self_attention_mask=None, **kwargs
+        ):
+            return [x[0] * kwargs["scale"]]
+
+    for model in (Another(), Newer(), torch.nn.Linear(2, 2)):
+        assert not compat.blocks_can_be_recorded(model)
+
+
+def test_kept_weights_are_not_part_of_a_recording(load, pack):
+    """Their memory may be taken at any time."""
+    from comfyui_hlwq.hlwq_core import cuda_graph
+
+    class Place:
+        def take(self, *args):
+            raise AssertionError("taken while recording")
+
+    module = load()[0].model.diffusion_model.transformer_blocks[0].attn1.to_q
+    module.place = Place()
+    x = torch.randn(1, 4, module.in_features).bfloat16()
+    with torch.inference_mode(), cuda_graph._while_recording():
+        module(x)
+    with torch.inference_mode(), pytest.raises(AssertionError):
+        module(x)
