@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..hlwq_core import attention, backends, fast
 from ..hlwq_core.errors import HLWQError
-from . import compat, locations, model_loading
+from . import compat, locations, model_loading, recorded_blocks
 
 _log = logging.getLogger("hlwq")
 
@@ -106,6 +106,8 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
         reason = attention.unavailable_reason(device)
         lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")
+    if hasattr(model.model.diffusion_model, "hlwq_recordings"):
+        lines.append(f"  blocks: replayed as a CUDA graph up to {recorded_blocks.MAX_TOKENS:,} video tokens")
     if facts["upscalers"]:
         lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
     return "\n".join(lines)
@@ -167,8 +169,9 @@ class HLWQLoadCheckpoint(io.ComfyNode):
                     default=model_loading.EXACT,
                     optional=True,
                     tooltip="exact decodes every weight. fast multiplies in 8 bits (FP8 from Ada on, INT8 on Turing and "
-                    "Ampere) and attends by cuDNN on Hopper and later: quicker, with a small error of its own. Where the "
-                    "card cannot, the report says so and decoding stays exact.",
+                    "Ampere), attends by cuDNN on Hopper and later, and replays the blocks as a CUDA graph at small sizes: "
+                    "quicker, with a small error of its own. Where the card cannot, the report says so and decoding stays "
+                    "exact.",
                 ),
             ],
             outputs=[

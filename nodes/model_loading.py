@@ -172,6 +172,7 @@ def diffusion_model(
     decode_where_no_linear(model)
     if pack_rest:
         pack_the_rest(model, opened.checkpoint, backend)
+    kind = None
     if mode == FAST:
         device = compat.model_management.get_torch_device()
         kind, reason = fast.choose(device)
@@ -181,7 +182,7 @@ def diffusion_model(
             make_fast(model, kind)
         if attention.unavailable_reason(device) is None:
             faster_attention.use(patcher)
-    if recorded_blocks.wanted(mode == FAST):
+    if recorded_blocks.wanted(kind is not None):
         recorded_blocks.use(model)
     return patchers.adopt(patcher)
 

@@ -200,9 +200,9 @@ def _recordable(options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def wanted(fast: bool) -> bool:
-    """Whether the user wants it in this mode."""
+    """Whether the user wants it, in fast mode or not. NVIDIA's graphs only: AMD's were never tried."""
     setting = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    return setting == "1" or (fast and setting != "0")
+    return torch.version.hip is None and (setting == "1" or (fast and setting != "0"))
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 
@@ -26,6 +27,23 @@ def test_a_compiled_part_samples_the_same(load, sample, distance):
     set_torch_compile_wrapper(model=compiled, backend="aot_eager", keys=["diffusion_model.transformer_blocks.0.attn1"])
     try:
         assert distance(sample(compiled, steps=1), plain) < 0.01
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_whole_model_compiles(load, sample, distance, monkeypatch):
+    """As TorchCompileModel has it; blocks that could be recorded are traced like others."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    plain = sample(load()[0], steps=5)
+    monkeypatch.setenv("HLWQ_CUDA_GRAPHS", "1")
+    compiled = load()[0].clone(disable_dynamic=True)
+    assert hasattr(compiled.model.diffusion_model, "hlwq_recordings")
+    torch._dynamo.reset()
+    set_torch_compile_wrapper(model=compiled, backend="aot_eager")
+    try:
+        assert distance(sample(compiled, steps=5), plain) < 0.01
     finally:
         torch._dynamo.reset()
 

@@ -191,4 +191,5 @@ def test_without_a_gpu_the_report_says_why_and_decoding_is_exact(load, sample, d
     model, _, _, report = load(mode="fast")
     assert "fast mode: not available, decoded exactly: cpu is no CUDA device" in report
     assert all(getattr(module, "eight_bit", None) is None for module in model.model.modules())
+    assert not hasattr(model.model.diffusion_model, "hlwq_recordings") and "CUDA graph" not in report
     assert distance(sample(model, steps=1), sample(load()[0], steps=1)) == 0

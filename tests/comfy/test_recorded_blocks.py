@@ -150,14 +150,14 @@ def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
     assert not StandIn.made
 
 
-@pytest.mark.parametrize(
-    "setting, mode, expected", [("", "exact", False), ("", "fast", True), ("0", "fast", False), ("1", "exact", True)]
-)
-def test_who_wants_it(recorded, monkeypatch, setting, mode, expected):
+@pytest.mark.parametrize("setting, fast, expected", [("", False, 0), ("", True, 1), ("0", True, 0), ("1", False, 1)])
+def test_who_wants_it(pack, monkeypatch, setting, fast, expected):
     from comfyui_hlwq.nodes import recorded_blocks
 
     monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
-    assert recorded_blocks.wanted(mode == "fast") is expected
+    assert recorded_blocks.wanted(fast) is bool(expected)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not recorded_blocks.wanted(fast)
 
 
 def test_the_loader_asks(load, monkeypatch):
@@ -165,8 +165,10 @@ def test_the_loader_asks(load, monkeypatch):
 
     for setting in ("", "1"):
         monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
-        inner = load()[0].model.diffusion_model
+        model, _, _, report = load()
+        inner = model.model.diffusion_model
         assert hasattr(inner, "hlwq_recordings") is bool(setting)
+        assert ("blocks: replayed as a CUDA graph up to 12,288 video tokens" in report) is bool(setting)
         assert type(inner).__name__ == "LTXAVModel"
 
 
