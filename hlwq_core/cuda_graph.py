@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -134,6 +136,7 @@ class Recording:
 
     Attributes:
         results: of these arguments.
+        pays_after: replays that win back the time that it took to make, as far as this once tells; infinity if none do.
 
     Raises:
         RuntimeError: it does something that cannot be recorded, or the recording gives other results. Nothing is kept then.
@@ -148,14 +151,20 @@ class Recording:
         def run() -> list[torch.Tensor]:
             return function(*rebuild(structure, self._inputs))
 
+        begun = self._now()
         self._fill(leaves)
         self._outputs = self._rehearse(run)
         self.results = self._copies()
+        rehearsed = self._now()
         try:
             self._record(run)
             # The layers' scratch goes back after sampling, or is replaced by a larger one: not while this may be replayed.
             self._held = ops.scratch_buffers(self._device)
+            recorded = self._now()
             replayed = self.replay(leaves)
+            ended = self._now()
+            saved = (rehearsed - begun) - (ended - recorded)
+            self.pays_after = (ended - rehearsed) / saved if saved > 0 else math.inf
             for expected, found in zip(self.results, replayed, strict=True):
                 difference = float((found.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30))
                 if not difference <= TOLERANCE:
@@ -163,6 +172,10 @@ class Recording:
         except BaseException:
             self.close()
             raise
+
+    def _now(self) -> float:
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def _fill(self, leaves: list[torch.Tensor]) -> None:
         for own, leaf in zip(self._inputs, leaves, strict=True):
@@ -183,7 +196,6 @@ class Recording:
 
     def _record(self, run: Callable[[], list[torch.Tensor]]) -> None:
         pool = torch.cuda.graph_pool_handle()
-        torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream), _while_recording():
             # Other threads load files and make previews meanwhile: only what this one does counts.
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")

@@ -1,9 +1,9 @@
 """A model's transformer blocks as one CUDA graph: in fast mode the host could not keep up with the card at small sizes.
 
 ComfyUI asks for the blocks once a step. With arguments of new shapes they run as ever; the next time they are recorded, which
-takes about one step more, and from then on replayed, until sampling ends. A recording knows where its weights are: what moved,
-was patched or hooked since runs as ever. Nothing is recorded where the host is fast enough (many tokens), where few steps would
-use it, or where a node changes what blocks do.
+takes one or two steps more, and from then on replayed, until sampling ends. A recording knows where its weights are: what moved,
+was patched or hooked since runs as ever. Nothing is recorded where the host is fast enough (many tokens), where a node changes
+what blocks do, or where too few steps would use it: how many that are is known once there was a recording.
 
 The environment variable HLWQ_CUDA_GRAPHS=0 turns it off, HLWQ_CUDA_GRAPHS=1 turns it on for exact decoding as well.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Hashable
@@ -26,8 +27,8 @@ ENVIRONMENT_VARIABLE = "HLWQ_CUDA_GRAPHS"
 DEVICE = "cuda"
 # With more tokens the card takes longer than the host, and a graph's memory is large.
 MAX_TOKENS = 12 * 1024
-# With fewer steps, recording takes longer than it saves.
-MIN_STEPS = 4
+# With fewer steps, the first recording takes longer than it saves.
+MIN_STEPS = 6
 # Where weights come and go all the time, no more than so many are made until sampling ends.
 MAX_RECORDINGS = 4
 # A recording has its own copy of whatever lives during a block: so many times the size of the video's tokens, at most.
@@ -77,6 +78,7 @@ class Recordings:
         self._seen: set[Hashable] = set()
         self._ready: dict[Hashable, tuple[cuda_graph.Recording, compat.Whereabouts]] = {}
         self._made = 0
+        self._pays_from: dict[Hashable, float] = {}
         self._refused = False
 
     def run(
@@ -90,7 +92,7 @@ class Recordings:
             arguments: of it, but for `transformer_options`.
             options: these.
         """
-        if self._refused or not _pays(arguments[0], blocks, options):
+        if self._refused or not _pays(arguments[0], options):
             return None
         read = _recordable(options)
         leaves: list[torch.Tensor] = []
@@ -106,9 +108,12 @@ class Recordings:
         if key not in self._seen:
             self._seen.add(key)
             return None
+        steps = len(options["sample_sigmas"]) - 1
         try:
             if key in self._ready:
                 return self._replay(key, leaves)
+            if steps < self._pays_from.get(key, MIN_STEPS) or self._made >= MAX_RECORDINGS:
+                return None
             return self._record(key, functools.partial(_run_blocks, run, read), blocks, structure, leaves)
         except Exception as error:  # whatever it is: the blocks run as ever, and raise it again if it is their own
             self.release()
@@ -134,13 +139,22 @@ class Recordings:
         structure: Hashable,
         leaves: list[torch.Tensor],
     ) -> list[torch.Tensor] | None:
+        if _is_compiled(blocks) and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+            # Compiled code asks the driver for the addresses of what it is given, and while it records there are none.
+            self._pays_from[key] = math.inf
+            return None
         whereabouts = compat.Whereabouts.of(blocks, leaves[0].device)
-        if whereabouts is None or self._made >= MAX_RECORDINGS or not self._has_room(leaves[0]):
+        if whereabouts is None:
+            return None
+        if not self._has_room(leaves[0]):
+            self._made = MAX_RECORDINGS  # it takes long to find out
             return None
         self._made += 1
         with compat.uninterrupted():
             recording = cuda_graph.Recording(function, structure, leaves)
         results, recording.results = recording.results, []
+        self._pays_from[key] = 1 + recording.pays_after
+        _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", self._pays_from[key])
         if whereabouts.unchanged():
             self._ready[key] = recording, whereabouts
         else:
@@ -167,20 +181,18 @@ def _run_blocks(run: Callable[..., Any], options: dict[str, Any], *arguments: An
     return run(*first, transformer_options=dict(options), self_attention_mask=self_attention_mask)
 
 
-def _pays(x: Any, blocks: torch.nn.ModuleList, options: dict[str, Any]) -> bool:
-    sigmas = options.get("sample_sigmas")
+def _is_compiled(blocks: torch.nn.ModuleList) -> bool:
+    """Whether torch.compile's code stands for a block or a part of one."""
+    return any("_orig_mod" in module._modules for module in blocks.modules())
+
+
+def _pays(x: Any, options: dict[str, Any]) -> bool:
     return (
         isinstance(x, list)
         and x[0].device.type == DEVICE
         and x[0].shape[0] * x[0].shape[1] <= MAX_TOKENS
-        and sigmas is not None
-        and len(sigmas) > MIN_STEPS
+        and options.get("sample_sigmas") is not None
         and not torch.is_grad_enabled()
-        # Compiled code asks the driver for the addresses of what it is given; cudaMallocAsync has none while it records.
-        and not (
-            any(hasattr(block, "_orig_mod") for block in blocks)
-            and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
-        )
     )
 
 

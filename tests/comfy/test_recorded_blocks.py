@@ -12,6 +12,7 @@ class StandIn:
 
     made: list[StandIn]
     failing: Exception | None = None
+    pays_after = 1.0
 
     def __init__(self, function, structure, leaves):
         from comfyui_hlwq.hlwq_core import cuda_graph
@@ -117,10 +118,22 @@ def test_contents_that_change_between_calls_are_seen(recorded, load, comfy):
     assert recording.replays == 10  # of twelve calls the first is plain and the second the recording's own
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_few_steps_are_not_recorded(recorded, sample, steps):
     sample(recorded(), steps=steps)
     assert not StandIn.made
+
+
+@pytest.mark.parametrize(
+    "pays_after, steps, recorded_again", [(7.5, 8, False), (7.5, 9, True), (2, 3, True), (float("inf"), 50, False)]
+)
+def test_what_did_not_pay_is_not_recorded_again(recorded, load, sample, monkeypatch, pays_after, steps, recorded_again):
+    monkeypatch.setattr(StandIn, "pays_after", pays_after)
+    model = recorded()
+    sample(model, steps=6)
+    assert [recording.replays for recording in StandIn.made] == [4]  # what is there is used
+    found = sample(model, steps=steps)
+    assert len(StandIn.made) == 1 + recorded_again and equal(found, sample(load()[0], steps=steps))
 
 
 def test_many_tokens_are_not_recorded(recorded, sample, monkeypatch):
@@ -145,9 +158,12 @@ def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
         context.setattr(kept_decoded, "give_back", lambda model, device, nbytes: nbytes)
         assert has_room(video)
     assert asked == [recorded_blocks.MEMORY * video.nbytes + comfy.model_management.minimum_inference_memory()]
-    monkeypatch.setattr(recorded_blocks.Recordings, "_has_room", lambda *args: False)
+    asked.clear()
+    monkeypatch.setattr(recorded_blocks.Recordings, "_has_room", lambda *args: asked.append(1))
     sample(model, steps=6)
-    assert not StandIn.made
+    assert not StandIn.made and len(asked) == 1
+    sample(model, steps=6)
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("setting, fast, expected", [("", False, 0), ("", True, 1), ("0", True, 0), ("1", False, 1)])
@@ -308,6 +324,19 @@ def test_a_model_goes_when_nobody_holds_it(recorded, sample):
         assert inner() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("allocator, expected", [("cudaMallocAsync", 0), ("native", 1)])
+def test_compiled_blocks_are_recorded_where_that_works(recorded, sample, monkeypatch, allocator, expected):
+    """As a whole or a part of one. TorchCompileModel makes a new model without dynamic VRAM; here the blocks are wrapped."""
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
+    model = recorded()
+    block = model.model.diffusion_model.transformer_blocks[0]
+    block.attn1 = torch.compile(block.attn1, backend="eager")
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("force_eager"):
+        sample(model, steps=6)
+    assert len(StandIn.made) == expected
 
 
 def test_other_models_and_other_versions_are_left_alone(pack):
