@@ -29,7 +29,7 @@ SIZES = ((1, 1, 128), (33, 3, 300))
 
 
 def _compare_pairs(what: str, found: fast.EightBit, expected: fast.EightBit) -> None:
-    cuda_fast._compare(what, cuda_fast._dense(found).cpu(), cuda_fast._dense(expected), 3e-2)
+    proof.compare(what, cuda_fast._dense(found).cpu(), cuda_fast._dense(expected), 3e-2)
 
 
 def run() -> int:
@@ -43,7 +43,7 @@ def run() -> int:
         for dtype, add in itertools.product(fast.INPUTS, (False, True)):
             out = torch.ones(rows, in_features, dtype=dtype, device="cuda")
             cuda._launch(cuda._kernel(0, bits, packing, dtype, add), *on_card, out, in_features)()
-            cuda_fast._compare(f"{bits} bits, {packing}, {dtype}, add {add}", out.float().cpu(), exact + add, 1e-2)
+            proof.compare(f"{bits} bits, {packing}, {dtype}, add {add}", out.float().cpu(), exact + add, 1e-2)
             launches += 1
         for kind in fast.KINDS:
             values = torch.empty(rows, num_blocks * BLOCK, dtype=fast.DTYPES[kind], device="cuda")
@@ -64,7 +64,7 @@ def run() -> int:
         out = torch.empty(7, 200, dtype=dtype, device="cuda")
         cuda_fast.scale(sums.cuda(), row.cuda(), column.cuda(), None if bias is None else bias.cuda(), out)
         expected = sums * row * column.t() + (bias.float() if with_bias else 0)
-        cuda_fast._compare(f"scale {dtype}", out.float().cpu(), expected, 1e-2)
+        proof.compare(f"scale {dtype}", out.float().cpu(), expected, 1e-2)
         launches += 1
     torch.cuda.synchronize()
     return launches

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import ops
+from .backends import proof
 
 # The same kernels on the same numbers: what differs by more is no rounding.
 TOLERANCE = 1e-2
@@ -166,7 +167,7 @@ class Recording:
             saved = (rehearsed - begun) - (ended - recorded)
             self.pays_after = (ended - rehearsed) / saved if saved > 0 else math.inf
             for expected, found in zip(self.results, replayed, strict=True):
-                difference = float((found.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30))
+                difference = proof.relative_difference(found.float(), expected.float())
                 if not difference <= TOLERANCE:
                     raise RuntimeError(f"the recording differs by {difference:.3g} from what was recorded")
         except BaseException:
@@ -237,10 +238,10 @@ class Recording:
         if torch.cuda.get_allocator_backend() == "native":
             torch.cuda.empty_cache()  # it would keep the memory for another recording, and nothing else
         else:
-            trim(self._device)
+            _trim(self._device)
 
 
-def trim(device: torch.device) -> None:
+def _trim(device: torch.device) -> None:
     """Give the memory of graphs that are gone back to the system, which the driver keeps for the next one."""
     try:
         from cuda.bindings import driver

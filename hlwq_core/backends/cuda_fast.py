@@ -12,9 +12,8 @@ import torch
 
 from .. import fast
 from ..codebook import BLOCK
-from . import cuda
+from . import cuda, proof
 from .nvrtc import Kernel, Launch
-from .proof import random_layer
 
 _log = logging.getLogger(__name__)
 
@@ -146,13 +145,13 @@ def _weight_proven(device: torch.device, bits: int, packing: str, kind: str) -> 
 
 def _prove_weight(device: torch.device, bits: int, packing: str, kind: str) -> fast.EightBit:
     rows, num_blocks = 64, 3
-    codes, norms, table = random_layer(rows, num_blocks, bits, packing, torch.Generator().manual_seed(0))
+    codes, norms, table = proof.random_layer(rows, num_blocks, bits, packing, torch.Generator().manual_seed(0))
     values = torch.empty((rows, num_blocks * BLOCK), dtype=fast.DTYPES[kind], device=device)
     made = fast.EightBit(values, torch.empty((rows, 1), dtype=torch.float32, device=device))
     launch = _weight_launch(device.index or 0, bits, packing, kind)
     _weight_run(launch, codes.to(device), norms.to(device), table.to(device))(made)
     expected = fast.weight_reference(codes, norms, table, bits, packing, kind)
-    _compare("the kernel for weights", _dense(made).cpu(), _dense(expected), 2e-2)
+    proof.compare("the kernel for weights", _dense(made).cpu(), _dense(expected), 2e-2)
     return made
 
 
@@ -191,19 +190,12 @@ def prove(device: torch.device, kind: str) -> None:
     x = torch.randn(48, made.values.shape[1] - 56, generator=generator).bfloat16()
     bias = torch.randn(made.values.shape[0], generator=generator).bfloat16()
     rotated = rotate(x.to(device), kind)
-    _compare("the kernel for activations", _dense(rotated).cpu(), _dense(fast.rotate_reference(x, kind)), 2e-2)
+    proof.compare("the kernel for activations", _dense(rotated).cpu(), _dense(fast.rotate_reference(x, kind)), 2e-2)
     product = fast.multiply(rotated, made, bias.to(device), torch.bfloat16)
     on_cpu = [fast.EightBit(pair.values.cpu(), pair.scales.cpu()) for pair in (rotated, made)]
     expected = fast.multiply_reference(on_cpu[0], on_cpu[1], bias, torch.float32)
-    _compare("the product", product.float().cpu(), expected, 1e-2)
+    proof.compare("the product", product.float().cpu(), expected, 1e-2)
 
 
 def _dense(pair: fast.EightBit) -> torch.Tensor:
     return pair.values.float() * pair.scales
-
-
-def _compare(what: str, found: torch.Tensor, expected: torch.Tensor, allowed: float) -> None:
-    # A value at the middle of two levels may round either way: few differ, and by a step.
-    difference = float((found - expected).norm() / expected.norm())
-    if not difference <= allowed:
-        raise RuntimeError(f"{what} differs from its definition by {difference:.3g}, {allowed:.3g} are allowed")

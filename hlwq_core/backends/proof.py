@@ -50,3 +50,20 @@ def prove(
         difference = float((found.float().cpu() - expected).abs().max())
         if not difference <= allowed:
             raise RuntimeError(f"its result differs from eager's by {difference:.3g}, {allowed:.3g} are allowed")
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected; NaN if either holds one."""
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def compare(what: str, found: torch.Tensor, expected: torch.Tensor, allowed: float) -> None:
+    """Raise where two results differ by more than `allowed`, as a whole. A value at the middle of two levels may round either
+    way: few differ, and by a step.
+
+    Raises:
+        RuntimeError: with `what` that was.
+    """
+    difference = relative_difference(found, expected)
+    if not difference <= allowed:
+        raise RuntimeError(f"{what} differs from its definition by {difference:.3g}, {allowed:.3g} are allowed")
