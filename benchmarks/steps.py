@@ -110,18 +110,25 @@ def warm(format: Format, tokens: list[int], **request: Any) -> list[dict[str, An
 
 
 def in_turn(
-    base: Format, plan: list[tuple[str, str]], options: list[str], tokens: list[int], results: dict[str, Any], keep: Any
+    plan: list[tuple[str, str]],
+    options: list[str],
+    tokens: list[int],
+    results: dict[str, Any],
+    keep: Any,
+    extra: tuple[str, ...] = (),
 ) -> None:
-    """Formats, one after another, against one that stays.
+    """Formats, one after another, against BF16, which stays.
 
     Args:
         plan: the name of each ratio, and the format.
-        options: of those formats.
+        options: of all formats; `extra` ones of all but BF16.
     """
+    base = Format("bf16", *options).ready()
+    warm(base, tokens)
     summary: Summary = {}
     results["ratios"] = {}
     for name, kind in plan:
-        format = Format(kind, *options).ready()
+        format = Format(kind, *extra, *options).ready()
         warm(format, tokens)
         for count in tokens:
             found = results["ratios"][f"{name}_{count}"] = compare(base, format, count)
@@ -189,18 +196,13 @@ def attention_apart(base: Format, fast: Format, tokens: list[int], results: dict
 
 def kept(options: list[str], tokens: list[int], keep: Any) -> None:
     """As the pack runs by default: decoded weights kept in spare memory. Half the blocks, so that BF16 fits beside it."""
-    options = ["--blocks", "24", *options]
-    base = Format("bf16", *options).ready()
-    warm(base, tokens)
-    in_turn(base, [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")], options, tokens, {"blocks": 24}, keep)
+    plan = [("kept", "hlwq_kept"), ("fast_kept", "hlwq_fast_kept")]
+    in_turn(plan, ["--blocks", "24", *options], tokens, {"blocks": 24}, keep)
 
 
 def graphs(options: list[str], tokens: list[int], keep: Any) -> None:
     """Blocks recorded as a CUDA graph, at the sizes where the host decides."""
-    base = Format("bf16", *options).ready()
-    few = tokens[:-1]
-    warm(base, few)
-    in_turn(base, [("fast_graphs", "hlwq_fast"), ("exact_graphs", "hlwq_graphs")], options, few, {}, keep)
+    in_turn([("fast_graphs", "hlwq_fast"), ("exact_graphs", "hlwq_graphs")], options, tokens[:-1], {}, keep)
 
 
 def caps(options: list[str], tokens: list[int], keep: Any) -> None:
@@ -225,10 +227,8 @@ def caps(options: list[str], tokens: list[int], keep: Any) -> None:
 
 def compiled(options: list[str], tokens: list[int], keep: Any) -> None:
     """torch.compile block by block, against BF16 without it."""
-    base = Format("bf16", *options).ready()
-    warm(base, tokens[-2:])
     plan = [("fast_compiled", "hlwq_fast"), ("exact_compiled", "hlwq")]
-    in_turn(base, plan, ["--compile", *options], tokens[-2:], {}, keep)
+    in_turn(plan, options, tokens[-2:], {}, keep, extra=("--compile",))
 
 
 def lora(options: list[str], tokens: list[int], keep: Any) -> None:

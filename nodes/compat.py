@@ -325,12 +325,16 @@ class Whereabouts:
     @classmethod
     def of(cls, root: torch.nn.Module, device: torch.device) -> Whereabouts | None:
         """Of a module and all in it; None where a weight is not on the device, or is patched anew at each use."""
-        modules = [module for module in root.modules() if module._parameters]
-        for module in modules:
+        modules = []
+        for module in root.modules():
+            if not module._parameters:
+                continue
+            modules.append(module)
             if "_v" in module.__dict__:
-                if take_resident(module, device) is None:
+                resident = take_resident(module, device)
+                if resident is None:
                     return None
-                release_resident(module._v)
+                release_resident(resident[2])
         found = cls(modules, device)
         return None if found._state is None or found._signatures is None else found
 

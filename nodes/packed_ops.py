@@ -144,27 +144,36 @@ class PackedOperations(compat.manual_cast):
                     return output
             if self.shared is not None:
                 self.shared.clear()  # nobody after this layer would, and an input at full size is large
-            if self.place is not None and self._can_be_kept(weight, input):
-                return self._kept(weight, bias, input)
+            place = self._lent_place()
+            if place is not None and self._can_be_kept(weight, input):
+                return self._kept(place, weight, bias, input)
             return torch.nn.functional.linear(input, self._dense(weight, input), bias)
+
+        def _lent_place(self) -> kept_decoded.Place | None:
+            """`place`, but not where the memory may be another's when the work is done: in compiled code and recordings."""
+            return None if torch.compiler.is_compiling() or cuda_graph.is_recording() else self.place
 
         def _can_be_kept(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
             return (
                 layout.is_packed(weight)
                 and input.dtype.itemsize == kept_decoded.BYTES_A_VALUE
                 and not _keeps_weight(input)
-                and not torch.compiler.is_compiling()
-                and not cuda_graph.is_recording()
             )
 
-        def _kept(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
-            dense = self.place.take(layout.scratch_decoder(weight, input.dtype), self.low_rank)
+        def _kept(
+            self,
+            place: kept_decoded.Place,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            input: torch.Tensor,
+        ) -> torch.Tensor:
+            dense = place.take(layout.scratch_decoder(weight, input.dtype), self.low_rank)
             if dense is None:
                 return torch.nn.functional.linear(input, self._dense(weight, input), bias)
             try:
                 return torch.nn.functional.linear(input, dense, bias)
             finally:
-                self.place.release()
+                place.release()
 
         def _can_be_fast(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
             return (
@@ -177,7 +186,7 @@ class PackedOperations(compat.manual_cast):
 
         def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
             """The product in 8 bits; None, from now on, where the device's library has none for this layer."""
-            place = None if torch.compiler.is_compiling() or cuda_graph.is_recording() else self.place
+            place = self._lent_place()
             kept = None if place is None else place.take_eight_bit(layout.eight_bit_decoder(weight, self.eight_bit))
             try:
                 output = layout.fast_linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)

@@ -56,14 +56,11 @@ class _RecordsBlocks:
     ) -> Any:
         run = super()._process_transformer_blocks  # type: ignore[misc]
         arguments = [x, context, attention_mask, timestep, pe, self_attention_mask]
-        results = None
         if not torch.compiler.is_compiling():
             results = self.hlwq_recordings.run(run, self.transformer_blocks, arguments, transformer_options)  # type: ignore
-        if results is not None:
-            return results
-        return run(
-            *arguments[:-1], transformer_options=transformer_options, self_attention_mask=self_attention_mask, **others
-        )
+            if results is not None:
+                return results
+        return _run_blocks(run, transformer_options, *arguments, **others)
 
 
 class Recordings:
@@ -75,9 +72,9 @@ class Recordings:
 
     def __init__(self, model: Any):
         self._model = weakref.ref(model)
-        self._seen: set[Hashable] = set()
         self._ready: dict[Hashable, tuple[cuda_graph.Recording, compat.Whereabouts]] = {}
         self._made = 0
+        # Steps from which a recording pays, of all that was seen.
         self._pays_from: dict[Hashable, float] = {}
         self._refused = False
 
@@ -95,24 +92,26 @@ class Recordings:
         if self._refused or not _pays(arguments[0], options):
             return None
         read = _recordable(options)
+        if read is None:
+            return None
         leaves: list[torch.Tensor] = []
         try:
             structure = cuda_graph.flatten(arguments, leaves)
         except cuda_graph.Unrecordable as reason:
             _log.debug("HLWQ: the blocks are not recorded: %s", reason)
             return None
-        if read is None or any(leaf.device != leaves[0].device for leaf in leaves):
+        if any(leaf.device != leaves[0].device for leaf in leaves):
             return None
         # The blocks are in it because torch.compile puts others in their place.
         key = (structure, tuple(read.items()), *blocks)
-        if key not in self._seen:
-            self._seen.add(key)
+        if key not in self._pays_from:
+            self._pays_from[key] = MIN_STEPS
             return None
         steps = len(options["sample_sigmas"]) - 1
         try:
             if key in self._ready:
                 return self._replay(key, leaves)
-            if steps < self._pays_from.get(key, MIN_STEPS) or self._made >= MAX_RECORDINGS:
+            if steps < self._pays_from[key] or self._made >= MAX_RECORDINGS:
                 return None
             return self._record(key, functools.partial(_run_blocks, run, read), blocks, structure, leaves)
         except Exception as error:  # whatever it is: the blocks run as ever, and raise it again if it is their own
@@ -139,12 +138,12 @@ class Recordings:
         structure: Hashable,
         leaves: list[torch.Tensor],
     ) -> list[torch.Tensor] | None:
+        whereabouts = compat.Whereabouts.of(blocks, leaves[0].device)
+        if whereabouts is None:
+            return None
         if _is_compiled(blocks) and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
             # Compiled code asks the driver for the addresses of what it is given, and while it records there are none.
             self._pays_from[key] = math.inf
-            return None
-        whereabouts = compat.Whereabouts.of(blocks, leaves[0].device)
-        if whereabouts is None:
             return None
         if not self._has_room(leaves[0]):
             self._made = MAX_RECORDINGS  # it takes long to find out
@@ -176,9 +175,9 @@ class Recordings:
         self._made = 0
 
 
-def _run_blocks(run: Callable[..., Any], options: dict[str, Any], *arguments: Any) -> list[torch.Tensor]:
+def _run_blocks(run: Callable[..., Any], options: dict[str, Any], *arguments: Any, **others: Any) -> list[torch.Tensor]:
     *first, self_attention_mask = arguments
-    return run(*first, transformer_options=dict(options), self_attention_mask=self_attention_mask)
+    return run(*first, transformer_options=options, self_attention_mask=self_attention_mask, **others)
 
 
 def _is_compiled(blocks: torch.nn.ModuleList) -> bool:
@@ -232,5 +231,5 @@ def use(model: Any) -> None:
 
 def release(model: Any) -> None:
     """After sampling."""
-    if isinstance(model.diffusion_model, _RecordsBlocks):
+    if hasattr(model.diffusion_model, "hlwq_recordings"):
         model.diffusion_model.hlwq_recordings.release()

@@ -6,6 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from .conftest import TEXT_WIDTH, joint_latent
+from .test_lora import lora_on, with_lora
+
 
 class StandIn:
     """For cuda_graph.Recording."""
@@ -80,10 +83,7 @@ def test_known_shapes_are_recorded_in_the_first_step(recorded, sample):
 
 
 def test_every_shape_has_its_own(recorded, load, sample):
-    import comfy.nested_tensor
-
-    model = recorded()
-    latent = comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 3, 2, 2), torch.zeros(1, 8, 7, 16)])
+    model, latent = recorded(), joint_latent(frames=3, audio=7)
     sample(model, steps=6)
     assert equal(sample(model, steps=6, latent=latent), sample(load()[0], steps=6, latent=latent))
     assert len({recording.structure for recording in StandIn.made}) == 2
@@ -91,14 +91,12 @@ def test_every_shape_has_its_own(recorded, load, sample):
 
 def test_contents_that_change_between_calls_are_seen(recorded, load, comfy):
     """Two conditions in turn, as with guidance where both together do not fit: one recording, two contents."""
-    import comfy.nested_tensor
     import comfy.sample
     import comfy.samplers
 
-    latent = comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 2, 2, 2), torch.zeros(1, 8, 5, 16)])
-    texts = []
+    latent, texts = joint_latent(), []
     for seed in (1, 2):
-        context = torch.randn(1, 128, 352, generator=torch.Generator().manual_seed(seed))
+        context = torch.randn(1, 128, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed))
         texts.append([[context, {"unprocessed_ltxav_embeds": True, "frame_rate": 25.0}]])
 
     def one_by_one(args):
@@ -249,20 +247,12 @@ def test_weights_that_moved_end_a_recording(recorded, load, sample, monkeypatch)
 
 
 def test_a_lora_has_its_own_recording(recorded, load, sample):
-    import comfy.sd
-
-    module = load()[0].model.diffusion_model.transformer_blocks[0].attn1.to_q
-    name = "diffusion_model.transformer_blocks.0.attn1.to_q"
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        f"{name}.lora_B.weight": torch.randn(module.out_features, 4, generator=generator) * 0.1,
-        f"{name}.lora_A.weight": torch.randn(4, module.in_features, generator=generator) * 0.1,
-    }
+    model, plain = recorded(), load()[0]
+    tensors, _ = lora_on(plain, size=0.2)
 
     def patched(model, strength):
-        return sample(comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0], steps=6)
+        return sample(with_lora(model, tensors, strength), steps=6)
 
-    model, plain = recorded(), load()[0]
     for strength in (0.5, 1.0):
         assert equal(patched(model, strength), patched(plain, strength))
     assert equal(sample(model, steps=6), sample(plain, steps=6))
