@@ -27,9 +27,7 @@ ROWS = (
     ("steps_speed_fast", "fast", ""),
     ("steps_speed", "fast", "HLWQ fast, `HLWQ_CUDA_GRAPHS=0`"),
     ("steps_compile", "exact_compiled", "HLWQ exact, torch.compile"),
-    ("steps_compile_6144", "exact_compiled", ""),
     ("steps_compile", "fast_compiled", "HLWQ fast, torch.compile"),
-    ("steps_compile_6144", "fast_compiled", ""),
     ("steps_speed", "fp8fast", "core's fp8, fast matmul"),
     ("steps_speed", "gguf_q5k", "GGUF Q5_K"),
 )

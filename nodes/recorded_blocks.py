@@ -74,7 +74,7 @@ class Recordings:
         self._model = weakref.ref(model)
         self._ready: dict[Hashable, tuple[cuda_graph.Recording, compat.Whereabouts]] = {}
         self._made = 0
-        # Steps from which a recording pays, of all that was seen.
+        # Steps from which a recording pays, of all that was seen; the host's speed varies, so half of what was known remains.
         self._pays_from: dict[Hashable, float] = {}
         self._refused = False
 
@@ -152,7 +152,7 @@ class Recordings:
         with compat.uninterrupted():
             recording = cuda_graph.Recording(function, structure, leaves)
         results, recording.results = recording.results, []
-        self._pays_from[key] = 1 + recording.pays_after
+        self._pays_from[key] = (self._pays_from[key] + 1 + recording.pays_after) / 2
         _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", self._pays_from[key])
         if whereabouts.unchanged():
             self._ready[key] = recording, whereabouts

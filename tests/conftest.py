@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -17,6 +18,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 CI = os.environ.get("CI", "") not in ("", "0", "false")
+# How the server of the tests is started: on the CPU, or on a GPU as a user would (HLWQ_TEST_SERVER="--novram").
+SERVER_ARGS = shlex.split(os.environ.get("HLWQ_TEST_SERVER", "--cpu"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -141,6 +144,12 @@ def comfy_base(comfy: Path, tiny: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def server_backend() -> str:
+    """What the server of the tests decodes with."""
+    return "eager" if "--cpu" in SERVER_ARGS else "cuda"
+
+
+@pytest.fixture(scope="session")
 def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A real ComfyUI over HTTP, with the tiny's models and the pack as a custom node.
 
@@ -154,7 +163,7 @@ def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFact
     environment.link_tree(tiny / "models", base / "models")
     shutil.copytree(tiny / "input", base / "input")
     (base / "custom_nodes" / "ComfyUI-HLWQ").symlink_to(REPO, target_is_directory=True)
-    extra = ["--cpu", "--disable-api-nodes", "--output-directory", str(base / "output")]
+    extra = [*SERVER_ARGS, "--disable-api-nodes", "--output-directory", str(base / "output")]
     started = time.monotonic()
     log = base / "comfyui.log"
     with LocalServer(comfyui_path, base=base, extra=extra, timeout=150, log=log) as running:

