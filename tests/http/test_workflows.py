@@ -158,10 +158,8 @@ def test_blueprint_runs(server):
     assert video.video.frames == 9 and video.audio is not None
 
 
-def test_same_picture_as_cores_bf16_path(server, tiny, results):
-    """The decoded weights in one dense file through core's own loaders: the same MP4 to about a grey level, which
-    is what the tiny and a codec make of another rounding (a processor decodes to float32; a card rounds one weight in 6,000
-    the other way)."""
+def test_same_picture_as_cores_bf16_path(server, server_backend, tiny, results):
+    """The decoded weights in one dense file through core's own loaders: the same MP4 to less than a grey level."""
     folder = server.base / "models" / "checkpoints"
     folder.mkdir(exist_ok=True)
     reference = "ltx23_tiny_bf16.safetensors"
@@ -182,7 +180,8 @@ def test_same_picture_as_cores_bf16_path(server, tiny, results):
     del core[loader]
     a, b = (saved(server, run(server, prompt)) for prompt in (ours, core))
     off = np.abs(decoded(a) - decoded(b)).mean()
-    assert off < 1.5, f"{off:.2f} grey levels"
+    # A card rounds one weight in 6,000 otherwise than the CPU that wrote the file, and computes in bfloat16: 1.0 to 1.1.
+    assert off < (1 if server_backend == "eager" else 1.5), f"{off:.2f} grey levels"
     assert np.corrcoef(sound(a).ravel(), sound(b).ravel())[0, 1] > 0.98
 
 
