@@ -17,9 +17,9 @@ sys.path.insert(0, str(REPO))
 import torch
 
 from hlwq_core import backends
-from hlwq_core.codebook import BLOCK, centroids, scaled_table
-from hlwq_core.codec import encode
-from hlwq_core.hadamard import hadamard
+from hlwq_core.codec.codec import encode
+from hlwq_core.format.codebook import BLOCK, centroids, scaled_table
+from hlwq_core.format.hadamard import hadamard
 
 SHAPES = ((2048, 2048), (4096, 4096), (16384, 4096))
 

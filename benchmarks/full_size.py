@@ -63,7 +63,7 @@ import torch  # noqa: E402  after ComfyUI has chosen its allocator
 
 def configuration(blocks: int, small: bool) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
     """The model's config, and dtype and shape of each tensor by its name."""
-    from hlwq_core import manifest
+    from hlwq_core.models import manifest
 
     config, tensors = manifest.ltx23_config(), manifest.expected()
     if small:
@@ -191,9 +191,11 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
 
     os.environ["HLWQ_KEEP_DECODED"] = "1" if kind.endswith("_kept") else "0"
     core.pack()
-    from comfyui_hlwq.hlwq_core import codec, layout
-    from comfyui_hlwq.hlwq_core.checkpoint import PackedLayer
-    from comfyui_hlwq.nodes import compat, model_loading, packed_ops, patchers, recorded_blocks
+    from comfyui_hlwq.hlwq_core.checkpoints.checkpoint import PackedLayer
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
+    from comfyui_hlwq.nodes import compat, model_loading
+    from comfyui_hlwq.nodes.running import packed_ops, patchers, recorded_blocks
 
     device = compat.model_management.get_torch_device()
 
@@ -212,14 +214,14 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
             if n.endswith("weight") and w.dim() == 2 and (n in layers or w.numel() >= large)
         ]
     for name in layers:
-        weights[name] = layout.quantized_tensor(encoded(weights[name]))
+        weights[name] = packed_tensor.quantized_tensor(encoded(weights[name]))
     stripped = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     model = comfy.sd.load_diffusion_model_state_dict(
         stripped, model_options={"custom_operations": packed_ops.PackedOperations}, metadata=metadata
     )
     model_loading.decode_where_no_linear(model.model)
     if kind.startswith("hlwq_fast"):
-        from comfyui_hlwq.hlwq_core import fast
+        from comfyui_hlwq.hlwq_core.running import fast
 
         chosen, reason = fast.choose(device)
         if chosen is None and device.type == "cuda":
@@ -377,13 +379,13 @@ def weight_error(model: Any) -> float:
     import comfy.lora
     import comfy.model_management
     import comfy.ops
-    from comfyui_hlwq.hlwq_core import layout
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     name = "transformer_blocks.0.audio_attn1.to_q"
     module = comfy.utils.get_attr(model.model.diffusion_model, name)
     device = comfy.model_management.get_torch_device()
     packed = module.weight
-    exact = layout.decode(packed._qdata, packed._params, torch.float32).double().cpu()
+    exact = packed_tensor.decode(packed._qdata, packed._params, torch.float32).double().cpu()
     key = f"diffusion_model.{name}.weight"
     exact = comfy.lora.calculate_weight(model.patches[key], exact, key, intermediate_dtype=torch.float64)
     errors = []
@@ -474,8 +476,8 @@ def attend(model: Any, how: str) -> None:
     options.pop("optimized_attention_override", None)
     if how == "cudnn":
         core.pack()
-        from comfyui_hlwq.hlwq_core import attention
-        from comfyui_hlwq.nodes import faster_attention
+        from comfyui_hlwq.hlwq_core.running import attention
+        from comfyui_hlwq.nodes.running import faster_attention
 
         device = comfy.model_management.get_torch_device()
         reason = attention.unavailable_reason(device)

@@ -40,8 +40,9 @@ def write(folder: Path) -> dict[str, Path]:
     core.boot()
     import full_size
 
-    from hlwq_core import codec, manifest
-    from hlwq_core.writer import write_safetensors
+    from hlwq_core.codec import codec
+    from hlwq_core.format.writer import write_safetensors
+    from hlwq_core.models import manifest
 
     config, tensors = full_size.configuration(48, False)
     weights = full_size.dense_weights(tensors)

@@ -26,16 +26,17 @@ sys.path.append(str(REPO / "scripts"))
 
 from make_full import make_full
 
-from hlwq_core import layout, manifest
-from hlwq_core.checkpoint import open_checkpoint
-from hlwq_core.inspect import inspect
+from hlwq_core.checkpoints.checkpoint import open_checkpoint
+from hlwq_core.models import manifest
+from hlwq_core.running import packed_tensor
+from hlwq_core.tools.inspect import inspect
 
 
 def build(folder: Path) -> int:
     """What the loader does first; the number of tensors."""
     checkpoint = open_checkpoint(folder)
     checkpoint.resolve_names(manifest.expected())
-    return len([layout.quantized_tensor(checkpoint.packed(name)) for name in checkpoint.names()])
+    return len([packed_tensor.quantized_tensor(checkpoint.packed(name)) for name in checkpoint.names()])
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -19,9 +19,9 @@ sys.path.insert(0, str(REPO))
 
 import torch
 
-from hlwq_core import manifest
-from hlwq_core.quantize import NORMS, Fidelity, encode_layer
-from hlwq_core.rules import Recipe, load_recipe, planned_size
+from hlwq_core.models import manifest
+from hlwq_core.tools.quantize import NORMS, Fidelity, encode_layer
+from hlwq_core.tools.recipes import Recipe, load_recipe, planned_size
 
 RECIPES = ("ltx23", "ltx23-compact", "ltx23-mixed")
 KINDS = ("gauss", "student4")

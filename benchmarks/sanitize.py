@@ -19,9 +19,9 @@ import torch
 from common import REPO, parser, save
 
 sys.path.insert(0, str(REPO))
-from hlwq_core import fast
 from hlwq_core.backends import cuda, cuda_fast, eager, proof
-from hlwq_core.codebook import BLOCK
+from hlwq_core.format.codebook import BLOCK
+from hlwq_core.running import fast
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 VARIANTS = [(bits, p) for bits in range(2, 9) for p in ("msb", "lsb", "byte", "nibble") if p != "nibble" or bits <= 4]

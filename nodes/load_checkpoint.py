@@ -8,9 +8,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hlwq_core import attention, backends, fast
+from ..hlwq_core import backends
 from ..hlwq_core.errors import HLWQError
-from . import compat, locations, model_loading, recorded_blocks
+from ..hlwq_core.running import attention, fast
+from . import compat, locations, model_loading
+from .running import recorded_blocks
 
 _log = logging.getLogger("hlwq")
 

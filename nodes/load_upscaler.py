@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..hlwq_core.errors import ConfigError, FormatError, HLWQError, InputError
-from ..hlwq_core.safefile import SafeFile
+from ..hlwq_core.format.safefile import SafeFile
 from . import compat, locations
 from .model_loading import refuse_differences
 

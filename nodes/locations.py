@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..hlwq_core.checkpoints.find import find_checkpoints
 from ..hlwq_core.errors import InputError
-from ..hlwq_core.find import find_checkpoints
 from .compat import folder_paths
 
 CHECKPOINT_FOLDERS = ("hlwq", "checkpoints", "diffusion_models")

@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
-from ..hlwq_core import attention, codec, completeness, fast, layout, ltx_config, manifest
-from ..hlwq_core.checkpoint import Checkpoint, PackedLayer, open_checkpoint
+from ..hlwq_core.checkpoints import completeness
+from ..hlwq_core.checkpoints.checkpoint import Checkpoint, PackedLayer, open_checkpoint
+from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
-from . import compat, faster_attention, patchers, recorded_blocks
-from .packed_ops import PackedOperations
+from ..hlwq_core.models import ltx_config, manifest
+from ..hlwq_core.running import attention, fast, packed_tensor
+from . import compat
+from .running import faster_attention, patchers, recorded_blocks
+from .running.packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
 
@@ -142,7 +146,7 @@ def state_dict(
         if backend is None:
             result[key] = ckpt.decode(name)
         else:
-            result[key] = layout.quantized_tensor(ckpt.packed(name), torch.bfloat16, backend)
+            result[key] = packed_tensor.quantized_tensor(ckpt.packed(name), torch.bfloat16, backend)
         step()
     return result
 
@@ -241,7 +245,9 @@ def decode_where_no_linear(model: torch.nn.Module) -> None:
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, value in tensors.items():
-                if layout.is_packed(value) and not (isinstance(module, PackedOperations.Linear) and name == "weight"):
+                if packed_tensor.is_packed(value) and not (
+                    isinstance(module, PackedOperations.Linear) and name == "weight"
+                ):
                     dense = value.dequantize()
                     tensors[name] = torch.nn.Parameter(dense, False) if tensors is module._parameters else dense
 
@@ -254,7 +260,9 @@ def make_fast(model: torch.nn.Module, kind: str) -> None:
         children = dict(module.named_children())
         for names in (("to_q", "to_k", "to_v"), ("q", "k", "v")):
             layers = [children.get(name) for name in names]
-            if all(isinstance(layer, PackedOperations.Linear) and layout.is_packed(layer.weight) for layer in layers):
+            if all(
+                isinstance(layer, PackedOperations.Linear) and packed_tensor.is_packed(layer.weight) for layer in layers
+            ):
                 shared = fast.SharedInput()
                 for layer in layers:
                     layer.shared, layer.last_of_shared = shared, layer is layers[-1]
@@ -269,7 +277,7 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
         for module in model.modules()
         if isinstance(module, PackedOperations.Linear)
         and isinstance(module.weight, torch.Tensor)
-        and not layout.is_packed(module.weight)
+        and not packed_tensor.is_packed(module.weight)
         and module.weight.numel() >= PACK_REST_FROM
     ]
     bar = compat.ProgressBar(len(rest))
@@ -285,7 +293,7 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
             shape=tuple(weight.shape),
             codebook="infinite",
         )
-        module.weight = layout.as_parameter(layout.quantized_tensor(packed, weight.dtype, backend))
+        module.weight = packed_tensor.as_parameter(packed_tensor.quantized_tensor(packed, weight.dtype, backend))
         bar.update(1)
     _log.info("HLWQ: packed %d more layers at load", len(rest))
 

@@ -22,10 +22,14 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends, completeness, download, fast, inspect, ltx_config, manifest, verify
-from ..hlwq_core.checkpoint import Checkpoint, open_checkpoint
+from ..hlwq_core import backends
+from ..hlwq_core.checkpoints import completeness
+from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
+from ..hlwq_core.models import ltx_config, manifest
+from ..hlwq_core.running import fast
+from ..hlwq_core.tools import download, inspect, verify
 from . import compat, locations
 
 log = logging.getLogger(__name__)

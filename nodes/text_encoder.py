@@ -13,13 +13,13 @@ import torch
 from comfy_api.latest import io
 
 from ..hlwq_core import Checkpoint, open_checkpoint
+from ..hlwq_core.checkpoints.find import find_checkpoints
 from ..hlwq_core.errors import HLWQError, IncompleteError, InputError, UnsupportedError
-from ..hlwq_core.find import find_checkpoints
-from ..hlwq_core.layout import is_packed, quantized_tensor
-from ..hlwq_core.safefile import read_header
+from ..hlwq_core.format.safefile import read_header
+from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
 from . import compat, gemma, locations
-from .packed_ops import PackedOperations
-from .patchers import adopt
+from .running.packed_ops import PackedOperations
+from .running.patchers import adopt
 
 PROJECTION = "text_embedding_projection."
 CONNECTOR = "model.diffusion_model.{}_embeddings_connector.learnable_registers"

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..hlwq_core import manifest
+from ..hlwq_core.checkpoints.find import holds_codes
 from ..hlwq_core.commands.repair import text as repair_text
 from ..hlwq_core.commands.verify import text as verification_text
-from ..hlwq_core.download import download
 from ..hlwq_core.errors import HLWQError, InputError
-from ..hlwq_core.find import holds_codes
-from ..hlwq_core.inspect import coverage_picture, inspect, table
-from ..hlwq_core.packing import BITS
-from ..hlwq_core.quantize import LAYOUTS, NORMS, quantize
-from ..hlwq_core.repair import repair
-from ..hlwq_core.rules import recipe_names
-from ..hlwq_core.verify import verify
+from ..hlwq_core.format.packing import BITS
+from ..hlwq_core.models import manifest
+from ..hlwq_core.tools.download import download
+from ..hlwq_core.tools.inspect import coverage_picture, inspect, table
+from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, quantize
+from ..hlwq_core.tools.recipes import recipe_names
+from ..hlwq_core.tools.repair import repair
+from ..hlwq_core.tools.verify import verify
 from . import compat, locations
 
 SOURCE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")

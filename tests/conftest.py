@@ -155,7 +155,7 @@ def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFact
 
     Has `url`, `base` (Path: models/, input/, output/, custom_nodes/, user/), `log` (Path) and `tail(lines)`.
     """
-    from hlwq_core.server import LocalServer
+    from hlwq_core.client.server import LocalServer
 
     base = tmp_path_factory.mktemp("server-base")
     for folder in ("output", "user", "custom_nodes"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..packing import PACKINGS
+from ..format.packing import PACKINGS
 from . import eager, proof
 from .nvrtc import Kernel, Launch, pointer, unavailable_reason
 from .prepared import decode_with

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .. import fast
-from ..codebook import BLOCK
+from ..format.codebook import BLOCK
+from ..running import fast
 from . import cuda, proof
 from .nvrtc import Kernel, Launch
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..codebook import BLOCK
-from ..hadamard import hadamard
-from ..packing import unpack
+from ..format.codebook import BLOCK
+from ..format.hadamard import hadamard
+from ..format.packing import unpack
 
 NAME = "eager"
 # Values decoded at a time: the temporaries of one pass stay within the CPU's caches and a small part of a layer.

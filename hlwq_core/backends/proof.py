@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from ..codebook import BLOCK
-from ..packing import pack
+from ..format.codebook import BLOCK
+from ..format.packing import pack
 from . import eager
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}

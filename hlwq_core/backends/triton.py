@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ..codebook import BLOCK
-from ..hadamard import hadamard
-from ..packing import PACKINGS, block_bytes
+from ..format.codebook import BLOCK
+from ..format.hadamard import hadamard
+from ..format.packing import PACKINGS, block_bytes
 from . import eager, proof
 from .prepared import decode_with
 

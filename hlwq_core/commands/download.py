@@ -3,10 +3,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..download import download
-from ..manifest import REPOSITORIES
-from ..output import as_json
-from ..progress import TerminalProgress
+from ..models.manifest import REPOSITORIES
+from ..terminal.output import as_json
+from ..terminal.progress import TerminalProgress
+from ..tools.download import download
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

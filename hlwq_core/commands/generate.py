@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..client.server import LocalServer, find_comfyui
 from ..errors import InputError
-from ..server import LocalServer, find_comfyui
 
 if TYPE_CHECKING:
-    from ..generate import Request, Result
+    from ..client.generate import Request, Result
 
 _STOPPED = 130  # what shells report for Ctrl-C
 
@@ -95,14 +95,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _generate(url: str, requests: list[Request], output: str | None, **how: Any) -> list[Result]:
-    from .. import generate
+    from ..client import generate
 
     return await generate.generate(url, requests, output, **how)
 
 
 def execute(args: argparse.Namespace, work: Any) -> int:
     """Run `work(url, check=, say=, quiet=)` on the chosen ComfyUI and print what comes out."""
-    from ..generate import as_json, describe
+    from ..client.generate import as_json, describe
 
     def say(line: str) -> None:
         if not args.json:
@@ -167,7 +167,7 @@ def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
-    from ..generate import Request, build, random_seed, target_of
+    from ..client.generate import Request, build, random_seed, target_of
 
     prompts = list(args.prompt)
     if args.prompts:

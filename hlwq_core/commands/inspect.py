@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..inspect import Inspection, coverage_picture, inspect, table
-from ..output import as_json
-from ..writer import partial_path, write_error
+from ..format.writer import partial_path, write_error
+from ..terminal.output import as_json
+from ..tools.inspect import Inspection, coverage_picture, inspect, table
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

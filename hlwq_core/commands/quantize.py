@@ -3,10 +3,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..output import as_json
-from ..progress import TerminalProgress
-from ..quantize import LAYOUTS, NORMS, open_source, quantize
-from ..rules import load_recipe, planned_size, recipe_names
+from ..terminal.output import as_json
+from ..terminal.progress import TerminalProgress
+from ..tools.quantize import LAYOUTS, NORMS, open_source, quantize
+from ..tools.recipes import load_recipe, planned_size, recipe_names
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

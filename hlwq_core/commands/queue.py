@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .generate import add_common, execute
 
 if TYPE_CHECKING:
-    from ..generate import Result
+    from ..client.generate import Result
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _queue(url: str, args: argparse.Namespace, **how: Any) -> list[Result]:
-    from .. import generate
+    from ..client import generate
 
     return await generate.queue(
         url, args.workflow, args.count, args.settings, args.output, same_seed=args.same_seed, **how

@@ -3,10 +3,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..output import as_json
-from ..progress import TerminalProgress
-from ..quantize import NORMS
-from ..repair import Repaired, repair
+from ..terminal.output import as_json
+from ..terminal.progress import TerminalProgress
+from ..tools.quantize import NORMS
+from ..tools.repair import Repaired, repair
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

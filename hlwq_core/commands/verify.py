@@ -3,9 +3,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..output import as_json
-from ..progress import TerminalProgress
-from ..verify import Verification, verify
+from ..terminal.output import as_json
+from ..terminal.progress import TerminalProgress
+from ..tools.verify import Verification, verify
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

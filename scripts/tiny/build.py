@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hlwq_core.codec import Encoded, encode
-from hlwq_core.writer import write_safetensors
+from hlwq_core.codec.codec import Encoded, encode
+from hlwq_core.format.writer import write_safetensors
 
 from . import gemma, structure
 from .config import config, upscaler_config

@@ -153,7 +153,7 @@ def test_meta_contradicts_the_norms(pack, comfy_base, copy):
 
 
 def test_four_bit_codes_where_five_are_claimed(pack, comfy_base, tmp_path):
-    from comfyui_hlwq.hlwq_core import codec
+    from comfyui_hlwq.hlwq_core.codec import codec
 
     encoded = codec.encode(torch.randn(8, 128), bits=4)
     folder = tmp_path / "claims"

@@ -7,12 +7,13 @@ import torch
 
 
 def test_the_operator_passes_torchs_own_checks(pack):
-    from comfyui_hlwq.hlwq_core import codec, ops
-    from comfyui_hlwq.hlwq_core.codebook import scaled_table
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.hlwq_core.format.codebook import scaled_table
+    from comfyui_hlwq.hlwq_core.running import operators
 
     encoded = codec.encode(torch.randn(4, 200, generator=torch.Generator().manual_seed(0)))
     arguments = (encoded.packed(), encoded.norms, scaled_table("infinite", 5), 5, "msb", 200, torch.bfloat16, "eager")
-    assert ops.decode(*arguments).shape == (4, 200)
+    assert operators.decode(*arguments).shape == (4, 200)
     torch.library.opcheck(torch.ops.hlwq.decode.default, arguments)
 
 

@@ -13,7 +13,7 @@ def flat(latents) -> torch.Tensor:
 @pytest.fixture
 def fast_model(load, pack, monkeypatch):
     """`fast_model(kind)`: the tiny model, its layers multiplying in 8 bits."""
-    from comfyui_hlwq.hlwq_core import fast
+    from comfyui_hlwq.hlwq_core.running import fast
     from comfyui_hlwq.nodes import model_loading
 
     monkeypatch.setattr(fast, "MIN_ROWS", 32)  # the tiny model never has as many rows as pay on a GPU
@@ -29,7 +29,7 @@ def fast_model(load, pack, monkeypatch):
 @pytest.fixture
 def rotations(monkeypatch, pack):
     """The inputs that were rotated, in order."""
-    from comfyui_hlwq.hlwq_core import fast
+    from comfyui_hlwq.hlwq_core.running import fast
 
     seen = []
     original = fast.rotate
@@ -92,7 +92,7 @@ def test_few_rows_and_gradients_stay_exact(fast_model, rotations):
 
 
 def test_a_layer_without_a_fast_product_stays_exact(fast_model, monkeypatch, caplog):
-    from comfyui_hlwq.hlwq_core import fast
+    from comfyui_hlwq.hlwq_core.running import fast
 
     module = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1.to_q
     x = torch.randn(1, 64, module.in_features).bfloat16()
@@ -169,20 +169,21 @@ def test_a_fast_linear_compiles_without_graph_breaks(fast_model):
 
 
 def test_the_operators_pass_torchs_own_checks(pack):
-    from comfyui_hlwq.hlwq_core import codec, layout
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     generator = torch.Generator().manual_seed(0)
     made = codec.encode(torch.randn(16, 256, generator=generator))
     codes, norms, x = made.packed(), made.norms, torch.randn(3, 7, 256, generator=generator).bfloat16()
     bias = torch.randn(16, generator=generator).bfloat16()
     named = "infinite", 5, "msb"
-    values, scales = layout._rotate_operator(x, "int8")
+    values, scales = packed_tensor._rotate_operator(x, "int8")
     layer = codes, norms, bias, *named, "int8"
     for operator, arguments in (
-        (layout._decode_named, (codes, norms, *named, 256, torch.bfloat16, "eager")),
-        (layout._rotate_operator, (x, "int8")),
-        (layout._fast_linear_operator, (values, scales, *layer, torch.bfloat16)),
-        (layout._rotate_and_multiply_operator, (x, *layer)),
+        (packed_tensor._decode_named, (codes, norms, *named, 256, torch.bfloat16, "eager")),
+        (packed_tensor._rotate_operator, (x, "int8")),
+        (packed_tensor._fast_linear_operator, (values, scales, *layer, torch.bfloat16)),
+        (packed_tensor._rotate_and_multiply_operator, (x, *layer)),
     ):
         torch.library.opcheck(operator, arguments)
 

@@ -11,7 +11,7 @@ import torch
 @pytest.fixture
 def attended(monkeypatch, pack):
     """The shapes that the faster attention was asked for; it takes the tiny model's."""
-    from comfyui_hlwq.hlwq_core import attention
+    from comfyui_hlwq.hlwq_core.running import attention
 
     seen = []
     original = attention.attend
@@ -29,7 +29,8 @@ def attended(monkeypatch, pack):
 
 def test_a_model_samples_the_same_with_it(load, sample, distance, attended, monkeypatch):
     import comfy.ldm.modules.attention as core
-    from comfyui_hlwq.nodes import compat, faster_attention
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
 
     # On a CPU core attends in pieces; on a GPU its choice is `attention_pytorch`.
     monkeypatch.setattr(compat, "attention_pytorch", inspect.unwrap(core.optimized_attention))
@@ -44,7 +45,8 @@ def test_a_model_samples_the_same_with_it(load, sample, distance, attended, monk
 
 
 def test_masks_and_other_attentions_are_left_alone(attended):
-    from comfyui_hlwq.nodes import compat, faster_attention
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
 
     q = torch.randn(1, 16, 64)
     mask = torch.zeros(16, 16)
@@ -65,8 +67,9 @@ def test_masks_and_other_attentions_are_left_alone(attended):
 
 
 def test_a_kernel_that_fails_gives_way_to_cores(attended, monkeypatch, caplog):
-    from comfyui_hlwq.hlwq_core import attention
-    from comfyui_hlwq.nodes import compat, faster_attention
+    from comfyui_hlwq.hlwq_core.running import attention
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
 
     def fail(*parts):
         raise RuntimeError("no execution plan")
@@ -87,7 +90,7 @@ def test_a_kernel_that_fails_gives_way_to_cores(attended, monkeypatch, caplog):
 
 
 def test_a_node_that_sets_its_own_attention_keeps_it(load):
-    from comfyui_hlwq.nodes import faster_attention
+    from comfyui_hlwq.nodes.running import faster_attention
 
     model = load()[0].clone()
     mine = object()

@@ -40,7 +40,8 @@ def dynamic_vram(monkeypatch, comfy):
 
 
 def test_packed_and_plain_weights_know_their_place_in_the_file(load, sample, distance, dynamic_vram, monkeypatch):
-    from comfyui_hlwq.nodes import locations, model_loading, patchers
+    from comfyui_hlwq.nodes import locations, model_loading
+    from comfyui_hlwq.nodes.running import patchers
 
     model = load()[0]
     packed = [module.weight for _, module in patchers.packed_modules(model)]
@@ -63,7 +64,8 @@ def test_packed_and_plain_weights_know_their_place_in_the_file(load, sample, dis
 
 
 def test_without_dynamic_vram_the_pack_maps_the_files(load, pack):
-    from comfyui_hlwq.nodes import compat, patchers
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import patchers
 
     assert compat.file_source() is None
     weight = patchers.packed_modules(load()[0])[0][1].weight

@@ -71,7 +71,8 @@ def card(monkeypatch, load, dynamic_vram):  # noqa: F811
     """A model as dynamic VRAM has it before its first step, and what is held of the memory it was lent."""
     import comfy.memory_management
     import comfy_aimdo.host_buffer
-    from comfyui_hlwq.nodes import compat, first_load, packed_ops
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import first_load, packed_ops
 
     held: list[tuple] = []
     lost: list[int] = []
@@ -131,17 +132,18 @@ def arrived(module) -> bool:
 
 
 def test_all_weights_arrive_as_the_files_hold_them(card, caplog):
-    from comfyui_hlwq.hlwq_core import layout
-    from comfyui_hlwq.nodes import first_load
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
+    from comfyui_hlwq.nodes.running import first_load
 
     with caplog.at_level("INFO", "hlwq"):
         first_load.load(card.model, CARD)
     assert all(map(arrived, card.modules))
-    packed = [module for module in card.modules if layout.is_packed(module.weight)]
+    packed = [module for module in card.modules if packed_tensor.is_packed(module.weight)]
     assert len(packed) == 2 * 28 + 2
     for module in packed:
         assert (
-            layout.is_packed(module._v_weight) and module._v_weight._qdata.data_ptr() != module.weight._qdata.data_ptr()
+            packed_tensor.is_packed(module._v_weight)
+            and module._v_weight._qdata.data_ptr() != module.weight._qdata.data_ptr()
         )
     assert f"{len(card.modules)} layers" in caplog.text and "read to the card" in caplog.text
     # The next sampling finds them there.
@@ -152,7 +154,7 @@ def test_all_weights_arrive_as_the_files_hold_them(card, caplog):
 
 def test_a_disk_that_fails_is_named_and_nothing_is_taken_for_weights(card):
     from comfyui_hlwq.hlwq_core.errors import InputError
-    from comfyui_hlwq.nodes import first_load
+    from comfyui_hlwq.nodes.running import first_load
 
     broken.append(True)
     with pytest.raises(InputError, match=r"the disk is gone[\s\S]*HLWQ Verify") as caught:
@@ -164,7 +166,8 @@ def test_a_disk_that_fails_is_named_and_nothing_is_taken_for_weights(card):
 
 
 def test_what_has_no_room_is_left_to_core(card, monkeypatch):
-    from comfyui_hlwq.nodes import compat, first_load
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import first_load
 
     monkeypatch.setattr(compat, "room_on_card", lambda *_: False)
     first_load.load(card.model, CARD)
@@ -199,7 +202,7 @@ def test_what_other_dynamic_models_hold_is_room(pack, monkeypatch):
 
 
 def test_layers_with_pins_patches_or_casts_are_left_to_core(card):
-    from comfyui_hlwq.nodes import first_load
+    from comfyui_hlwq.nodes.running import first_load
 
     pinned, patched, cast = card.modules[:3]
     pinned._pins = {"weights-loaded": {"pin": torch.empty(1)}}
@@ -210,7 +213,8 @@ def test_layers_with_pins_patches_or_casts_are_left_to_core(card):
 
 
 def test_a_card_that_gets_other_bytes_is_not_trusted(card, monkeypatch, caplog):
-    from comfyui_hlwq.nodes import compat, first_load
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import first_load
 
     read = compat.Reader.read
 
@@ -228,7 +232,7 @@ def test_a_card_that_gets_other_bytes_is_not_trusted(card, monkeypatch, caplog):
 
 
 def test_it_can_be_turned_off_and_is_for_cuda_alone(card, monkeypatch):
-    from comfyui_hlwq.nodes import first_load
+    from comfyui_hlwq.nodes.running import first_load
 
     first_load.load(card.model, torch.device("cpu"))
     monkeypatch.setenv(first_load.ENVIRONMENT_VARIABLE, "0")
@@ -238,7 +242,7 @@ def test_it_can_be_turned_off_and_is_for_cuda_alone(card, monkeypatch):
 
 def test_without_pinned_memory_core_loads(card, monkeypatch, caplog):
     import comfy_aimdo.host_buffer
-    from comfyui_hlwq.nodes import first_load
+    from comfyui_hlwq.nodes.running import first_load
 
     def none(*args, **kwargs):
         raise RuntimeError("HostBuffer allocation failed")
@@ -249,7 +253,8 @@ def test_without_pinned_memory_core_loads(card, monkeypatch, caplog):
 
 
 def test_stopping_leaves_the_layers_as_they_were(card, monkeypatch):
-    from comfyui_hlwq.nodes import compat, first_load
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import first_load
 
     def stop():
         raise compat.model_management.InterruptProcessingException
@@ -261,11 +266,11 @@ def test_stopping_leaves_the_layers_as_they_were(card, monkeypatch):
 
 
 def test_norms_are_copied_in_memory_without_torchs_threads(pack, monkeypatch):
-    from comfyui_hlwq.hlwq_core import layout
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     def params(value, bits):
         norms = torch.full((64, 32), value, dtype=torch.float16)
-        return layout.HLWQLayout.Params(scale=norms, orig_dtype=torch.bfloat16, orig_shape=(64, 4096), bits=bits)
+        return packed_tensor.HLWQLayout.Params(scale=norms, orig_dtype=torch.bfloat16, orig_shape=(64, 4096), bits=bits)
 
     here, there = params(0.0, 5), params(2.0, 4)
     monkeypatch.setattr(torch.Tensor, "copy_", lambda *args, **kwargs: pytest.fail("torch copied, by all its threads"))

@@ -63,16 +63,16 @@ def lent(monkeypatch, pack):
 @pytest.fixture
 def decodes(monkeypatch, pack):
     """The layers that were decoded, in order."""
-    from comfyui_hlwq.hlwq_core import layout
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     seen = []
-    original = layout.ScratchDecoder.__call__
+    original = packed_tensor.ScratchDecoder.__call__
 
     def call(self, low_rank=None, out=None):
         seen.append(self.shape)
         return original(self, low_rank, out)
 
-    monkeypatch.setattr(layout.ScratchDecoder, "__call__", call)
+    monkeypatch.setattr(packed_tensor.ScratchDecoder, "__call__", call)
     return seen
 
 
@@ -81,7 +81,7 @@ def block(model):
 
 
 def test_the_second_use_needs_no_decoding(load, lent, decodes):
-    from comfyui_hlwq.nodes import kept_decoded, patchers
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     model = load()[0]
     modules = [module for _, module in patchers.packed_modules(model)]
@@ -98,7 +98,7 @@ def test_the_second_use_needs_no_decoding(load, lent, decodes):
 
 
 def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
-    from comfyui_hlwq.nodes import kept_decoded, patchers
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     model = load()[0]
     modules = [module for _, module in patchers.packed_modules(model)]
@@ -121,13 +121,16 @@ def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
 
 
 def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
-    from comfyui_hlwq.hlwq_core import fast, layout
-    from comfyui_hlwq.nodes import kept_decoded, model_loading, patchers
+    from comfyui_hlwq.hlwq_core.running import fast, packed_tensor
+    from comfyui_hlwq.nodes import model_loading
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     made = []
-    original = layout.EightBitDecoder.__call__
+    original = packed_tensor.EightBitDecoder.__call__
     monkeypatch.setattr(
-        layout.EightBitDecoder, "__call__", lambda self, out=None: (made.append(self.rows), original(self, out))[1]
+        packed_tensor.EightBitDecoder,
+        "__call__",
+        lambda self, out=None: (made.append(self.rows), original(self, out))[1],
     )
     monkeypatch.setattr(fast, "MIN_ROWS", 8)
     model = load()[0]
@@ -150,8 +153,8 @@ def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
 
 
 def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
-    from comfyui_hlwq.nodes import kept_decoded, patchers
-    from comfyui_hlwq.nodes.low_rank import LowRank
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
+    from comfyui_hlwq.nodes.running.low_rank import LowRank
 
     model = load()[0]
     module = block(model).attn1.to_q
@@ -171,7 +174,8 @@ def test_a_lora_is_kept_with_the_weight_and_leaves_with_it(load, lent, decodes):
 
 
 def test_no_memory_lent_is_no_error(load, lent, monkeypatch, caplog):
-    from comfyui_hlwq.nodes import compat, kept_decoded, patchers
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     def refuse(size, device):
         raise MemoryError("VBAR allocation failed")
@@ -186,7 +190,7 @@ def test_no_memory_lent_is_no_error(load, lent, monkeypatch, caplog):
 
 
 def test_only_where_somebody_can_take_it_back(load, monkeypatch, pack):
-    from comfyui_hlwq.nodes import kept_decoded
+    from comfyui_hlwq.nodes.running import kept_decoded
 
     monkeypatch.delenv(kept_decoded.ENVIRONMENT_VARIABLE, raising=False)
     assert kept_decoded.wanted()

@@ -97,7 +97,7 @@ def test_forced_reading_is_taken(load):
 
 def test_the_report_says_how_codes_are_read(load, pack, monkeypatch):
     """What the user insists on, and what is assumed because the data does not tell."""
-    from comfyui_hlwq.hlwq_core import checkpoint, detect
+    from comfyui_hlwq.hlwq_core.checkpoints import checkpoint, detect
 
     assert "msb, codebook infinite)" in load()[3]
     assert "msb, codebook finite)" in load(codebook="finite")[3]

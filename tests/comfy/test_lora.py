@@ -37,10 +37,10 @@ def with_lora(model, tensors, strength: float = 1.0):
 
 def exact(model, key: str = KEY) -> torch.Tensor:
     """The layer's own weight, decoded, not rounded."""
-    from comfyui_hlwq.hlwq_core import layout
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     weight = linear(model, key).weight
-    return layout.decode(weight._qdata, weight._params, torch.float32)
+    return packed_tensor.decode(weight._qdata, weight._params, torch.float32)
 
 
 def effective(model, key: str = KEY) -> torch.Tensor:
@@ -81,7 +81,7 @@ def no_vbar(monkeypatch):
 
 def dynamic(model, pack):
     """The same model under ComfyUI's dynamic patcher (which would make a plain one on a CPU)."""
-    from comfyui_hlwq.nodes import patchers
+    from comfyui_hlwq.nodes.running import patchers
 
     class OnCPU(patchers.PackedPatcherDynamic):
         def __new__(cls, *args, **kwargs):
@@ -238,8 +238,9 @@ def test_another_lora_brings_no_packed_weight_to_the_card_again(load, pack, vram
 def test_cores_own_patches_would_lose_the_lora_there(load, pack, vram, monkeypatch):
     """Why patches are routed: left to core, the patched weight is quantized again and kept. Ours refuses to do that."""
     from comfy.patcher_extension import CallbacksMP
-    from comfyui_hlwq.hlwq_core import codec, layout
+    from comfyui_hlwq.hlwq_core.codec import codec
     from comfyui_hlwq.hlwq_core.errors import InputError
+    from comfyui_hlwq.hlwq_core.running import packed_tensor
 
     model = load()[0]
     base = exact(model)
@@ -253,10 +254,12 @@ def test_cores_own_patches_would_lose_the_lora_there(load, pack, vram, monkeypat
 
     def quantize(cls, tensor, **kwargs):
         made = codec.encode(tensor, 5)
-        params = layout.HLWQLayout.Params(scale=made.norms, orig_dtype=torch.bfloat16, orig_shape=tuple(tensor.shape))
+        params = packed_tensor.HLWQLayout.Params(
+            scale=made.norms, orig_dtype=torch.bfloat16, orig_shape=tuple(tensor.shape)
+        )
         return made.packed(), params
 
-    monkeypatch.setattr(layout.HLWQLayout, "quantize", classmethod(quantize))
+    monkeypatch.setattr(packed_tensor.HLWQLayout, "quantize", classmethod(quantize))
     linear(patched)._v_signature = None
     effective(patched)
     assert cosine(effective(patched) - base, delta) < 0.9
@@ -367,7 +370,7 @@ def test_factors_are_joined_once(load, pack, no_vbar):
 
 def test_factors_stay_on_the_device(load, pack):
     """Moved once, counted, and used from there at every call."""
-    from comfyui_hlwq.nodes import patchers
+    from comfyui_hlwq.nodes.running import patchers
 
     model = load()[0]
     tensors, _ = lora_on(model)

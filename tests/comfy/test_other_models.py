@@ -45,7 +45,7 @@ def test_wan_quantize_load_sample(
     pack: ModuleType, wan: Path, sample: Callable[..., list[torch.Tensor]], tmp_path: Path, layout: str
 ) -> None:
     import comfy.sd
-    from comfyui_hlwq.hlwq_core.quantize import quantize
+    from comfyui_hlwq.hlwq_core.tools.quantize import quantize
     from comfyui_hlwq.nodes.load_checkpoint import load_checkpoint
 
     target = tmp_path / ("wan.safetensors" if layout == "single" else "wan")
@@ -63,7 +63,7 @@ def test_wan_quantize_load_sample(
 
 def test_gemma_recipe_makes_what_the_text_encoder_loads(pack: ModuleType, tiny: Path, tmp_path: Path) -> None:
     import nodes
-    from comfyui_hlwq.hlwq_core.quantize import quantize
+    from comfyui_hlwq.hlwq_core.tools.quantize import quantize
     from comfyui_hlwq.nodes.text_encoder import load_text_encoder
 
     source = tiny / "models" / "text_encoders" / "gemma_3_tiny.safetensors"

@@ -12,7 +12,7 @@ import torch
 
 
 def packed_weights(model):
-    from comfyui_hlwq.nodes import patchers
+    from comfyui_hlwq.nodes.running import patchers
 
     return [module.weight for _, module in patchers.packed_modules(model)]
 
@@ -50,23 +50,23 @@ def test_codes_and_norms_are_counted(load):
 
 
 def test_sampling_leaves_no_scratch(load, sample):
-    from comfyui_hlwq.hlwq_core import ops
+    from comfyui_hlwq.hlwq_core.running import operators
 
     sample(load()[0], steps=1)
-    assert ops.scratch_bytes(torch.device("cpu")) == 0
+    assert operators.scratch_bytes(torch.device("cpu")) == 0
 
 
 def test_scratch_is_the_largest_layer(load):
-    from comfyui_hlwq.hlwq_core import ops
+    from comfyui_hlwq.hlwq_core.running import operators
 
     model = load()[0]
-    ops.release_scratch()
+    operators.release_scratch()
     with torch.inference_mode():
         for weight in packed_weights(model):
-            ops.scratch(*weight.shape, torch.bfloat16, torch.device("cpu"))
+            operators.scratch(*weight.shape, torch.bfloat16, torch.device("cpu"))
     largest = max(weight.numel() * 2 for weight in packed_weights(model))
-    assert ops.scratch_bytes(torch.device("cpu")) == largest
-    ops.release_scratch()
+    assert operators.scratch_bytes(torch.device("cpu")) == largest
+    operators.release_scratch()
 
 
 def test_gradients_do_not_use_the_scratch(load):
@@ -111,7 +111,7 @@ def test_non_dynamic_clone_loads_the_model_again(load):
 
 def test_clones_that_core_makes_plain_become_ours(load, pack):
     import comfy.model_patcher
-    from comfyui_hlwq.nodes import patchers
+    from comfyui_hlwq.nodes.running import patchers
 
     model = load()[0]
     plain = comfy.model_patcher.ModelPatcher(model.model, torch.device("cpu"), torch.device("cpu"))

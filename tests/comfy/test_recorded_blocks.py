@@ -18,7 +18,7 @@ class StandIn:
     pays_after = 1.0
 
     def __init__(self, function, structure, leaves):
-        from comfyui_hlwq.hlwq_core import cuda_graph
+        from comfyui_hlwq.hlwq_core.running import cuda_graph
 
         if StandIn.failing is not None:
             raise StandIn.failing
@@ -30,7 +30,7 @@ class StandIn:
         StandIn.made.append(self)
 
     def replay(self, leaves):
-        from comfyui_hlwq.hlwq_core import cuda_graph
+        from comfyui_hlwq.hlwq_core.running import cuda_graph
 
         assert not getattr(self, "closed", False)
         for own, leaf in zip(self.inputs, leaves, strict=True):
@@ -46,8 +46,8 @@ class StandIn:
 @pytest.fixture
 def recorded(load, pack, monkeypatch):
     """`recorded()`: the tiny model, its blocks recorded by the stand-in, which `StandIn.made` lists."""
-    from comfyui_hlwq.hlwq_core import cuda_graph
-    from comfyui_hlwq.nodes import recorded_blocks
+    from comfyui_hlwq.hlwq_core.running import cuda_graph
+    from comfyui_hlwq.nodes.running import recorded_blocks
 
     monkeypatch.setattr(cuda_graph, "Recording", StandIn)
     monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
@@ -136,7 +136,7 @@ def test_what_did_not_pay_is_not_recorded_again(recorded, load, sample, monkeypa
 
 
 def test_many_tokens_are_not_recorded(recorded, sample, monkeypatch):
-    from comfyui_hlwq.nodes import recorded_blocks
+    from comfyui_hlwq.nodes.running import recorded_blocks
 
     monkeypatch.setattr(recorded_blocks, "MAX_TOKENS", 7)
     sample(recorded(), steps=6)  # 2 · 2 · 2 of video
@@ -146,7 +146,7 @@ def test_many_tokens_are_not_recorded(recorded, sample, monkeypatch):
 def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
     """What is kept of decoded weights makes room before that."""
     import comfy.model_management
-    from comfyui_hlwq.nodes import kept_decoded, recorded_blocks
+    from comfyui_hlwq.nodes.running import kept_decoded, recorded_blocks
 
     model, video, asked = recorded(), torch.zeros(1, 8, 256), []
     has_room = model.model.diffusion_model.hlwq_recordings._has_room
@@ -167,7 +167,7 @@ def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
 
 @pytest.mark.parametrize("setting, fast, expected", [("", False, 0), ("", True, 1), ("0", True, 0), ("1", False, 1)])
 def test_who_wants_it(pack, monkeypatch, setting, fast, expected):
-    from comfyui_hlwq.nodes import recorded_blocks
+    from comfyui_hlwq.nodes.running import recorded_blocks
 
     monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
     assert recorded_blocks.wanted(fast) is bool(expected)
@@ -176,7 +176,7 @@ def test_who_wants_it(pack, monkeypatch, setting, fast, expected):
 
 
 def test_the_loader_asks(load, monkeypatch):
-    from comfyui_hlwq.nodes import recorded_blocks
+    from comfyui_hlwq.nodes.running import recorded_blocks
 
     for setting in ("", "1"):
         monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
@@ -353,7 +353,7 @@ def test_other_models_and_other_versions_are_left_alone(pack):
 
 def test_kept_weights_are_not_part_of_a_recording(load, pack):
     """Their memory may be taken at any time."""
-    from comfyui_hlwq.hlwq_core import cuda_graph
+    from comfyui_hlwq.hlwq_core.running import cuda_graph
 
     class Place:
         def take(self, *args):

@@ -34,7 +34,8 @@ def wan(pack: ModuleType, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=["folder", "file", "prefixed file"])
 def checkpoint(wan: Path, request, tmp_path_factory) -> Path:
     """The same, its linears quantized: by the quantizer into a folder, or as one file of V2 tensors."""
-    from comfyui_hlwq.hlwq_core import codec, quantize
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.hlwq_core.tools import quantize
 
     dest = tmp_path_factory.mktemp("quantized")
     if request.param == "folder":
@@ -64,7 +65,8 @@ def run(model, sample):
 def test_quantized_wan_loads_and_samples(checkpoint, wan, sample, distance):
     import comfy.sd
     from comfyui_hlwq.hlwq_core import open_checkpoint
-    from comfyui_hlwq.nodes import load_checkpoint, patchers
+    from comfyui_hlwq.nodes import load_checkpoint
+    from comfyui_hlwq.nodes.running import patchers
 
     with torch.inference_mode():
         model, vae, audio_vae, report = load_checkpoint.load_checkpoint(checkpoint)
@@ -84,7 +86,7 @@ def test_quantized_wan_loads_and_samples(checkpoint, wan, sample, distance):
 
 
 def test_a_missing_tensor_is_named(wan, tmp_path):
-    from comfyui_hlwq.hlwq_core import codec
+    from comfyui_hlwq.hlwq_core.codec import codec
     from comfyui_hlwq.hlwq_core.errors import IncompleteError
     from comfyui_hlwq.nodes import load_checkpoint
 
@@ -100,7 +102,7 @@ def test_a_missing_tensor_is_named(wan, tmp_path):
 
 
 def test_a_model_that_comfyui_does_not_know(pack, tmp_path):
-    from comfyui_hlwq.hlwq_core import codec
+    from comfyui_hlwq.hlwq_core.codec import codec
     from comfyui_hlwq.hlwq_core.errors import UnsupportedError
     from comfyui_hlwq.nodes import load_checkpoint
 
@@ -112,8 +114,9 @@ def test_a_model_that_comfyui_does_not_know(pack, tmp_path):
 
 
 def test_pack_rest_packs_the_large_layers(wan, tmp_path, sample, distance, monkeypatch):
-    from comfyui_hlwq.hlwq_core import codec
-    from comfyui_hlwq.nodes import load_checkpoint, model_loading, patchers
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.nodes import load_checkpoint, model_loading
+    from comfyui_hlwq.nodes.running import patchers
 
     tensors = load_file(wan)
     encoded = codec.encode(tensors.pop("blocks.0.self_attn.q.weight"))

@@ -24,7 +24,7 @@ def node(pack: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def layout(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.hlwq_core.layout")
+    return importlib.import_module(f"{pack.__name__}.hlwq_core.running.packed_tensor")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ class TestPackedGemma:
 @pytest.mark.parametrize("made", ["gemma-q", "gemma-q.safetensors"])
 def test_made_by_the_gemma_recipe(node, layout, files, checkpoint, plain, conditioning, tmp_path, made):
     """What the recipe makes of a plain file, embeddings and vision tower included, loads and stays near the original."""
-    from hlwq_core.quantize import quantize
+    from hlwq_core.tools.quantize import quantize
 
     report = quantize(
         files / "text_encoders" / PLAIN,
@@ -269,7 +269,7 @@ def test_v1_gemma_tells_no_widths(node, files, checkpoint, packed_conditioning, 
 
 def test_quantized_projection(node, files, checkpoint, conditioning, layout, tmp_path):
     """Any matrix may come quantized; 3,136 columns are not whole blocks."""
-    from hlwq_core.codec import encode as quantize
+    from hlwq_core.codec.codec import encode as quantize
 
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
@@ -405,7 +405,7 @@ class TestRefusals:
         assert caught.value.tensor == name and caught.value.file == str(tmp_path / "gemma.safetensors")
 
     def test_packed_projection_with_norms_that_are_not_finite(self, node, files, checkpoint, tmp_path, errors):
-        from hlwq_core.codec import encode as quantize
+        from hlwq_core.codec.codec import encode as quantize
 
         other = tmp_path / "other"
         shutil.copytree(checkpoint, other)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hlwq_core import cli, graph
+from hlwq_core import cli
+from hlwq_core.client import graph
 from hlwq_core.media import probe
 
 from .workflows import forget_earlier_runs

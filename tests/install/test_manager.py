@@ -134,7 +134,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(importlib.util.find_spec("comfyui_manager") is None, reason="comfyui-manager is not installed")
 @pytest.mark.skipif(shutil.which("git") is None or not (REPO / ".git").exists(), reason="needs git")
 def test_manager_installs_disables_and_removes_the_pack(base: Path, comfyui_path: Path) -> None:
-    from hlwq_core.server import LocalServer
+    from hlwq_core.client.server import LocalServer
 
     custom = base / "custom_nodes"
     folder = custom / "ComfyUI-HLWQ"

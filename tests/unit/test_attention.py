@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hlwq_core import attention
+from hlwq_core.running import attention
 
 
 @pytest.mark.parametrize("size", attention.HEAD_SIZES)

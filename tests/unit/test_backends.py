@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hlwq_core import backends, ops
+from hlwq_core import backends
 from hlwq_core.backends import cuda, eager, nvrtc, proof
-from hlwq_core.codebook import scaled_table
-from hlwq_core.codec import encode
+from hlwq_core.codec.codec import encode
 from hlwq_core.errors import InputError
-from hlwq_core.packing import BITS, PACKINGS, pack, row_bytes
+from hlwq_core.format.codebook import scaled_table
+from hlwq_core.format.packing import BITS, PACKINGS, pack, row_bytes
+from hlwq_core.running import operators
 
 from .host_kernel import kernel_on_the_host
 
@@ -47,7 +48,7 @@ def test_the_operator_compiles_without_a_graph_break():
     codes, norms, table = layer(5, "msb", 8, 200)
 
     def double(codes, norms, table):
-        return ops.decode(codes, norms, table, 5, "msb", 200, torch.float32) * 2
+        return operators.decode(codes, norms, table, 5, "msb", 200, torch.float32) * 2
 
     compiled = torch.compile(double, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(codes, norms, table), double(codes, norms, table))

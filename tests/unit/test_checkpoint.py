@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hlwq_core
-from hlwq_core.codebook import scaled_table
-from hlwq_core.codec import encode
+from hlwq_core.checkpoints.find import find_checkpoints
+from hlwq_core.codec.codec import encode
 from hlwq_core.errors import FormatError, HLWQError, IncompleteError, InputError, UnsupportedError
-from hlwq_core.find import find_checkpoints
-from hlwq_core.packing import BITS, pack
+from hlwq_core.format.codebook import scaled_table
+from hlwq_core.format.packing import BITS, pack
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -220,7 +220,7 @@ def test_a_report_reads_a_sample_and_maps_nothing(tmp_path, monkeypatch, norms_d
         raise AssertionError("the file is mapped")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hlwq_core.safefile.SafeFile.tensor", mapped)
+        patch.setattr("hlwq_core.format.safefile.SafeFile.tensor", mapped)
         report = hlwq_core.open_checkpoint(path).report()
     assert report["detected"][0]["sure"] and report["codebooks"] == {"infinite": 6}
 
@@ -228,7 +228,7 @@ def test_a_report_reads_a_sample_and_maps_nothing(tmp_path, monkeypatch, norms_d
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the page cache")
 def test_building_the_tensors_touches_no_page(tmp_path):
     """Codes and norms are views: whoever builds them reads nothing of them yet."""
-    from hlwq_core import layout
+    from hlwq_core.running import packed_tensor
 
     path = tmp_path / "x.safetensors"
     rows = 4096
@@ -246,7 +246,7 @@ def test_building_the_tensors_touches_no_page(tmp_path):
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = resident(path)
-    made = [layout.quantized_tensor(ckpt.packed(name)) for name in ckpt.names()]
+    made = [packed_tensor.quantized_tensor(ckpt.packed(name)) for name in ckpt.names()]
     if before < 0.1:  # tmpfs cannot forget
         assert resident(path) < 0.1
     assert float(made[3].dequantize()[7, 7]) == float(ckpt.decode("blocks.3.weight")[7, 7])

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from hlwq_core import client as module
-from hlwq_core.client import Client, result_files
+from hlwq_core.client import client as module
+from hlwq_core.client.client import Client, result_files
 from hlwq_core.errors import HLWQError, InputError, ServerError
 
 from .fake_comfy import WORKFLOW, FakeComfy, finish

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hlwq_core import codebook
 from hlwq_core.backends import eager
-from hlwq_core.codebook import BLOCK, scaled_table
-from hlwq_core.codec import encode
+from hlwq_core.codec.codec import encode
 from hlwq_core.errors import HLWQError, UnsupportedError
-from hlwq_core.hadamard import hadamard, rotate
-from hlwq_core.packing import BITS, pack, row_bytes, unpack
+from hlwq_core.format import codebook
+from hlwq_core.format.codebook import BLOCK, scaled_table
+from hlwq_core.format.hadamard import hadamard, rotate
+from hlwq_core.format.packing import BITS, pack, row_bytes, unpack
 
 SKILL = [
     f"{name}_{version}" for name in ("gauss_8x128", "t3_16x384", "pad_zero_5x200") for version in codebook.VERSIONS

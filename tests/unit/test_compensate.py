@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hlwq_core import codec, compensate, open_checkpoint
-from hlwq_core.compensate import Calibration, output_error, rotated_factor
+from hlwq_core import open_checkpoint
+from hlwq_core.codec import codec, compensate
+from hlwq_core.codec.compensate import Calibration, output_error, rotated_factor
 from hlwq_core.errors import InputError
-from hlwq_core.quantize import quantize
-from hlwq_core.verify import verify
+from hlwq_core.tools.quantize import quantize
+from hlwq_core.tools.verify import verify
 
 
 def inputs(count: int, width: int, seed: int) -> torch.Tensor:

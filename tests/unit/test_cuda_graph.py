@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlwq_core import cuda_graph
+from hlwq_core.running import cuda_graph
 
 
 class Slotted:

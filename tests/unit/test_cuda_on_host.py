@@ -11,10 +11,10 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_core import fast
 from hlwq_core.backends import cuda, cuda_fast, eager, nvrtc
-from hlwq_core.codebook import scaled_table
-from hlwq_core.codec import encode
+from hlwq_core.codec.codec import encode
+from hlwq_core.format.codebook import scaled_table
+from hlwq_core.running import fast
 
 from .host_kernel import kernel_on_the_host
 

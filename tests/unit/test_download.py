@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from hlwq_core import manifest
-from hlwq_core.download import check_name, default_folder, download
 from hlwq_core.errors import DownloadError, InputError
-from hlwq_core.verify import verify
+from hlwq_core.models import manifest
+from hlwq_core.tools.download import check_name, default_folder, download
+from hlwq_core.tools.verify import verify
 
 REPO = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -311,7 +311,7 @@ def test_what_lies_there_damaged_is_fetched_again(hub: Hub, files: dict[str, byt
 
 def test_disk_too_small(hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.models[HLWQ] = files
-    monkeypatch.setattr("hlwq_core.download.shutil.disk_usage", lambda path: type("U", (), {"free": 10})())
+    monkeypatch.setattr("hlwq_core.tools.download.shutil.disk_usage", lambda path: type("U", (), {"free": 10})())
     with pytest.raises(DownloadError, match="not enough room"):
         download(to=tmp_path / "x")
     assert on_disk(tmp_path / "x") == {}

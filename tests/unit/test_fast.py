@@ -7,12 +7,12 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_core import fast, ops
 from hlwq_core.backends import cuda_fast, nvrtc
 from hlwq_core.backends.eager import decode
-from hlwq_core.codebook import scaled_table
-from hlwq_core.codec import encode
-from hlwq_core.packing import pack
+from hlwq_core.codec.codec import encode
+from hlwq_core.format.codebook import scaled_table
+from hlwq_core.format.packing import pack
+from hlwq_core.running import fast, operators
 
 from .host_kernel import kernel_on_the_host
 
@@ -49,7 +49,7 @@ def test_a_linear_layer_in_8_bits(kind, allowed, columns):
         found = fast.multiply(fast.rotate(x, kind), weight, bias, torch.bfloat16)
     assert weight.values.dtype is fast.DTYPES[kind] and found.dtype is torch.bfloat16
     assert relative(found, exact) < allowed
-    ops.release_scratch()
+    operators.release_scratch()
 
 
 def test_zero_rows_and_zero_activations():

@@ -21,10 +21,10 @@ import av
 import numpy as np
 import pytest
 
-from hlwq_core import cli, graph
-from hlwq_core.client import Client
-from hlwq_core.errors import InputError, MediaError, ServerError
-from hlwq_core.generate import (
+from hlwq_core import cli
+from hlwq_core.client import graph
+from hlwq_core.client.client import Client
+from hlwq_core.client.generate import (
     Request,
     Target,
     as_json,
@@ -37,9 +37,10 @@ from hlwq_core.generate import (
     run_all,
     workflow_path,
 )
+from hlwq_core.client.node_progress import NodeProgress
+from hlwq_core.client.server import LocalServer, find_comfyui
+from hlwq_core.errors import InputError, MediaError, ServerError
 from hlwq_core.media import probe
-from hlwq_core.node_progress import NodeProgress
-from hlwq_core.server import LocalServer, find_comfyui
 
 from .fake_comfy import INFO, WORKFLOW, FakeComfy, finish
 
@@ -360,7 +361,7 @@ def silent(line: str) -> None:
 @contextlib.contextmanager
 def plain_files() -> Iterator[None]:
     """The fake's film is no film: keep the probe away from it."""
-    from hlwq_core import generate
+    from hlwq_core.client import generate
 
     original, generate._probe = generate._probe, lambda path: None
     try:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from hlwq_core.cli import main
 from hlwq_core.errors import InputError
-from hlwq_core.inspect import coverage_picture, inspect, table
+from hlwq_core.tools.inspect import coverage_picture, inspect, table
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -95,7 +95,7 @@ def test_git_clone_without_lfs(tmp_path: Path, golden: Path) -> None:
 
 
 def test_other_models_are_judged_by_their_blocks(tmp_path: Path) -> None:
-    from hlwq_core.quantize import quantize
+    from hlwq_core.tools.quantize import quantize
 
     tensors = {f"blocks.{i}.{x}.weight": torch.randn(256, 256) for i in range(4) for x in "ab"}
     save_file(tensors, tmp_path / "dense.safetensors")
@@ -109,7 +109,7 @@ def test_other_models_are_judged_by_their_blocks(tmp_path: Path) -> None:
 
 def test_the_next_step_fits_what_lies_there(tiny: Path, tmp_path: Path) -> None:
     """The published LTX-2.3 is never fetched into another model's folder, and never into a file."""
-    from hlwq_core.quantize import quantize
+    from hlwq_core.tools.quantize import quantize
 
     save_file({f"blocks.{i}.a.weight": torch.randn(256, 256) for i in range(4)}, tmp_path / "dense.safetensors")
     dense = inspect(tmp_path / "dense.safetensors")
@@ -140,7 +140,7 @@ def test_a_picture_that_cannot_be_written(tiny: Path, tmp_path: Path, capsys: py
 
 def test_json_is_json_where_nothing_can_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Layers of zeros have no RMS, and no relative error: null, because NaN and Infinity are none of JSON."""
-    from hlwq_core.quantize import quantize
+    from hlwq_core.tools.quantize import quantize
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from hlwq_core.progress import TerminalProgress
+from hlwq_core.terminal.progress import TerminalProgress
 
 
 def work(progress: TerminalProgress) -> None:

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hlwq_core import open_checkpoint
+from hlwq_core.checkpoints.source import open_source
 from hlwq_core.cli import main
-from hlwq_core.codebook import centroids
 from hlwq_core.errors import IncompleteError, InputError, UnsupportedError
-from hlwq_core.quantize import quantize
-from hlwq_core.source import open_source
+from hlwq_core.format.codebook import centroids
+from hlwq_core.tools.quantize import quantize
 
 from . import plain_reader
 
@@ -196,7 +196,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     save_file(model(blocks=12, width=512), source)
     command = [sys.executable, "-m", "hlwq_core", "quantize", str(source), str(tmp_path / "out"), "--rules", "plain"]
     command += ["--norms", "search", "--json"]
-    code = "import hlwq_core.quantize as q; q.CHUNK_BYTES = 400_000\n"
+    code = "import hlwq_core.tools.quantize as q; q.CHUNK_BYTES = 400_000\n"
     code += "import functools, sys\nimport hlwq_core.commands.quantize as c\n"
     code += "c.quantize = functools.partial(q.quantize, chunk_bytes=400_000)\n"
     code += "from hlwq_core.cli import main\nsys.exit(main(sys.argv[1:]))"
@@ -265,7 +265,7 @@ def test_what_a_killed_replacement_left_is_in_nobodys_way(tmp_path: Path, source
 
 def test_metas_lie_together(tmp_path: Path, source: Path) -> None:
     """A reader of headers and metas then reads two places of a file, not one for every layer."""
-    from hlwq_core.safefile import read_header
+    from hlwq_core.format.safefile import read_header
 
     quantize(source, tmp_path / "out", rules="plain")
     (file,) = (tmp_path / "out" / "polarquant" / "codes").iterdir()
@@ -387,7 +387,7 @@ def test_target_is_only_replaced_when_told_and_a_checkpoint(tmp_path: Path, sour
 
 def test_too_small_a_disk_is_refused_first(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr("hlwq_core.quantize.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("hlwq_core.tools.quantize.shutil.disk_usage", lambda path: usage)
     refused(source, tmp_path / "out", "(?s)not enough room.*0.00 GB")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
@@ -421,7 +421,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, source: Path) -> None:
 )
 def test_recipes_on_the_tiny_model(tiny: Path, tmp_path: Path, recipe: str, layers: int, cosine: float) -> None:
     """The overall cosine of each LTX recipe, with searched norms, on weights of the real structure."""
-    from hlwq_core.inspect import inspect
+    from hlwq_core.tools.inspect import inspect
 
     original = tiny / "models" / "reference" / "ltx23_tiny_bf16.safetensors"
     report = quantize(original, tmp_path / "out.safetensors", norms="search", rules=recipe, layout="single")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from hlwq_core import open_checkpoint
 from hlwq_core.cli import main
 from hlwq_core.errors import HLWQError, InputError
-from hlwq_core.quantize import quantize
-from hlwq_core.repair import repair
-from hlwq_core.verify import verify
+from hlwq_core.tools.quantize import quantize
+from hlwq_core.tools.repair import repair
+from hlwq_core.tools.verify import verify
 
 
 @pytest.fixture(scope="module")

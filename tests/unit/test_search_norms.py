@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hlwq_core.codec import encode
-from hlwq_core.search_norms import encode_blocks, relative_error, search_scales
+from hlwq_core.codec.codec import encode
+from hlwq_core.codec.search_norms import encode_blocks, relative_error, search_scales
 
 
 def weights(kind: str, rows: int = 1024, width: int = 4096) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_searched_norms_beat_the_authors_at_all_bits(bits: int, version: str) ->
 
 def test_search_comes_near_the_exact_optimum() -> None:
     """Brute force over 4,000 factors finds at most 0.5 % less error."""
-    from hlwq_core.codebook import centroids
+    from hlwq_core.format.codebook import centroids
 
     blocks = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
     levels = centroids(5, "infinite")
@@ -73,7 +73,7 @@ def test_blocks_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPatc
     """Memory-bounded rounds give what one round over everything gives."""
     blocks = torch.randn(10, 3, 128, generator=torch.Generator().manual_seed(6))
     whole = encode_blocks(blocks, 5, "infinite")
-    monkeypatch.setattr("hlwq_core.search_norms._CPU_BLOCKS", 7)
+    monkeypatch.setattr("hlwq_core.codec.search_norms._CPU_BLOCKS", 7)
     parts = encode_blocks(blocks, 5, "infinite")
     # A matrix product's summation order depends on its height: norms may differ in the last bit.
     assert torch.allclose(whole[1], parts[1], rtol=2e-3)

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hlwq_core.checkpoints.completeness import component, missing_in_blocks
 from hlwq_core.cli import main
-from hlwq_core.completeness import component, missing_in_blocks
-from hlwq_core.quantize import quantize
-from hlwq_core.verify import verify
+from hlwq_core.tools.quantize import quantize
+from hlwq_core.tools.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def _inputs(tree: ast.AST, module: ast.Module) -> list[ast.Call]:
 def _schemas() -> dict[str, dict[str, list[str]]]:
     """node id -> {"title": [display name], "inputs": names, "without tooltip": names}."""
     found = {}
-    for file in sorted((ROOT / "nodes").glob("*.py")):
+    for file in sorted((ROOT / "nodes").rglob("*.py")):
         module = ast.parse(file.read_text("utf-8"))
         for schema in ast.walk(module):
             if not (isinstance(schema, ast.Call) and isinstance(schema.func, ast.Attribute)):

@@ -1,0 +1,1 @@
+"""Talking to a ComfyUI from outside: its server, its queue, workflows and progress."""

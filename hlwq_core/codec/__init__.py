@@ -1,0 +1,1 @@
+"""Making codes from weights: the author's encoder, searched norms, compensation."""

@@ -1,0 +1,287 @@
+"""Safetensors files as maps: headers are read and checked here, tensors are views of the mapped file.
+
+What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a
+header longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that
+overlap or leave holes, a file cut short or with a tail.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import FormatError, InputError, UnsupportedError
+
+MAX_HEADER = 100_000_000
+DTYPES: dict[str, tuple[torch.dtype, int]] = {
+    "F64": (torch.float64, 8),
+    "F32": (torch.float32, 4),
+    "F16": (torch.float16, 2),
+    "BF16": (torch.bfloat16, 2),
+    "F8_E4M3": (torch.float8_e4m3fn, 1),
+    "F8_E5M2": (torch.float8_e5m2, 1),
+    "I64": (torch.int64, 8),
+    "I32": (torch.int32, 4),
+    "I16": (torch.int16, 2),
+    "I8": (torch.int8, 1),
+    "U8": (torch.uint8, 1),
+    "BOOL": (torch.bool, 1),
+}
+NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
+
+_AGAIN = "the download may have been cut off: fetch the file again and compare its size and sha256"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: `dtype` as safetensors names it, bytes `start` to `stop` of the data part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read and check a file's header; no tensor is read.
+
+    Returns:
+        Entries by tensor name, and the file's metadata.
+
+    Raises:
+        InputError: no such file.
+        UnsupportedError: a known other format (GGUF, pickle).
+        FormatError: not a whole safetensors file.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+            _refuse_other_formats(path, head, size)
+            if len(head) < 8:
+                raise FormatError(
+                    "the file is too short to be safetensors",
+                    file=path,
+                    expected="8 bytes and more",
+                    found=f"{size} bytes",
+                    fix=_AGAIN,
+                )
+            length = int.from_bytes(head, "little")
+            if length > min(MAX_HEADER, size - 8):
+                raise FormatError(
+                    "the header is longer than the file: it is cut off, or no safetensors file",
+                    file=path,
+                    expected=f"at most {min(MAX_HEADER, size - 8)} bytes of header",
+                    found=length,
+                    fix=_AGAIN,
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise InputError(
+            "the file cannot be read",
+            file=path,
+            expected="a safetensors file that may be read",
+            found=error.strerror or error,
+            fix="correct the path, or the file's permissions",
+        ) from error
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {name: _entry(path, name, fields) for name, fields in header.items()}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(
+            "the header is no valid safetensors header",
+            file=path,
+            expected="a JSON object of tensors with dtype, shape and data_offsets",
+            found=f"{type(error).__name__}: {error}",
+            fix=_AGAIN,
+        ) from error
+    _check_layout(path, entries, size - 8 - length)
+    return entries, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
+    if head[:4] == b"GGUF":
+        raise UnsupportedError(
+            "this is a GGUF file, not an HLWQ checkpoint",
+            file=path,
+            expected="a safetensors file",
+            found="GGUF",
+            fix="load it with the ComfyUI-GGUF nodes",
+        )
+    # A safetensors header of 640 bytes begins with 0x80 as a pickle does, one of 19,280 with PK: those lengths fit the file.
+    too_long = int.from_bytes(head, "little") > size - 8
+    if too_long and (head[:2] == b"PK" or head[:1] == b"\x80"):
+        raise UnsupportedError(
+            "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
+            file=path,
+            expected="a safetensors file",
+            found="a pickle",
+            fix="get the model as .safetensors",
+        )
+
+
+def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
+    dtype, shape = fields["dtype"], tuple(fields["shape"])
+    start, stop = fields["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
+        raise ValueError(f"{name}: shape and offsets must be integers, none negative")
+    if dtype not in DTYPES:
+        raise UnsupportedError(
+            "a dtype that this pack does not know",
+            file=path,
+            tensor=name,
+            expected=", ".join(DTYPES),
+            found=dtype,
+            fix="update the pack; if this is the newest, get the model in another dtype",
+        )
+    if stop - start != math.prod(shape) * DTYPES[dtype][1]:
+        raise FormatError(
+            "the tensor's bytes do not fit its shape",
+            file=path,
+            tensor=name,
+            expected=f"{math.prod(shape) * DTYPES[dtype][1]} bytes for {dtype} {list(shape)}",
+            found=f"{stop - start} bytes",
+            fix=_AGAIN,
+        )
+    return Entry(dtype, shape, start, stop)
+
+
+def _check_layout(path: Path, entries: dict[str, Entry], data_size: int) -> None:
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != position:
+            raise FormatError(
+                "tensors overlap or leave holes",
+                file=path,
+                tensor=name,
+                expected=f"data at byte {position}",
+                found=f"byte {entry.start}",
+                fix=_AGAIN,
+            )
+        position = entry.stop
+    if position != data_size:
+        raise FormatError(
+            "the file is cut off" if position > data_size else "the file has bytes after its last tensor",
+            file=path,
+            expected=f"{position} bytes of tensors",
+            found=f"{data_size} bytes",
+            fix=_AGAIN,
+        )
+
+
+# Maps a file in another way than this module does: path → its tensors by name.
+Source = Callable[[Path], Mapping[str, torch.Tensor]]
+
+
+class SafeFile:
+    """An open safetensors file: checked header, tensors as views of the mapped bytes.
+
+    Args:
+        path: the file.
+        source: who maps it; None for this module itself.
+
+    Attributes:
+        path: the file.
+        entries: what it holds, by tensor name.
+        metadata: its `__metadata__`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], source: Source | None = None):
+        self.path = Path(path)
+        self._source = source
+        self.entries, self.metadata = read_header(self.path)
+        self._size = self.path.stat().st_size
+        # The header was checked: tensors fill the file from here to its end.
+        self._data = self._size - max((entry.stop for entry in self.entries.values()), default=0)
+        self._mapped: Any = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU, a view of the mapped file: no memory is taken until it is read. Do not write into it."""
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype][0]
+        if entry.nbytes == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        if self._source is not None:
+            self._mapped = self._mapped or self._source(self.path)
+            tensor: torch.Tensor = self._mapped[name]
+            return tensor
+        if self._mapped is None:
+            try:
+                self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self._size)
+            except (OSError, RuntimeError) as error:
+                raise FormatError(
+                    "the file cannot be mapped",
+                    file=self.path,
+                    expected="a whole safetensors file on a disk that can be mapped",
+                    found=error,
+                    fix=_AGAIN,
+                ) from error
+        # safetensors' get_tensor would touch the first page of each tensor, and with what the system reads ahead then
+        # the whole file: 30 s for the codes of LTX-2.3 from a disk, when nobody has asked for a single value.
+        part = self._mapped[self._data + entry.start : self._data + entry.stop]
+        return torch.empty(0, dtype=dtype).set_(part, 0, entry.shape)  # type: ignore[call-overload]
+
+    def rows(self, name: str, numbers: Sequence[int], count: int) -> torch.Tensor:
+        """Some rows of a tensor, read into memory of their own: for the little that is wanted of a file at once.
+
+        Touching the mapping instead would bring what lies around each row into memory: the system reads ahead by as much
+        as megabytes, which at full size comes to the whole file.
+
+        Args:
+            numbers: the rows, of
+            count: equal parts of the tensor's bytes.
+
+        Returns:
+            `[len(numbers), values a row]` of the tensor's dtype.
+
+        Raises:
+            InputError: the file cannot be read any more.
+        """
+        entry = self.entries[name]
+        size = entry.nbytes // count
+        data = bytearray(size * len(numbers))
+        view = memoryview(data)
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for i, number in enumerate(numbers):
+                    file.seek(self._data + entry.start + number * size)
+                    if file.readinto(view[i * size : (i + 1) * size]) != size:
+                        raise FormatError(
+                            "the file was cut off while it was read",
+                            file=self.path,
+                            tensor=name,
+                            expected=f"{entry.stop + self._data} bytes and more",
+                            found=f"{self.path.stat().st_size} bytes",
+                            fix=_AGAIN,
+                        )
+        except OSError as error:
+            raise InputError(
+                "the file cannot be read",
+                file=self.path,
+                tensor=name,
+                expected="a file that stays where it was when the checkpoint was opened",
+                found=error.strerror or error,
+                fix="check the disk, and start again",
+            ) from error
+        return torch.frombuffer(data, dtype=DTYPES[entry.dtype][0]).reshape(len(numbers), -1)

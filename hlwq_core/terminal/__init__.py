@@ -1,0 +1,1 @@
+"""How a command speaks: progress, JSON and tables on a terminal."""

@@ -1,0 +1,1 @@
+"""What a user does with checkpoints: inspect, verify, quantize, repair, download."""

@@ -1,0 +1,390 @@
+"""Fetching a published checkpoint from the Hugging Face hub: only what is needed, resumed, compared with the hub's checksums.
+
+Only ever runs on the user's explicit act. Names that the hub gives are not trusted: they stay inside the target folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from ..errors import DownloadError, HLWQError, InputError
+from ..models import manifest
+from .quantize import RECORD, file_sha256
+
+Progress = Callable[[int, int, str], None]
+# Connections that may break in one file, as long as each brings a part of it.
+ATTEMPTS = 20
+_WANTED_JSON = ("polar_config.json", "config.json")
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub lists it; `sha256` only for large files."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+@dataclass
+class Downloaded:
+    """What lies in the folder now: names of files that were fetched, and that were there already and intact."""
+
+    repository: str
+    revision: str
+    folder: str
+    fetched: list[str]
+    present: list[str]
+    nbytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def download(
+    repository: str | None = None,
+    to: str | os.PathLike[str] | None = None,
+    *,
+    revision: str = "main",
+    token: str | None = None,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
+) -> Downloaded:
+    """Fetch a checkpoint.
+
+    Args:
+        repository: `owner/name`; None tries both names under which LTX-2.3 was published.
+        to: the folder; None is `models/hlwq/NAME` of the ComfyUI that this pack is installed in.
+        revision: branch, tag or commit.
+        token: hub token; None takes what `HF_TOKEN` or `hf auth login` left.
+        endpoint: hub address; None takes `HF_ENDPOINT`, else the public hub.
+        progress: called with (bytes done, bytes in all, text); may raise to stop, and the download can be resumed.
+
+    Raises:
+        DownloadError: offline, no such repository, no access, no room on the disk, or a file that came corrupted.
+        InputError: a name that is none, or no folder given and no ComfyUI known.
+    """
+    if repository is not None and not manifest.REPOSITORY_NAME.fullmatch(repository):
+        raise InputError("this is no repository name", expected="owner/name", found=repository)
+    _refuse_offline()
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or None
+    candidates = (repository,) if repository else manifest.REPOSITORIES
+    found, commit, files = _list(candidates, revision, token, endpoint)
+    folder = Path(to) if to is not None else default_folder(found)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            "the target is a file", file=folder, expected="a folder", fix="choose another folder with --to"
+        )
+    job = _Job(found, commit, folder, files, token, endpoint, progress)
+    return job.run()
+
+
+def default_folder(repository: str) -> Path:
+    """`models/hlwq/NAME` of the ComfyUI whose custom_nodes holds this pack, or that COMFYUI_PATH names.
+
+    Raises:
+        InputError: neither is there.
+    """
+    pack = Path(__file__).resolve().parents[2]
+    roots = [pack.parent.parent] if pack.parent.name == "custom_nodes" else []
+    if os.environ.get("COMFYUI_PATH"):
+        roots.insert(0, Path(os.environ["COMFYUI_PATH"]))
+    for root in roots:
+        if (root / "models").is_dir():
+            return root / "models" / "hlwq" / repository.split("/")[1]
+    raise InputError(
+        "no ComfyUI is known to put the checkpoint into",
+        fix="name a folder: --to ComfyUI/models/hlwq/NAME, or set COMFYUI_PATH",
+    )
+
+
+def _refuse_offline() -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise DownloadError(
+            "offline mode is on: nothing is fetched",
+            found="HF_HUB_OFFLINE=1",
+            fix="unset HF_HUB_OFFLINE, or copy the checkpoint from another machine",
+        )
+
+
+def _list(
+    candidates: Sequence[str], revision: str, token: str | None, endpoint: str | None
+) -> tuple[str, str, list[RemoteFile]]:
+    """The first repository that exists, its commit, and the files that a checkpoint needs."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi(endpoint=endpoint, token=token)
+    refusal: Exception | None = None
+    for repository in candidates:
+        try:
+            info = api.model_info(repository, revision=revision, files_metadata=True, timeout=30)
+        except GatedRepoError as error:
+            raise _no_access(repository, error) from error
+        except RevisionNotFoundError as error:
+            raise DownloadError("the repository has no such revision", file=repository, found=revision) from error
+        except RepositoryNotFoundError as error:
+            refusal = error
+            continue
+        except Exception as error:
+            raise _failure(repository, error) from error
+        files = []
+        for sibling in info.siblings or []:
+            lfs = sibling.lfs
+            if _needed(sibling.rfilename):
+                check_name(sibling.rfilename, repository)
+                files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None))
+        if not any(file.name.endswith(".safetensors") for file in files):
+            raise DownloadError(
+                "the repository has no safetensors files",
+                file=repository,
+                found=f"{len(info.siblings or [])} other files",
+            )
+        return repository, info.sha or revision, files
+    assert refusal is not None
+    if _status(refusal) == 401 and token is not None:
+        raise _no_access(candidates[0], refusal) from refusal
+    raise DownloadError(
+        "there is no such repository, or it is private",
+        file=" or ".join(candidates),
+        found=f"HTTP {_status(refusal) or 404}",
+        fix="check the name; for a private one give a token: HF_TOKEN, or hf auth login",
+    ) from refusal
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _no_access(repository: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        "the hub refuses access to this repository",
+        file=repository,
+        found=f"HTTP {_status(error) or 401}",
+        fix="accept the model's terms on its page, and give a token that may read it: HF_TOKEN, or hf auth login",
+    )
+
+
+def _failure(what: str, error: Exception) -> HLWQError:
+    status = _status(error)
+    if status in (401, 403):
+        return _no_access(what, error)
+    if isinstance(error, OSError) and error.errno in (28, 122):
+        return DownloadError(
+            "the disk is full",
+            file=what,
+            found=error.strerror,
+            fix="free some space; the download goes on where it was",
+        )
+    return DownloadError(
+        "the hub cannot be reached, or answers with an error",
+        file=what,
+        found=f"HTTP {status}"
+        if status
+        else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        fix="try again: the download goes on where it was",
+    )
+
+
+def _needed(name: str) -> bool:
+    return name.endswith(".safetensors") or PurePosixPath(name).name in _WANTED_JSON
+
+
+def check_name(name: str, repository: str) -> None:
+    """Refuse a file name that leaves the folder, or that some system reads in another way.
+
+    Raises:
+        DownloadError: the name is not safe.
+    """
+    parts = name.split("/")
+    if any(not re.fullmatch(r"[\w][\w.+ -]*", part) or part.endswith((".", " ")) for part in parts) or len(parts) > 6:
+        raise DownloadError(
+            "the repository lists a file whose name is not safe: nothing is fetched",
+            file=repository,
+            found=repr(name),
+            fix="do not trust this repository; report it to the hub",
+        )
+
+
+class _Counting(io.RawIOBase):
+    """The growing file, as the hub library writes into it: counts, and lets the caller stop."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int], None]):
+        self._file = file
+        self._told = told
+        self.stopped: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        written = self._file.write(data)
+        try:
+            self._told(len(data))
+        except BaseException as error:
+            self.stopped = error
+            raise
+        return written
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def truncate(self, size: int | None = None) -> int:
+        return self._file.truncate(size)
+
+
+@dataclass
+class _Job:
+    repository: str
+    commit: str
+    folder: Path
+    files: list[RemoteFile]
+    token: str | None
+    endpoint: str | None
+    progress: Progress | None
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = sum(file.size for file in self.files)
+
+    def run(self) -> Downloaded:
+        present: list[RemoteFile] = []
+        absent: list[RemoteFile] = []
+        for file in self.files:
+            (present if self._intact(self.folder / file.name, file) else absent).append(file)
+        self._check_space(absent)
+        for file in absent:
+            self._fetch(file)
+        self._write_record()
+        return Downloaded(
+            repository=self.repository,
+            revision=self.commit,
+            folder=str(self.folder),
+            fetched=[file.name for file in absent],
+            present=[file.name for file in present],
+            nbytes=self.total,
+        )
+
+    def _tell(self, nbytes: int, text: str) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total, text)
+
+    def _intact(self, path: Path, file: RemoteFile) -> bool:
+        # A `git clone` without LFS leaves pointers of 130 bytes under these names: size and checksum tell.
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        start = self.done
+        if (
+            file.sha256 is not None
+            and file_sha256(path, lambda n: self._tell(n, f"checking {file.name}")) != file.sha256
+        ):
+            self.done = start
+            return False
+        self.done = start
+        self._tell(file.size, file.name)
+        return True
+
+    def _partial(self, file: RemoteFile) -> Path:
+        path = self.folder / file.name
+        return path.with_name(f".{path.name}.{(file.sha256 or self.commit)[:12]}.partial")
+
+    def _check_space(self, absent: list[RemoteFile]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("the folder cannot be made", file=self.folder, found=error.strerror or error) from error
+        there = sum(path.stat().st_size for file in absent if (path := self._partial(file)).is_file())
+        needed = sum(file.size for file in absent) - there
+        free = shutil.disk_usage(self.folder).free
+        if absent and free < needed + _SPARE_BYTES:
+            raise DownloadError(
+                "there is not enough room on the disk: nothing was fetched",
+                file=self.folder,
+                expected=f"{(needed + _SPARE_BYTES) / 1e9:.2f} GB free",
+                found=f"{free / 1e9:.2f} GB",
+                fix="free some space, or choose a folder on another disk with --to",
+            )
+
+    def _fetch(self, file: RemoteFile) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        target = self.folder / file.name
+        if not target.resolve().is_relative_to(self.folder.resolve()):
+            raise DownloadError(
+                "a link inside the folder leads out of it", file=target, fix="choose an empty folder: --to"
+            )
+        partial = self._partial(file)
+        url = hf_hub_url(self.repository, file.name, revision=self.commit, endpoint=self.endpoint)
+        start = self.done
+        growing: _Counting | None = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "ab") as raw:
+                if raw.tell() > file.size:
+                    raw.truncate(0)
+                self._tell(raw.tell(), file.name)
+                growing = _Counting(raw, lambda n: self._tell(n, file.name))
+                for left in reversed(range(ATTEMPTS)):
+                    begun = raw.tell()
+                    try:
+                        http_get(
+                            url,
+                            growing,  # type: ignore[arg-type]
+                            resume_size=begun,
+                            headers=build_hf_headers(token=self.token, library_name="comfyui-hlwq"),
+                            expected_size=file.size,
+                        )
+                        break
+                    except Exception as error:
+                        # Older hub libraries give up where a connection breaks in the middle of a file.
+                        if growing.stopped is error or raw.tell() == begun or not left:
+                            raise
+                raw.flush()
+                os.fsync(raw.fileno())
+        except HLWQError:
+            raise
+        except Exception as error:
+            if growing is not None and growing.stopped is error:
+                raise
+            raise _failure(f"{self.repository}: {file.name}", error) from error
+        self._compare(partial, file)
+        os.replace(partial, target)
+        self.done = start
+        self._tell(file.size, file.name)
+
+    def _compare(self, partial: Path, file: RemoteFile) -> None:
+        size = partial.stat().st_size
+        digest = None
+        if size == file.size and file.sha256 is not None:
+            # No progress of its own, but Cancel works here too.
+            digest = file_sha256(partial, lambda n: self._tell(0, f"checking {file.name}"))
+        if size != file.size or digest != file.sha256:
+            partial.unlink()
+            raise DownloadError(
+                "a file came corrupted and was thrown away",
+                file=f"{self.repository}: {file.name}",
+                expected=f"{file.size} bytes, sha256 {file.sha256 or 'not told'}",
+                found=f"{size} bytes, sha256 {digest or 'not computed'}",
+                fix="start the download again; if it happens again, a proxy or the disk damages files",
+            )
+
+    def _write_record(self) -> None:
+        files = {f.name: {"size": f.size, "sha256": f.sha256} for f in self.files if f.sha256 is not None}
+        record = {"format": "hlwq-sha256", "repository": self.repository, "revision": self.commit, "files": files}
+        beside = self.folder / f".{RECORD}.partial"
+        beside.write_text(json.dumps(record, indent=1), "utf-8")
+        os.replace(beside, self.folder / RECORD)

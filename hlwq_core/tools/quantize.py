@@ -1,0 +1,652 @@
+"""Making an HLWQ checkpoint from a dense one: layer by layer, resumable, whole or not at all.
+
+Work goes on in a hidden folder beside the target (`.NAME.quantizing`): finished chunks and a journal. A run that was killed goes
+on after the last finished chunk when it is started again with the same source and choices; the target appears only when
+everything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.find import holds_codes
+from ..checkpoints.source import Source, open_source
+from ..codec import codec
+from ..codec.compensate import encode as encode_compensated
+from ..codec.compensate import open_moments, rotated_factor
+from ..errors import DiskFullError, HLWQError, InputError
+from ..format.codebook import BLOCK
+from ..format.packing import BITS, pack, row_bytes
+from ..format.safefile import DTYPES, SafeFile
+from ..format.writer import Producer, write_error, write_safetensors
+from .alone import alone
+from .recipes import FLOATING, Recipe, encoded_bytes, load_recipe, planned_size
+
+Progress = Callable[[int, int, str], None]
+LAYOUTS = ("published", "single")
+NORMS = ("author", "search")
+CHUNK_BYTES = 1_500_000_000
+RECORD = "hlwq.sha256.json"
+# Metadata of a repair's files: before the name of each file of the record that was not there.
+REPAIRED = "hlwq.repaired."
+# Rows are encoded in rounds of so many weights: 16 MB and 256 MB as float32, some ten times that with all temporaries.
+_CPU_WEIGHTS = 1 << 22
+_GPU_WEIGHTS = 1 << 26
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass
+class Fidelity:
+    """Sums over weights, in float64, from which cosine and relative error of any set of layers follow."""
+
+    power: float = 0.0
+    error: float = 0.0
+    dot: float = 0.0
+    decoded: float = 0.0
+    weights: int = 0
+
+    def add(self, other: Fidelity) -> None:
+        self.power += other.power
+        self.error += other.error
+        self.dot += other.dot
+        self.decoded += other.decoded
+        self.weights += other.weights
+
+    @property
+    def cosine(self) -> float:
+        both = math.sqrt(self.power * self.decoded)
+        return self.dot / both if both else float(self.power == self.decoded)
+
+    @property
+    def relative_error(self) -> float:
+        """‖ŵ - w‖² / ‖w‖²."""
+        return self.error / self.power if self.power else (math.inf if self.error else 0.0)
+
+
+def compare(original: torch.Tensor, decoded: torch.Tensor) -> Fidelity:
+    """The sums for one tensor, or some of its rows."""
+    a, b = original.double().flatten(), decoded.double().flatten()
+    return Fidelity(float(a @ a), float((a - b).square().sum()), float(a @ b), float(b @ b), a.numel())
+
+
+@dataclass
+class Report:
+    """What was made. `cosine` and `relative_error` are over all quantized weights, `worst` names the worst layers."""
+
+    target: str
+    layout: str
+    recipe: str
+    norms: str
+    layers: int
+    kept: int
+    weights: int
+    bits_a_weight: float
+    bytes_codes: int
+    bytes_kept: int
+    cosine: float
+    relative_error: float
+    resumed_chunks: int
+    worst: list[tuple[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    bits: int = 5,
+    norms: str = "author",
+    rules: str | os.PathLike[str] = "ltx23",
+    layout: str = "published",
+    device: str = "auto",
+    codebook: str = "infinite",
+    calibration: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize a dense model.
+
+    Args:
+        source: a safetensors file or a folder of them.
+        target: a folder (`published`) or a `.safetensors` file (`single`).
+        bits: 2, 3, 4, 5, 6 or 8, where the recipe leaves it open.
+        norms: `author` (bit-exact with published files) or `search` (a third less error, same size and decoders).
+        rules: a recipe's name or file, see `rules`.
+        layout: `published` (folder that the author's tools read) or `single` (one file, with the model's `config`).
+        device: `auto`, `cpu`, `cuda`, `cuda:1` …
+        codebook: `infinite` (what published files use) or `finite`.
+        calibration: moments of the layers' inputs (see `compensate`); layers in it are coded for the least error of their
+            outputs, the others with `norms`.
+        force: replace an existing checkpoint at the target; anything else is never replaced.
+        chunk_bytes: size of a file of codes in the published layout.
+        progress: called with (bytes done, bytes in all, text); may raise to stop, and the work can be resumed.
+
+    Raises:
+        InputError: source or target do not fit, NaN weights, the disk is too small, another run writes to the target.
+        DiskFullError: the disk became full on the way; what is finished is kept, and the next run goes on.
+        HLWQError: see `open_source`.
+    """
+    for what, value, choices in (("norms", norms, NORMS), ("layout", layout, LAYOUTS), ("bits", bits, BITS)):
+        if value not in choices:
+            raise InputError(f"unknown {what}", expected=", ".join(map(str, choices)), found=value)
+    recipe = load_recipe(rules)
+    opened = open_source(source)
+    target = Path(target)
+    with alone(target):
+        _check_target(opened, target, layout, force)
+        plan = _plan(opened, recipe, bits)
+        moments = None
+        if calibration is not None:
+            moments = open_moments(calibration, {name: opened.entries[name][1].shape for name in plan})
+        job = _Job(
+            opened,
+            target,
+            plan,
+            norms,
+            codebook,
+            layout,
+            choose_device(device),
+            chunk_bytes,
+            recipe,
+            bits,
+            progress,
+            moments,
+        )
+        return job.run()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        InputError: CUDA is asked for and not there, or the name is unknown.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError("unknown device", expected="auto, cpu, cuda, cuda:1", found=device) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here", expected="auto or cpu", found=device, fix="use --device cpu")
+    return chosen
+
+
+def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
+    described = list(source.described())
+    if not any(len(shape) == 2 and dtype in FLOATING and 0 not in shape for _, dtype, shape in described):
+        raise InputError(
+            "the model has no 2-D weights: there is nothing that HLWQ could quantize",
+            file=source.path,
+            found=f"{len(described)} tensors",
+            fix="check that this is the model that you mean",
+        )
+    plan = recipe.plan(described, bits)
+    if not plan:
+        raise InputError(
+            f"the recipe {recipe.name} matches no layer of this model",
+            file=source.path,
+            found=f"{len(described)} tensors, the first {described[0][0]}",
+            fix="choose another recipe (plain fits any model), or give a file of your own: --rules FILE",
+        )
+    return plan
+
+
+def _check_target(source: Source, target: Path, layout: str, force: bool) -> None:
+    resolved, origin = target.resolve(), source.path.resolve()
+    if resolved == origin or any(resolved == file.path.resolve() for file in source.files):
+        raise InputError("source and target are the same", file=target, fix="choose another target")
+    if origin.is_dir() and origin in resolved.parents or resolved in origin.parents:
+        raise InputError(
+            "source and target lie inside each other", file=target, found=origin, fix="choose a target elsewhere"
+        )
+    if layout == "single" and target.suffix != ".safetensors":
+        raise InputError(
+            "the single layout is one file",
+            expected="a target that ends in .safetensors",
+            found=target.name,
+            fix="add .safetensors, or use --layout published for a folder",
+        )
+    if layout == "published" and target.suffix == ".safetensors":
+        raise InputError(
+            "the published layout is a folder",
+            expected="a folder's name",
+            found=target.name,
+            fix="leave .safetensors out, or use --layout single for one file",
+        )
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    whole = [target] if target.is_file() else sorted(target.rglob("*.safetensors"))
+    is_checkpoint = any(holds_codes(file) for file in whole) and target.is_dir() == (layout == "published")
+    if not force or not is_checkpoint:
+        raise InputError(
+            "the target exists already",
+            file=target,
+            found="an HLWQ checkpoint" if is_checkpoint else "something that is no HLWQ checkpoint of this layout",
+            fix="choose another name; on the command line --force replaces it"
+            if is_checkpoint
+            else "choose another target; this one is never replaced",
+        )
+
+
+@dataclass
+class _Job:
+    source: Source
+    target: Path
+    plan: dict[str, int]
+    norms: str
+    codebook: str
+    layout: str
+    device: torch.device
+    chunk_bytes: int
+    recipe: Recipe
+    bits: int
+    progress: Progress | None
+    moments: SafeFile | None = None
+    done: int = 0
+    resumed: int = 0
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.work = self.target.with_name(f".{self.target.name}.quantizing")
+        self.journal_file = self.work / "journal.json"
+        self.kept = [name for name in self.source.entries if name not in self.plan]
+        self.total = sum(entry.nbytes for _, entry in self.source.entries.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {
+            "format": "pt",
+            "hlwq.version": "1",
+            "hlwq.codebook": self.codebook,
+            "hlwq.bit_order": "msb",
+            "hlwq.norms": "search" if self.moments else self.norms,
+            "hlwq.recipe": self.recipe.name,
+        }
+
+    def run(self) -> Report:
+        try:
+            journal = self._open_journal()
+            self._check_space(journal)
+            chunks = self._chunks()
+            for number, names in enumerate(chunks):
+                path = self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
+                self._chunk(path, names, journal)
+            if self.layout == "published":
+                self._finish_published()
+            else:
+                self._finish_single(len(chunks))
+        except (OSError, DiskFullError) as error:
+            raise self._stopped(error) from error
+        shutil.rmtree(self.work, ignore_errors=True)
+        self._tell("done")
+        return self._report()
+
+    def _stopped(self, error: OSError | DiskFullError) -> HLWQError:
+        refusal = write_error(self.target, error) if isinstance(error, OSError) else error
+        if not isinstance(refusal, DiskFullError):
+            return refusal
+        return DiskFullError(
+            "the disk is full: the checkpoint is not finished",
+            file=self.target,
+            found=refusal.found,
+            fix=f"free some space and start it again, it goes on where it was; what is finished lies in {self.work} "
+            "(delete that folder to give up)",
+        )
+
+    # -- the journal -------------------------------------------------------------------------------------------------
+
+    def _signature(self) -> str:
+        used = [*self.source.files, *([self.moments] if self.moments else [])]
+        files = [(f.path.name, f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in used]
+        choices = [self.norms, self.codebook, self.layout, self.chunk_bytes, sorted(self.plan.items())]
+        return hashlib.sha256(json.dumps([files, choices]).encode()).hexdigest()
+
+    def _open_journal(self) -> dict[str, Any]:
+        signature = self._signature()
+        try:
+            journal = json.loads(self.journal_file.read_text("utf-8"))
+            if journal["signature"] == signature:
+                return journal
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        # Another source or other choices: what lies there is of no use, and it is ours.
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        journal = {"signature": signature, "chunks": {}}
+        self._write_journal(journal)
+        return journal
+
+    def _write_journal(self, journal: dict[str, Any]) -> None:
+        beside = self.journal_file.with_suffix(".new")
+        beside.write_text(json.dumps(journal), "utf-8")
+        os.replace(beside, self.journal_file)
+
+    def _check_space(self, journal: dict[str, Any]) -> None:
+        size = planned_size(self.recipe, self.source.described(), self.bits)
+        written = sum(chunk["size"] for chunk in journal["chunks"].values())
+        needed = size.total - written + _SPARE_BYTES
+        if self.layout == "single":
+            needed += size.codes + size.norms
+        free = shutil.disk_usage(self.work).free
+        if free < needed:
+            if not journal["chunks"]:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise InputError(
+                "there is not enough room on the disk",
+                file=self.target,
+                expected=f"{needed / 1e9:.2f} GB free",
+                found=f"{free / 1e9:.2f} GB",
+                fix="free some space, or choose a target on another disk",
+            )
+
+    # -- encoding ----------------------------------------------------------------------------------------------------
+
+    def _chunks(self) -> list[list[str]]:
+        chunks: list[list[str]] = [[]]
+        size = 0
+        for name, bits in self.plan.items():
+            nbytes = sum(encoded_bytes(self._shape(name), bits))
+            if chunks[-1] and size + nbytes > self.chunk_bytes:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(name)
+            size += nbytes
+        return chunks
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, columns = self.source.entries[name][1].shape
+        return rows, columns
+
+    def _chunk(self, path: Path, names: list[str], journal: dict[str, Any]) -> None:
+        record = journal["chunks"].get(path.name)
+        if record and path.is_file() and path.stat().st_size == record["size"]:
+            self.fidelity.update({name: Fidelity(*sums) for name, sums in record["fidelity"].items()})
+            self.resumed += 1
+            self._advance(sum(self.source.entries[name][1].nbytes for name in names), path.name)
+            return
+        tensors: list[tuple[str, torch.dtype, tuple[int, ...], Producer]] = []
+        for name in names:
+            tensors += self._encoded_tensors(name)
+        write_safetensors(path, metas_first(tensors), self.metadata)
+        journal["chunks"][path.name] = {
+            "size": path.stat().st_size,
+            "fidelity": {
+                name: [f.power, f.error, f.dot, f.decoded, f.weights]
+                for name, f in ((name, self.fidelity[name]) for name in names)
+            },
+        }
+        self._write_journal(journal)
+
+    def _encoded_tensors(self, name: str) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+        bits = self.plan[name]
+        made: dict[str, torch.Tensor] = {}
+
+        def packed() -> torch.Tensor:
+            weight = self.source.tensor(name)
+            file = self.source.entries[name][0].path
+
+            def told(nbytes: int) -> None:
+                self._advance(nbytes, name)
+
+            codes, made["norms"], self.fidelity[name] = encode_layer(
+                weight,
+                bits,
+                self.norms,
+                self.codebook,
+                self.device,
+                name=name,
+                file=file,
+                told=told,
+                moments=self.moments.tensor(name) if self.moments and name in self.moments else None,
+            )
+            return codes.reshape(-1)
+
+        dotted = self.layout == "single"
+        return layer_entries(name, self._shape(name), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+
+    # -- the rest of the files ---------------------------------------------------------------------------------------
+
+    def _kept_tensors(self) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+        def entry(name: str) -> tuple[str, torch.dtype, tuple[int, ...], Producer]:
+            found = self.source.entries[name][1]
+
+            def produce() -> torch.Tensor:
+                self._advance(found.nbytes, name)
+                return self.source.tensor(name)
+
+            return name, DTYPES[found.dtype][0], found.shape, produce
+
+        return [entry(name) for name in self.kept]
+
+    def _finish_published(self) -> None:
+        stem = "ltx23" if self.recipe.name.startswith("ltx23") else self.target.name
+        if self.kept or self.source.metadata:
+            path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
+            write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
+        write_record(self.work, self._tell)
+        if self.target.is_dir() and not any(self.target.iterdir()):
+            self.target.rmdir()
+        if not self.target.exists():
+            os.replace(self.work, self.target)
+            (self.target / self.journal_file.name).unlink()
+            return
+        # The user's upscalers and notes stay; all other weights are the old checkpoint's and go, at the very last.
+        old = self.work.with_name(self.work.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed at its very end
+        for item in sorted(self.target.iterdir()):
+            if item.name != "upscalers" and _belongs_to_checkpoint(item):
+                old.mkdir(exist_ok=True)
+                os.replace(item, old / item.name)
+        for item in sorted(self.work.iterdir()):
+            if item != self.journal_file:
+                os.replace(item, self.target / item.name)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _finish_single(self, chunks: int) -> None:
+        tensors = self._kept_tensors()
+        for number in range(chunks):
+            file = SafeFile(self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors")
+            tensors += [(n, DTYPES[e.dtype][0], e.shape, _reader(file, n)) for n, e in file.entries.items()]
+        write_safetensors(self.target, metas_first(tensors), self.source.metadata | self.metadata)
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _advance(self, nbytes: int, text: str) -> None:
+        self.done += nbytes
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+    def _report(self) -> Report:
+        overall = Fidelity()
+        for fidelity in self.fidelity.values():
+            overall.add(fidelity)
+        sizes = [encoded_bytes(self._shape(name), bits) for name, bits in self.plan.items()]
+        coded = sum(map(sum, sizes))
+        worst = sorted(((n, f.relative_error) for n, f in self.fidelity.items()), key=lambda item: -item[1])
+        return Report(
+            target=str(self.target),
+            layout=self.layout,
+            recipe=self.recipe.name,
+            norms=self.norms,
+            layers=len(self.plan),
+            kept=len(self.kept),
+            weights=overall.weights,
+            bits_a_weight=coded * 8 / overall.weights,
+            bytes_codes=coded,
+            bytes_kept=sum(self.source.entries[name][1].nbytes for name in self.kept),
+            cosine=overall.cosine,
+            relative_error=overall.relative_error,
+            resumed_chunks=self.resumed,
+            worst=worst[:5],
+        )
+
+
+def _belongs_to_checkpoint(item: Path) -> bool:
+    if item.is_dir():
+        return any(item.rglob("*.safetensors"))
+    return item.suffix == ".safetensors" or item.name in (RECORD, "polar_config.json")
+
+
+def _reader(file: SafeFile, name: str) -> Producer:
+    return lambda: file.tensor(name)
+
+
+def encode_layer(
+    weight: torch.Tensor,
+    bits: int,
+    norms: str,
+    codebook: str,
+    device: torch.device,
+    *,
+    name: str,
+    file: Path | None = None,
+    told: Callable[[int], None] | None = None,
+    moments: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, Fidelity]:
+    """Encode one layer in rounds of rows, and compare what a decoder gets with the original.
+
+    Args:
+        weight: floating `[out, in]` on the CPU, e.g. a view of a mapped file.
+        name, file: for messages.
+        told: called with the bytes of the original that were done; may raise.
+        moments: of the layer's inputs, float32 `[in, in]`: code for the least error of the outputs.
+
+    Returns:
+        Packed codes uint8 `[out, row_bytes]` and norms float16 `[out, blocks]` on the CPU, and the comparison.
+
+    Raises:
+        InputError: NaN or infinite weights, or values too large for float16 norms.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // BLOCK)
+    codes = torch.empty((rows, row_bytes(blocks, bits, "msb")), dtype=torch.uint8)
+    block_norms = torch.empty((rows, blocks), dtype=torch.float16)
+    fidelity = Fidelity()
+    factor = rotated_factor(moments.to(device)) if moments is not None else None
+    step = max(1, (_GPU_WEIGHTS if device.type == "cuda" else _CPU_WEIGHTS) // (blocks * BLOCK))
+    for start in range(0, rows, step):
+        part = weight[start : start + step].to(device).float()
+        try:
+            if factor is None:
+                encoded = codec.encode(part, bits, codebook, norms)
+            else:
+                encoded = encode_compensated(part, bits, codebook, factor)
+        except HLWQError as error:
+            raise InputError(error.what, file=file, tensor=name, expected=error.expected, fix=error.fix) from error
+        if not bool(torch.isfinite(encoded.norms).all()):
+            raise InputError(
+                "values are too large: a block's norm does not fit into float16",
+                file=file,
+                tensor=name,
+                expected="norms up to 65504",
+                fix="keep this layer as it is, by a rule with keep",
+            )
+        fidelity.add(compare(part, encoded.decode()))
+        codes[start : start + step] = pack(encoded.codes, bits, "msb").cpu()
+        block_norms[start : start + step] = encoded.norms.cpu()
+        if told is not None:
+            told(part.shape[0] * columns * weight.element_size())
+    return codes, block_norms, fidelity
+
+
+def layer_entries(
+    name: str,
+    shape: tuple[int, int],
+    bits: int,
+    packed: Producer,
+    norms: Producer,
+    *,
+    dotted: bool,
+) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+    """A layer's three tensors for the writer: V2 (dots kept) or V1, which the author's tools read.
+
+    V1's `__` for `.` cannot always be undone; such names keep their dots. A fifth item in meta tells a padded layer's
+    width; V1 has it only where it is needed, because the author's reader expects four.
+    """
+    rows, columns = shape
+    blocks = -(-columns // BLOCK)
+    base = name.replace(".", "__")
+    if dotted or base.replace("__", ".") != name:
+        base = name
+    meta = [rows, blocks, BLOCK, rows * blocks * BLOCK]
+    if dotted or columns % BLOCK:
+        meta.append(columns)
+    return [
+        (f"{base}__packed", torch.uint8, (rows * row_bytes(blocks, bits, "msb"),), packed),
+        (f"{base}__norms", torch.float16, (rows, blocks), norms),
+        (f"{base}__meta", torch.int64, (len(meta),), lambda: torch.tensor(meta)),
+    ]
+
+
+def metas_first(
+    entries: list[tuple[str, torch.dtype, tuple[int, ...], Producer]],
+) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+    """The same entries for the writer, all metas at the file's begin: whoever opens it reads them, and nothing between."""
+    return sorted(entries, key=lambda entry: not entry[0].endswith("__meta"))
+
+
+def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, hexadecimal; `told` gets the bytes read and may raise."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(8 << 20):
+            digest.update(block)
+            if told is not None:
+                told(len(block))
+    return digest.hexdigest()
+
+
+def write_record(folder: Path, tell: Callable[[str], None] | None = None) -> None:
+    """Note size and SHA-256 of every safetensors file of a folder in `hlwq.sha256.json`, for verify."""
+    files = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+
+        def told(nbytes: int, text: str = f"sha256 of {name}") -> None:
+            if tell is not None:
+                tell(text)
+
+        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path, told)}
+    beside = folder / f".{RECORD}.partial"
+    beside.write_text(json.dumps({"format": "hlwq-sha256", "files": files}, indent=1), "utf-8")
+    os.replace(beside, folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `hlwq.sha256.json` notes: file name → `size` and `sha256`; nothing where there is none.
+
+    Raises:
+        InputError: it cannot be understood.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text("utf-8"))["files"]
+        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the record of checksums cannot be understood",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="remove this file (nothing else needs it), or download the checkpoint again",
+        ) from error

@@ -1,0 +1,1 @@
+"""How a packed model runs inside ComfyUI: operations, patchers, kept weights, recordings."""

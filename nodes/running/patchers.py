@@ -1,0 +1,291 @@
+"""Patchers of models with packed weights: a LoRA is added after decoding, at every use, and never written back.
+
+ComfyUI's dynamic patcher would quantize the patched weight again and keep that (a 2 % LoRA is gone after one step), its
+other patcher would bake patches into the weights, and saving would hand packed tensors to safetensors.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...hlwq_core.running import operators, packed_tensor
+from .. import compat
+from . import first_load, kept_decoded, recorded_blocks
+from .low_rank import LowRank, is_plain, is_plain_lora
+
+
+class PatchAfterDecoding:
+    """The patches of one weight as a function of the decoded weight. Factors are kept on the device that asks for them."""
+
+    is_lowvram_patch = True
+
+    def __init__(self, key: str, patches: dict[str, list[tuple]]):
+        self.key = key
+        self.patches = patches
+        self._device: torch.device | None = None
+        self._dtype = torch.float32
+        self._on_device: list[tuple] = []
+
+    def move_to(self, device: torch.device | None = None) -> int:
+        """Move the factors to a device; returns the bytes they take there. ComfyUI calls it as it loads and offloads."""
+        if device is None or torch.device(device) == self._device:
+            return 0
+        counted = [0]
+        self._device = torch.device(device)
+        patches = self.patches[self.key]
+        # Products of plain LoRA factors are exact enough in bfloat16 (they are summed in float32), and much faster there.
+        fast = self._device.type != "cpu" and all(is_plain_lora(value) for _, value, *_ in patches)
+        self._dtype = torch.bfloat16 if fast else torch.float32
+        self._on_device = [(strength, _move(value, self._device, counted), *rest) for strength, value, *rest in patches]
+        return counted[0]
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        self.move_to(weight.device)
+        return compat.lora.calculate_weight(self._on_device, weight, self.key, intermediate_dtype=self._dtype)
+
+
+def _move(value: Any, device: torch.device, counted: list[int]) -> Any:
+    """A patch's value with its tensors on `device`. Lists are whole weights of other models: they stay where they are."""
+    if isinstance(value, torch.Tensor):
+        counted[0] += value.nbytes
+        return value.to(device)
+    if isinstance(value, compat.WeightAdapterBase):
+        return type(value)(value.loaded_keys, _move(value.weights, device, counted))
+    if isinstance(value, tuple):
+        return tuple(_move(item, device, counted) for item in value)
+    return value
+
+
+def packed_modules(patcher: Any) -> list[tuple[str, torch.nn.Module]]:
+    """The layers of a patcher's model whose weight is packed, with the key of that weight."""
+    return [
+        (f"{name}.weight", module)
+        for name, module in patcher.model.named_modules()
+        if packed_tensor.is_packed(getattr(module, "weight", None))
+    ]
+
+
+def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
+    """After a load, under either patcher: each packed weight's patches are added after decoding, at every use."""
+    loaded = 0
+    modules = packed_modules(patcher)
+    for key, module in modules:
+        # The dynamic patcher's own hook for patches writes the re-quantized weight back: it must not see them.
+        module.weight_lowvram_function = None
+        functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
+        patches = patcher.patches.get(key, [])
+        plain = bool(patches) and all(map(is_plain, patches))
+        if not plain:
+            module.low_rank = None
+        elif module.low_rank is None or not module.low_rank.is_of(patches):
+            module.low_rank = None  # its memory first
+            module.low_rank = LowRank(patches, module.weight.dtype, device)
+        if plain:
+            module.low_rank.move_to(device)
+            loaded += module.low_rank.nbytes
+        elif patches:
+            patch = PatchAfterDecoding(key, patcher.patches)
+            loaded += patch.move_to(device)
+            functions.insert(0, patch)
+        module.weight_function = functions
+    if not patcher.is_dynamic():
+        patcher.model.model_loaded_weight_memory += loaded
+    elif kept_decoded.wanted() and device.type != "cpu":
+        kept_decoded.lend_places(patcher.model, [module for _, module in modules], device)
+
+
+def release_scratch(patcher: Any, *unused: Any) -> None:
+    """After sampling the scratch buffer goes back, and what was recorded."""
+    recorded_blocks.release(patcher.model)
+    operators.release_scratch(patcher.load_device)
+
+
+# What core keeps of a weight that it replaces for a while.
+_Backup = namedtuple("_Backup", ["weight", "inplace_update"])
+
+
+class _Packed:
+    """What both patchers have in common."""
+
+    patches: dict[str, list[tuple]]
+
+    def is_packed_key(self, key: str) -> bool:
+        """Whether `key` names a packed weight of the model."""
+        return packed_tensor.is_packed(compat.get_key_weight(self.model, key)[0])  # type: ignore[attr-defined]
+
+    def patch_weight_to_device(
+        self, key: str, device_to=None, inplace_update=False, return_weight=False, force_cast=False
+    ):
+        """As in core, but packed weights are only moved, by whoever moves the module: patches come after decoding."""
+        if self.is_packed_key(key):
+            if return_weight:
+                return self.patched_weight(key, device_to)
+            if force_cast:
+                self._move_packed(key, device_to)
+            return None
+        return super().patch_weight_to_device(  # type: ignore[misc]
+            key,
+            device_to=device_to,
+            inplace_update=inplace_update,
+            return_weight=return_weight,
+            force_cast=force_cast,
+        )
+
+    def _move_packed(self, key: str, device: torch.device) -> None:
+        """What the dynamic patcher does with small layers: to the device, and remember the original."""
+        packed = compat.get_key_weight(self.model, key)[0]  # type: ignore[attr-defined]
+        backup = self.backup  # type: ignore[attr-defined]
+        backup.setdefault(key, _Backup(packed, False))
+        compat.utils.set_attr(self.model, key, packed_tensor.as_parameter(packed.to(device=device)))  # type: ignore[attr-defined]
+
+    def patched_weight(self, key: str, device: torch.device | None = None) -> torch.Tensor:
+        """A packed weight decoded, with its patches, in its logical dtype: what a saved file gets."""
+        packed = compat.get_key_weight(self.model, key)[0]  # type: ignore[attr-defined]
+        weight = packed_tensor.decode(packed._qdata, packed._params, torch.float32)
+        if device is not None:
+            weight = weight.to(device)
+        if key in self.patches:
+            weight = PatchAfterDecoding(key, self.patches)(weight)
+        return weight.to(packed.dtype)
+
+    def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, torch.Tensor]:
+        """As in core; packed weights are decoded one by one as the file is written."""
+        model = self.model if model is None else model  # type: ignore[attr-defined]
+        packed = {name: value for name, value in model.state_dict().items() if packed_tensor.is_packed(value)}
+        state_dict = super().model_state_dict_for_saving(_Without(model, packed), prefix)  # type: ignore[misc]
+        order = list(model.state_dict())
+        for name, value in packed.items():
+            state_dict[name] = DecodedOnSaving(self, prefix + name, value)
+        return {name: state_dict[name] for name in order if name in state_dict}
+
+    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+        """Hooks patch a packed weight as a LoRA does: after decoding."""
+        if not self.is_packed_key(key):
+            return super().patch_hook_weight_to_device(  # type: ignore[misc]
+                hooks, combined_patches, key, original_weights, memory_counter
+            )
+        if key in combined_patches:
+            module = compat.utils.get_attr(self.model, key.rpartition(".")[0])  # type: ignore[attr-defined]
+            module.weight_function = [*_without_hooks(module), _HookPatch(key, combined_patches)]
+        return None
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        """Take the hooks' patches off again."""
+        for _, module in packed_modules(self):
+            module.weight_function = _without_hooks(module)
+        super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
+
+
+class _HookPatch(PatchAfterDecoding):
+    pass
+
+
+def _without_hooks(module: torch.nn.Module) -> list[Callable]:
+    return [f for f in module.weight_function if not isinstance(f, _HookPatch)]
+
+
+class PackedPatcher(_Packed, compat.ModelPatcher):
+    """ComfyUI's ModelPatcher for packed weights."""
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        """As in core, and packed layers forget their patches."""
+        super().unpatch_model(device_to, unpatch_weights)
+        if unpatch_weights:
+            for _, module in packed_modules(self):
+                module.weight_function = []
+                module.low_rank = None
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        """As in core; the patches of what was offloaded are there already, as functions of the decoded weight."""
+        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        for _, module in packed_modules(self):
+            module.weight_function = [f for f in module.weight_function if not isinstance(f, compat.LowVramPatch)]
+        return freed
+
+
+class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
+    """ComfyUI's ModelPatcherDynamic for packed weights."""
+
+    def load(self, *args: Any, **kwargs: Any) -> None:
+        """As in core, but packed weights on the card stay good when the patches change: they are never written into them.
+        What is still in the files is then read at once."""
+        modules = [module for _, module in packed_modules(self)]
+        resident = [(module, module._v_signature) for module in modules if hasattr(module, "_v_signature")]
+        super().load(*args, **kwargs)
+        for module, signature in resident:
+            if "_v" in module.__dict__:
+                module._v_signature = signature
+        first_load.load(self, self.load_device)
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.
+        They come back at their next use."""
+        freed = kept_decoded.give_back(self.model, self.load_device, memory_to_free)
+        if freed < memory_to_free:
+            freed += super().partially_unload(device_to, memory_to_free - freed, force_patch_weights)
+        if freed < memory_to_free:
+            low_ranks = [module.low_rank for _, module in packed_modules(self) if module.low_rank is not None]
+            freed += sum(low_rank.move_to(self.offload_device) for low_rank in low_ranks)
+        return freed
+
+
+class _Without:
+    """A module as core's saving code looks at it, less some names of its state dict."""
+
+    def __init__(self, module: Any, names: dict[str, torch.Tensor]):
+        self._module = module
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self._module.state_dict().items() if name not in self._names}
+
+
+_LAZY_DEVICE = namedtuple("_LazyDevice", ["type", "index"])("decoded-on-saving", 0)
+
+
+class DecodedOnSaving(torch.nn.Parameter):
+    """Stands for a dense weight in a state dict that is about to be written; `.to("cpu")` makes it."""
+
+    def __new__(cls, patcher: Any, key: str, weight: torch.Tensor) -> DecodedOnSaving:
+        return super().__new__(cls, torch.empty(weight.shape, dtype=weight.dtype, device="meta"), False)
+
+    def __init__(self, patcher: Any, key: str, weight: torch.Tensor):
+        self.patcher = patcher
+        self.key = key
+
+    @property
+    def device(self) -> Any:
+        """No device that safetensors knows, so that it asks for the tensor on the CPU."""
+        return _LAZY_DEVICE
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The dense weight on the CPU, whatever is asked for: safetensors asks for that."""
+        return self.patcher.patched_weight(self.key, self.patcher.load_device).cpu()
+
+
+def adopt(patcher: Any) -> Any:
+    """Make a patcher that core built one for packed weights, and every clone of it as well; returns it."""
+    if not isinstance(patcher, _Packed):
+        patcher.__class__ = PackedPatcherDynamic if patcher.is_dynamic() else PackedPatcher
+    # Cached hook weights would hold plain weights only, and leave the packed ones unpatched on the second use.
+    patcher.hook_mode = compat.hooks.EnumHookMode.MinVram
+    for call, callback in (
+        (compat.CallbacksMP.ON_LOAD, route_patches),
+        (compat.CallbacksMP.ON_CLONE, _adopt_clone),
+        (compat.CallbacksMP.ON_CLEANUP, release_scratch),
+    ):
+        patcher.remove_callbacks_with_key(call, "hlwq")
+        patcher.add_callback_with_key(call, "hlwq", callback)
+    return patcher
+
+
+def _adopt_clone(original: Any, clone: Any) -> None:
+    # Core makes plain patchers of a dynamic one's non-dynamic clones.
+    adopt(clone)
