@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--python", type=Path, help="use this Python, which has torch and ComfyUI's requirements")
 
 
-def ensure(comfyui: Path | None = None, python: Path | None = None) -> Environment:
+def add_package_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--with` and `--without`, for the scripts that test what nobody has pinned."""
+    parser.add_argument(
+        "--with",
+        dest="wanted",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="another version than ComfyUI's requirements and our pins name, as comfy-kitchen==0.2.40;\n"
+        "without a version (--with torch): the newest that the rest allows",
+    )
+    parser.add_argument(
+        "--without",
+        dest="unwanted",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="leave this one of ComfyUI's requirements out, as torchaudio",
+    )
+
+
+def ensure(
+    comfyui: Path | None = None, python: Path | None = None, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()
+) -> Environment:
     """Find or make the environment.
 
     Args:
         comfyui: folder of a ComfyUI; else COMFYUI_PATH; else the pinned one is unpacked into the cache.
-        python: an interpreter to use as it is; else one is made in the cache.
+        python: an interpreter to use as it is; else one is made in the cache, of the Python that runs this.
+        wanted: requirements (`name` or `name==version`) that replace ComfyUI's and ours of the same names.
+        unwanted: names of requirements to leave out.
 
     Raises:
         SetupError: something is missing that we cannot supply, in words for the user.
@@ -93,11 +118,15 @@ def ensure(comfyui: Path | None = None, python: Path | None = None) -> Environme
             raise SetupError(
                 f"{given} is not a ComfyUI: no main.py and comfy/ there. Correct --comfyui or COMFYUI_PATH."
             )
+    if given == (unpacked := cache / f"ComfyUI-{COMFYUI_SHA256[:12]}"):
+        given = None  # the same environment, however it is asked for
     if python is not None:
+        if wanted or unwanted:
+            raise SetupError("--with and --without change an environment that is made; --python brings its own.")
         _check_python(python)
 
-    env = _EnvironmentFolder(cache, given)
-    folder = given or cache / f"ComfyUI-{COMFYUI_SHA256[:12]}"
+    env = _EnvironmentFolder(cache, given, wanted, unwanted)
+    folder = given or unpacked
     interpreter = python.absolute() if python is not None else env.python
     if (python is not None or env.ready()) and (given is not None or folder.is_dir()):
         return Environment(interpreter, folder, cache)
@@ -125,12 +154,14 @@ def _check_python(python: Path) -> None:
 class _EnvironmentFolder:
     """The virtual environment in the cache; its name is a hash of all that decides what is in it."""
 
-    def __init__(self, cache: Path, comfyui: Path | None):
+    def __init__(self, cache: Path, comfyui: Path | None, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()):
         requirements = COMFYUI_SHA256.encode()
         if comfyui is not None:
             requirements = (comfyui / "requirements.txt").read_bytes()
         pins = [*TORCH, *TOOLS, platform.python_version(), platform.machine(), sys.platform]
+        pins += [*sorted(wanted), *(f"no {name}" for name in sorted(unwanted))]
         key = hashlib.sha256(requirements + "\n".join(pins).encode()).hexdigest()[:12]
+        self.wanted, self.unwanted = wanted, unwanted
         self.path = cache / f"env-{key}"
         self.marker = self.path / "complete.json"
         self.log = cache / f"env-{key}.log"
@@ -153,10 +184,43 @@ class _EnvironmentFolder:
         shutil.rmtree(self.path, ignore_errors=True)  # one that was left half made
         say(f"making the Python environment in {self.path} (once; torch is about 3 GB to download)")
         _make_venv(self.path)
-        requirements = ["-r", str(comfyui / "requirements.txt")]
-        _pip(self.python, ["install", *TORCH, *TOOLS, *requirements], self.log)
-        self.marker.write_text(json.dumps({"torch": TORCH, "tools": TOOLS, "comfyui": str(comfyui)}) + "\n")
+        packages = packages_of((comfyui / "requirements.txt").read_text(), self.wanted, self.unwanted)
+        _pip(self.python, ["install", *packages], self.log)
+        self.marker.write_text(json.dumps({"packages": packages, "comfyui": str(comfyui)}) + "\n")
         say("the environment is ready")
+
+
+def package_name(requirement: str) -> str:
+    """The name in a requirement, as the index compares names: `comfyui_manager==4.3` is `comfyui-manager`."""
+    name = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
+    if name is None:
+        raise SetupError(f"{requirement!r} is no requirement: give a package as name or name==version")
+    return re.sub(r"[-_.]+", "-", name[0].rstrip("-_.")).lower()
+
+
+def packages_of(requirements: str, wanted: Sequence[str] = (), unwanted: Sequence[str] = ()) -> list[str]:
+    """What pip is asked for: ComfyUI's requirements, our pins of torch for those it names, and the tools.
+
+    Args:
+        requirements: the text of ComfyUI's requirements.txt.
+        wanted: requirements that replace those of the same names.
+        unwanted: names to leave out.
+
+    Raises:
+        SetupError: a requirement cannot be read, or `unwanted` names what is in none.
+    """
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in requirements.splitlines()]
+    theirs = {package_name(line): line for line in lines if line}
+    pins = {package_name(pin): pin for pin in TORCH}
+    # A part of torch that ComfyUI no longer asks for is not there for its users either.
+    packages = {**theirs, **{name: pin for name, pin in pins.items() if name in theirs}}
+    packages |= {package_name(tool): tool for tool in TOOLS}
+    for name in map(package_name, unwanted):
+        if name not in packages:
+            raise SetupError(f"--without {name}: nothing asks for it")
+        del packages[name]
+    packages |= {package_name(extra): extra for extra in wanted}
+    return list(packages.values())
 
 
 def _make_venv(path: Path) -> None:
@@ -338,9 +402,10 @@ def say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make the environment of the demo and of the tests.")
     add_arguments(parser)
+    add_package_arguments(parser)
     args = parser.parse_args()
     try:
-        environment = ensure(args.comfyui, args.python)
+        environment = ensure(args.comfyui, args.python, args.wanted, args.unwanted)
     except SetupError as error:
         say(f"error: {error}")
         return 1

@@ -2,6 +2,9 @@
 
     python3 scripts/test.py                      ruff, mypy and all tests
     python3 scripts/test.py tests/unit -k pack   only pytest, with these arguments
+    python3 scripts/test.py --comfyui PATH       the same with another ComfyUI, in an environment that its
+                                                 requirements.txt makes (also: the variable COMFYUI_PATH)
+    python3.12 scripts/test.py                   the same on another Python
 
 Browser tests drive the system's Chromium (Debian: apt install chromium); without one they are skipped.
 """
@@ -15,12 +18,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from environment import Environment, SetupError, add_arguments, ensure, say
+from environment import Environment, SetupError, add_arguments, add_package_arguments, ensure, say
 
 REPO = Path(__file__).resolve().parents[1]
 
 # Whatever hangs, the run ends and says which tests passed until then.
-DEADLINE = 2000.0
+DEADLINE = 2000
 
 
 def checks(environment: Environment) -> list[str]:
@@ -40,7 +43,7 @@ def checks(environment: Environment) -> list[str]:
     return failed
 
 
-def pytest(environment: Environment, arguments: list[str]) -> int:
+def pytest(environment: Environment, arguments: list[str], deadline: float = DEADLINE) -> int:
     """Run pytest; after the deadline interrupt it, so that it tears down and sums up, then end it by force."""
     variables = os.environ | {
         "COMFYUI_PATH": str(environment.comfyui),
@@ -50,7 +53,7 @@ def pytest(environment: Environment, arguments: list[str]) -> int:
     command = [str(environment.python), "-m", "pytest", *arguments]
     process = subprocess.Popen(command, cwd=REPO, env=variables)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # then it tears down, and we go on waiting
-    waits = [(DEADLINE, signal.SIGINT), (90, signal.SIGTERM), (10, signal.SIGKILL)]
+    waits = [(deadline, signal.SIGINT), (90, signal.SIGTERM), (10, signal.SIGKILL)]
     try:
         for seconds, then in waits:
             try:
@@ -70,16 +73,20 @@ def pytest(environment: Environment, arguments: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_arguments(parser)
+    add_package_arguments(parser)
+    parser.add_argument(
+        "--deadline", type=float, default=DEADLINE, help="seconds that pytest has (default: %(default)s)"
+    )
     args, rest = parser.parse_known_args()
     try:
-        environment = ensure(args.comfyui, args.python)
+        environment = ensure(args.comfyui, args.python, args.wanted, args.unwanted)
     except SetupError as error:
         say(f"error: {error}")
         return 1
     failed = [] if rest else checks(environment)
     if failed:
         say(f"FAILED before any test: {', '.join(failed)}")
-    code = pytest(environment, rest or ["-q", "--durations=15"])
+    code = pytest(environment, rest or ["-q", "--durations=15"], args.deadline)
     return code or len(failed)
 
 

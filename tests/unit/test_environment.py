@@ -200,3 +200,61 @@ def test_links_keep_the_source_clean(environment: ModuleType, tmp_path: Path) ->
 def test_pins_are_whole(environment: ModuleType) -> None:
     assert len(environment.COMFYUI_SHA256) == hashlib.sha256().digest_size * 2
     assert all("==" in pin for pin in (*environment.TORCH, *environment.TOOLS, environment.COMFYUI_PACKAGE))
+
+
+REQUIREMENTS = """comfyui-frontend-package==1.47.12
+torch
+torchvision
+torchaudio  # for sound
+comfy-kitchen==0.2.26
+
+#non essential dependencies:
+pydantic~=2.0
+"""
+
+
+def test_a_package_asked_for_replaces_every_pin_of_it(environment: ModuleType) -> None:
+    packages = environment.packages_of(REQUIREMENTS, ["Comfy_Kitchen==0.2.40", "torch", "comfyui.manager==4.3"])
+    assert {"Comfy_Kitchen==0.2.40", "torch", "comfyui.manager==4.3", "pydantic~=2.0"} <= set(packages)
+    names = [environment.package_name(package) for package in packages]
+    assert len(names) == len(set(names))
+    assert not {"comfy-kitchen==0.2.26", "torch==2.11.0"} & set(packages)
+
+
+def test_without_a_wish_the_pins_hold(environment: ModuleType) -> None:
+    packages = environment.packages_of(REQUIREMENTS)
+    assert {*environment.TORCH, *environment.TOOLS, "comfyui-frontend-package==1.47.12"} <= set(packages)
+
+
+def test_what_comfyui_does_not_ask_for_is_not_installed(environment: ModuleType) -> None:
+    def no_torchaudio(packages: list[str]) -> bool:
+        return not any("torchaudio" in package for package in packages)
+
+    assert no_torchaudio(environment.packages_of(REQUIREMENTS.replace("torchaudio", "#")))
+    assert no_torchaudio(environment.packages_of(REQUIREMENTS, (), ["TorchAudio"]))
+    with pytest.raises(environment.SetupError, match="--without tochaudio"):
+        environment.packages_of(REQUIREMENTS, (), ["tochaudio"])
+    with pytest.raises(environment.SetupError, match="is no requirement"):
+        environment.packages_of(REQUIREMENTS, ["--upgrade"])
+
+
+def test_other_packages_are_another_environment(environment: ModuleType, fake_comfyui: Path, tmp_path: Path) -> None:
+    def path(*wishes: list[str]) -> Path:
+        return environment._EnvironmentFolder(tmp_path, fake_comfyui, *wishes).path
+
+    all_different = [path(), path(["torch"]), path(["a", "torch"]), path([], ["torch"])]
+    assert len(set(all_different)) == 4
+    assert path(["torch", "a"]) == path(["a", "torch"])
+    with pytest.raises(environment.SetupError, match="--python brings its own"):
+        environment.ensure(comfyui=fake_comfyui, python=Path(sys.executable), wanted=["torch"])
+
+
+def test_the_pinned_comfyui_has_one_environment_however_it_is_named(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_comfyui: Path
+) -> None:
+    unpacked = tmp_path / "cache" / f"ComfyUI-{environment.COMFYUI_SHA256[:12]}"
+    shutil.copytree(fake_comfyui, unpacked)
+    monkeypatch.setattr(environment, "_check_python", lambda _: None)
+    monkeypatch.setattr(environment._EnvironmentFolder, "ready", lambda _: True)
+    assert environment.ensure() == environment.ensure(comfyui=unpacked)
+    assert environment.ensure() != environment.ensure(comfyui=fake_comfyui)
