@@ -9,6 +9,7 @@ last line is the result as JSON, after the word RESULT. `steps.py` runs this for
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -401,6 +402,35 @@ def weight_error(model: Any) -> float:
     return max(errors)
 
 
+def answer(
+    model: Any, request: dict[str, Any], steps: int, counted: dict[str, int], device: torch.device
+) -> dict[str, Any]:
+    """A run, or a figure: what steps.py asks for, one a line.
+
+    Args:
+        steps: of a run, unless the request says how many.
+        counted: what `count_bus_bytes` counts in.
+    """
+    if request.get("host"):
+        return {"host_us_linear": host_time(model)}
+    if request.get("weight_error"):
+        return {"lora_weight_error": weight_error(model)}
+    if attention := request.get("attention"):
+        attend(model, attention)
+    peak = None
+    if request.get("peak") and device.type == "cuda":
+        peak = Peak(device)
+        peak.start()
+    run = sample(model, request["tokens"], request.get("steps", steps), counted)
+    latent = run.pop("latent")
+    if request.get("latent") and latent is not None:
+        torch.save(latent, request["latent"])
+    if peak is not None:
+        peak.ended.set()
+        run["peak_gb"] = peak.most / 1e9
+    return run
+
+
 def main() -> None:
     args = ARGUMENTS
     import comfy.model_management
@@ -424,39 +454,19 @@ def main() -> None:
         torch.cuda.empty_cache()  # what encoding took is free too
     holder = hold(args.free, device) if args.free and device.type == "cuda" else None
 
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        """A run, or a figure: what steps.py asks for, one a line."""
-        if request.get("host"):
-            return {"host_us_linear": host_time(model)}
-        if request.get("weight_error"):
-            return {"lora_weight_error": weight_error(model)}
-        if attention := request.get("attention"):
-            attend(model, attention)
-        peak = None
-        if request.get("peak") and device.type == "cuda":
-            peak = Peak(device)
-            peak.start()
-        run = sample(model, request["tokens"], request.get("steps", args.steps), counted)
-        latent = run.pop("latent")
-        if request.get("latent") and latent is not None:
-            torch.save(latent, request["latent"])
-        if peak is not None:
-            peak.ended.set()
-            run["peak_gb"] = peak.most / 1e9
-        return run
-
+    ask = functools.partial(answer, model, steps=args.steps, counted=counted, device=device)
     if args.serve:
         tell(result)
         for line in sys.stdin:
-            tell(answer(json.loads(line)))
+            tell(ask(json.loads(line)))
     else:
         result["runs"] = []
         for tokens in map(int, args.tokens.split(",")):
-            result["runs"].append(answer({"tokens": tokens, "peak": args.peak}))
+            result["runs"].append(ask({"tokens": tokens, "peak": args.peak}))
             print(json.dumps(result["runs"][-1]), file=sys.stderr, flush=True)
         for figure, asked in (("host", args.host), ("weight_error", bool(args.lora) and args.format == "hlwq")):
             if asked:
-                result |= answer({figure: True})
+                result |= ask({figure: True})
         tell(result)
     del holder
     sys.stdout.flush()
