@@ -16,6 +16,7 @@ function place(node, name, view) {
   const widget = node.addDOMWidget(name, name, view.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // an element lives in one place: the side panel would take it out of the node's width
     getMinHeight: () => view.height,
     getValue: () => "",
     setValue: () => {},

@@ -55,6 +55,20 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
     assert canvas.failures == []
 
 
+def test_the_side_panel_leaves_the_report_alone(open_canvas: Callable[..., Canvas]) -> None:
+    """Selected with the right-hand panel open, the loader keeps its report's width, and the panel has no empty row for it."""
+    canvas = open_canvas(Comfy__RightSidePanel__IsOpen=True)
+    canvas.add(LOADER, checkpoint=TINY)
+    report = canvas.page.locator(".hlwq-panel[data-state=complete]")
+    report.wait_for()
+    width = report.evaluate("(element) => element.offsetWidth")
+    canvas.select(LOADER)
+    canvas.page.get_by_text("Advanced inputs").wait_for()  # the side panel lists the node's widgets
+    canvas.wait("(width) => document.querySelector('.hlwq-panel').offsetWidth === width", width)
+    assert not canvas.page.get_by_text("hlwq_report").count()
+    assert report.is_visible() and canvas.failures == []
+
+
 def test_verify(canvas: Canvas) -> None:
     """The Verify button runs to its end and says so in the node."""
     canvas.add(LOADER, checkpoint=TINY)
