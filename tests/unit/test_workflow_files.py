@@ -61,6 +61,7 @@ def test_both_forms_agree(path):
 
 
 def test_files_are_what_the_script_writes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     spec = importlib.util.spec_from_file_location("make_workflows", ROOT / "scripts" / "make_workflows.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "make_workflows", module)

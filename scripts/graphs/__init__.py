@@ -1,0 +1,1 @@
+"""The shipped workflows: their description, and the forms that it takes."""
