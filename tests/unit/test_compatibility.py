@@ -1,0 +1,117 @@
+"""docs/compatibility.md: what it says is what the committed results say, and those are complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def compatibility() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hlwq_compatibility", REPO / "scripts" / "compatibility.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(REPO / "scripts"))
+    hidden = {name: sys.modules.pop(name, None) for name in ("environment", "test")}
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(REPO / "scripts"))
+        sys.modules.update({name: known for name, known in hidden.items() if known is not None})
+    return module
+
+
+def test_the_page_says_what_the_results_say(compatibility: ModuleType) -> None:
+    made = compatibility.page(compatibility.read_results())
+    assert compatibility.PAGE.read_text() == made, "run: python3 scripts/compatibility.py page"
+
+
+def test_results_and_rows_name_each_other(compatibility: ModuleType) -> None:
+    assert {path.stem for path in compatibility.RESULTS.glob("*.json")} <= set(compatibility.ROWS)
+    for key, row in compatibility.ROWS.items():
+        for part, result in compatibility.read_results()[key].items():
+            assert part in compatibility.PARTS
+            assert result["python"].startswith(row.python)
+            for wanted in row.wanted:
+                name, _, version = wanted.partition("==")
+                assert not version or result["packages"][name] == version
+            assert "dirty" not in result["pack"], f"{key}, {part}: run it on a committed state"
+
+
+def test_every_folder_of_tests_is_in_a_column(compatibility: ModuleType) -> None:
+    folders = {path.parent.relative_to(REPO).as_posix() for path in (REPO / "tests").rglob("test_*.py")}
+    assert folders <= {argument for arguments in compatibility.PARTS.values() for argument in arguments}
+
+
+@pytest.fixture
+def junit(tmp_path: Path) -> Path:
+    """What pytest writes of a test that passes, one that fails, one that is skipped, a broken setup and teardown."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.parametrize('x', ['a::b', 'c'])\n"
+        "def test_bad(x): assert x == 'c', 'first\\nsecond | line'\n"
+        "@pytest.mark.skip(reason='no card')\n"
+        "def test_skipped(): pass\n"
+        "@pytest.fixture\n"
+        "def broken(): raise OSError('port')\n"
+        "def test_setup(broken): pass\n"
+        "@pytest.fixture\n"
+        "def untidy():\n"
+        "    yield\n"
+        "    raise OSError('left')\n"
+        "def test_teardown(untidy): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path]
+    command += ["-o", "junit_family=xunit1", f"--junitxml={tmp_path / 'junit.xml'}", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout
+    return tmp_path / "junit.xml"
+
+
+def test_pytests_own_words_are_read(compatibility: ModuleType, junit: Path) -> None:
+    found = compatibility.outcomes(junit)
+    states = {test: state for test, (state, _) in found.items()}
+    assert states == {
+        "test_it.py::test_good": "passed",
+        "test_it.py::test_bad[a::b]": "failed",
+        "test_it.py::test_bad[c]": "passed",
+        "test_it.py::test_skipped": "skipped",
+        "test_it.py::test_setup": "failed",
+        "test_it.py::test_teardown": "failed",
+    }
+    assert found["test_it.py::test_skipped"][1] == "no card"
+    assert "first second | line" in found["test_it.py::test_bad[a::b]"][1]
+    alone = {"test_it.py::test_setup": ("passed", ""), "test_it.py::test_teardown": ("failed", "left")}
+    result = compatibility.summary(found, alone)
+    assert (result["passed"], sorted(result["failed"])) == (
+        3,
+        ["test_it.py::test_bad[a::b]", "test_it.py::test_teardown"],
+    )
+    assert result["passed_alone"] == ["test_it.py::test_setup"] and result["skipped"] == {"no card": 1}
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_cell_says_failures_first_and_nothing_of_what_was_not_run(compatibility: ModuleType) -> None:
+    result = {"passed": 7, "failed": {"a": "b"}, "skipped": {"no card": 2, "slow": 1}, "interrupted": False}
+    assert compatibility.cell(result) == "**1 failed**, 7 passed, 3 skipped"
+    assert compatibility.cell(result | {"failed": {}, "skipped": {}}) == "7 passed"
+    assert "interrupted" in compatibility.cell(result | {"interrupted": True})
+    assert compatibility.cell(None) == ""
+
+
+def test_an_unknown_comfyui_is_not_recorded_as_another(compatibility: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "comfyui_version.py").write_text('# made\n__version__ = "0.99.0"\n')
+    assert compatibility.version_of(tmp_path) == "0.99.0"
+    (tmp_path / "comfyui_version.py").write_text("")
+    with pytest.raises(compatibility.SetupError, match="names no version"):
+        compatibility.version_of(tmp_path)
