@@ -13,25 +13,7 @@ import pytest
 from hlwq_core import media
 
 from ..canvas_to_api import convert
-from .workflows import ROOT, api, ask, forget_earlier_runs, run, saved, set_inputs, shorten_sigmas, tiny_files
-
-# Stem; width, height, frames and rate asked for; frames and rate of the result.
-CASES = {
-    "hlwq_ltx23_text_to_video": ((96, 64, 17, 24.0), (17, 24)),
-    "hlwq_ltx23_image_to_video": ((64, 96, 9, 12.5), (9, 12.5)),
-    "hlwq_ltx23_two_stage": ((128, 128, 9, 25.0), (9, 25)),
-    "hlwq_ltx23_image_to_video_two_stage": ((128, 128, 9, 24.0), (9, 24)),
-    "hlwq_ltx23_temporal_upscale": ((64, 64, 17, 24.0), (33, 48)),
-    "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
-}
-
-
-def small(prompt: dict, width: int, height: int, length: int, rate: float) -> dict:
-    set_inputs(
-        prompt, Width={"value": width}, Height={"value": height}, Length={"value": length}, Frame_rate={"value": rate}
-    )
-    shorten_sigmas(prompt)
-    return prompt
+from .workflows import CASES, ROOT, api, ask, forget_earlier_runs, run, saved, set_inputs, small, tiny_files
 
 
 def decoded(path: Path) -> np.ndarray:

@@ -20,6 +20,16 @@ PUBLISHED_TO_TINY = {
     "audio.wav": "voice.wav",
 }
 
+# Stem; width, height, frames and rate asked for; frames and rate of the result.
+CASES = {
+    "hlwq_ltx23_text_to_video": ((96, 64, 17, 24.0), (17, 24)),
+    "hlwq_ltx23_image_to_video": ((64, 96, 9, 12.5), (9, 12.5)),
+    "hlwq_ltx23_two_stage": ((128, 128, 9, 25.0), (9, 25)),
+    "hlwq_ltx23_image_to_video_two_stage": ((128, 128, 9, 24.0), (9, 24)),
+    "hlwq_ltx23_temporal_upscale": ((64, 64, 17, 24.0), (33, 48)),
+    "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
+}
+
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """GET, or POST of `body`; a refusal by ComfyUI fails with what it says."""
@@ -60,6 +70,14 @@ def shorten_sigmas(prompt: dict[str, Any]) -> None:
         if node["class_type"] == "ManualSigmas":
             sigmas = [s.strip() for s in node["inputs"]["sigmas"].split(",")]
             node["inputs"]["sigmas"] = f"{sigmas[0]}, {sigmas[-2]}, 0.0"
+
+
+def small(prompt: dict, width: int, height: int, length: int, rate: float) -> dict:
+    set_inputs(
+        prompt, Width={"value": width}, Height={"value": height}, Length={"value": length}, Frame_rate={"value": rate}
+    )
+    shorten_sigmas(prompt)
+    return prompt
 
 
 def run(server: Any, prompt: dict[str, Any], timeout: float = 240) -> dict[str, Any]:
