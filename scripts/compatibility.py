@@ -165,7 +165,7 @@ def run(key: str, environment: Environment, part: str, deadline: float) -> dict[
         alone = _pytest(environment, failed, deadline)[1]
     return {
         "date": datetime.date.today().isoformat(),
-        "pack": _git("describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"),
+        "pack": _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if _changed() else ""),
         "packages": _versions(environment.python),
         "python": _output(environment.python, "import platform; print(platform.python_version())"),
         "system": f"{platform.system()} {platform.machine()}",
@@ -186,6 +186,11 @@ def _versions(python: Path) -> dict[str, str]:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _changed() -> str:
+    """Files that are not as committed, but for those that this script writes."""
+    return _git("status", "--porcelain", "--", ".", *(f":!{path.relative_to(REPO)}" for path in (RESULTS, PAGE)))
 
 
 def version_of(comfyui: Path) -> str:
@@ -288,12 +293,12 @@ def _run(args: argparse.Namespace) -> int:
             f"{environment.comfyui} is ComfyUI {found}, {args.row} is {row.version}: give its folder by --comfyui"
         )
     code = 0
-    file = RESULTS / f"{args.row}.json"
+    file = args.results / f"{args.row}.json"
     for part in args.part or row.parts:
         result = run(args.row, environment, part, args.deadline)
         stored = json.loads(file.read_text()) if file.is_file() else {}
         ordered = {name: (stored | {part: result})[name] for name in PARTS if name == part or name in stored}
-        RESULTS.mkdir(exist_ok=True)
+        args.results.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
         say(f"{args.row}, {part}: {cell(result)}")
         code |= bool(result["failed"] or result["interrupted"])
@@ -308,6 +313,7 @@ def main() -> int:
     running.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; else those that the row must have")
     running.add_argument("--comfyui", type=Path, help="the folder of that ComfyUI; 0.30.0 needs none")
     running.add_argument("--deadline", type=float, default=7200, help="seconds for one part (default: %(default)s)")
+    running.add_argument("--results", type=Path, default=RESULTS, help="folder to keep them in")
     commands.add_parser("page", help=f"write {PAGE.relative_to(REPO)}")
     args = parser.parse_args()
     if args.command == "page":
