@@ -1,6 +1,6 @@
 """What was seen of the pack on which ComfyUI, Python and torch: runs the tests there, keeps the results, writes the page.
 
-    python3 scripts/compatibility.py run 0.33.0 --comfyui PATH unit comfy     these tests on that row's environment
+    python3 scripts/compatibility.py run 0.33.0 unit comfy --comfyui PATH     these tests on that row's environment
     python3 scripts/compatibility.py page                                     docs/compatibility.md of all results
 
 A row whose Python is named is run by that Python (python3.12 scripts/compatibility.py run ...). A test that failed is
