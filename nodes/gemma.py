@@ -1,11 +1,13 @@
 """LTX-2.3's text encoder (Gemma 3 and the projection of its 49 hidden states) in the widths that the files have.
 
-ComfyUI's own classes hard-code Gemma 3 12B's. The computation is theirs; only what their constructors fix is given
-from outside. Source: ComfyUI 0.30.0, `comfy/text_encoders/{lt,llama}.py`.
+ComfyUI's own classes hard-code Gemma 3 12B's, until 0.32.0 the projection's widths too. The computation is theirs; only
+what their constructors fix is given from outside: such a constructor of ours sets all that theirs sets.
+Source: ComfyUI 0.30.0 to 0.33.0, `comfy/text_encoders/{lt,llama}.py`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +185,13 @@ class SizedGemmaModel(compat.lt.Gemma3_12BModel):
         )
 
 
+def core_takes_sizes(text_encoder: type) -> bool:
+    """Whether the constructor of ComfyUI's text encoder is told the language model and the widths of the projection, as
+    since 0.32.0."""
+    parameters = inspect.signature(text_encoder).parameters
+    return {"text_encoder_model", "video_projection_dim", "audio_projection_dim"} <= parameters.keys()
+
+
 class SizedTextEncoder(compat.lt.LTXAVTEModel):
     """ComfyUI's LTX-2.3 text encoder: Gemma's hidden states, projected for the video and the audio stream."""
 
@@ -196,11 +205,28 @@ class SizedTextEncoder(compat.lt.LTXAVTEModel):
         device: Any,
         model_options: dict[str, Any],
     ):
-        torch.nn.Module.__init__(self)
-        self.dtypes = {gemma_dtype}
-        self.compat_mode = False
-        self.text_projection_type = "dual_linear"
-        self.gemma3_12b = SizedGemmaModel(sizes, device, gemma_dtype, model_options)
+        def language(device: Any, dtype: Any, model_options: dict[str, Any], **_: Any) -> SizedGemmaModel:
+            return SizedGemmaModel(sizes, device, dtype, model_options)
+
+        if core_takes_sizes(compat.lt.LTXAVTEModel):
+            super().__init__(
+                dtype_llama=gemma_dtype,
+                device=device,
+                dtype=gemma_dtype,
+                text_projection_type="dual_linear",
+                text_encoder_model=language,
+                video_projection_dim=video,
+                audio_projection_dim=audio,
+                model_options=model_options,
+            )
+            if projection_operations is None:
+                return
+        else:
+            torch.nn.Module.__init__(self)
+            self.dtypes = {gemma_dtype}
+            self.compat_mode = False
+            self.text_projection_type = "dual_linear"
+            self.gemma3_12b = language(device, gemma_dtype, model_options)
         self.text_embedding_projection = compat.lt.DualLinearProjection(
             sizes.hidden * (sizes.layers + 1),
             video,

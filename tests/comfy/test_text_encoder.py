@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -293,14 +294,18 @@ def test_quantized_projection(node, files, checkpoint, conditioning, layout, tmp
     assert torch.equal(original[..., 256:], result[..., 256:])
 
 
-def test_sizes_of_the_real_gemma_are_cores_own(pack):
-    """With the real widths the sized classes are core's: same config, same modules, same weights."""
+@pytest.fixture(scope="module")
+def gemma(pack: ModuleType) -> ModuleType:
+    return importlib.import_module(f"{pack.__name__}.nodes.gemma")
+
+
+@pytest.fixture(scope="module")
+def sizes(gemma: ModuleType):
     import comfy.text_encoders.llama as llama
 
-    gemma = importlib.import_module(f"{pack.__name__}.nodes.gemma")
     core = llama.Gemma3_12B_Config()
     vision = llama.GEMMA3_VISION_CONFIG
-    sizes = gemma.Sizes(
+    return gemma.Sizes(
         core.vocab_size,
         core.hidden_size,
         core.intermediate_size,
@@ -316,23 +321,82 @@ def test_sizes_of_the_real_gemma_are_cores_own(pack):
             vision["image_size"],
         ),
     )
-    config = sizes.config()
-    for name in dir(core):
-        if not name.startswith("__"):
-            assert getattr(config, name) == getattr(core, name), name
-    options = {"custom_operations": importlib.import_module("comfy.ops").manual_cast}
-    ours = gemma.SizedTextEncoder(sizes, 4096, 2048, torch.bfloat16, None, "meta", options)
-    theirs = importlib.import_module("comfy.text_encoders.lt").LTXAVTEModel(
-        torch.bfloat16, "meta", torch.bfloat16, "dual_linear", options
+
+
+@pytest.fixture(scope="module")
+def ours(gemma: ModuleType, sizes):
+    import comfy.ops
+
+    options = {"custom_operations": comfy.ops.manual_cast}
+    return gemma.SizedTextEncoder(sizes, 4096, 2048, torch.bfloat16, None, "meta", options)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """Core's own, told LTX-2.3's widths where it asks for them."""
+    import comfy.ops
+    import comfy.text_encoders.lt as lt
+
+    asked = inspect.signature(lt.LTXAVTEModel).parameters
+    widths = {"video_projection_dim": 4096, "audio_projection_dim": 2048}
+    return lt.LTXAVTEModel(
+        dtype_llama=torch.bfloat16,
+        device="meta",
+        dtype=torch.bfloat16,
+        text_projection_type="dual_linear",
+        model_options={"custom_operations": comfy.ops.manual_cast},
+        **{name: width for name, width in widths.items() if name in asked},
     )
-    weights, core_weights = ours.state_dict(), theirs.state_dict()
-    assert {n: (t.shape, t.dtype) for n, t in weights.items()} == {
-        n: (t.shape, t.dtype) for n, t in core_weights.items()
-    }
-    assert vars(ours).keys() == vars(theirs).keys()
-    shapes = dict(sizes.weights())
-    assert shapes["model.layers.47.self_attn.q_proj.weight"] == (4096, 3840)
-    assert shapes["model.layers.0.mlp.down_proj.weight"] == (3840, 15360)
+
+
+class TestRealSizes:
+    """With the real widths the sized classes are core's: same config, same attributes, same modules, same weights."""
+
+    def test_config(self, sizes):
+        import comfy.text_encoders.llama as llama
+
+        core, config = llama.Gemma3_12B_Config(), sizes.config()
+        assert type(config) is type(core)
+        for name in dir(core):
+            if not name.startswith("__"):
+                assert getattr(config, name) == getattr(core, name), name
+
+    @pytest.mark.parametrize(
+        "path",
+        ["", "text_embedding_projection", "gemma3_12b", "gemma3_12b.transformer", "gemma3_12b.transformer.model"],
+    )
+    def test_every_attribute_that_cores_constructor_sets(self, ours, theirs, path):
+        mine, core = vars(ours.get_submodule(path)), vars(theirs.get_submodule(path))
+        assert mine.keys() == core.keys()
+        assert {name: value for name, value in mine.items() if plain_value(value)} == {
+            name: value for name, value in core.items() if plain_value(value)
+        }
+
+    def test_same_modules_and_weights(self, ours, theirs):
+        def classes(root: torch.nn.Module) -> dict[str, str]:
+            return {name: f"{type(m).__module__}.{type(m).__qualname__}" for name, m in root.named_modules()}
+
+        sized = ("", "gemma3_12b", "gemma3_12b.transformer")
+        for name in sized:
+            assert isinstance(ours.get_submodule(name), type(theirs.get_submodule(name)))
+        core = classes(theirs)
+        assert classes(ours) | {name: core[name] for name in sized} == core
+        weights, core_weights = ours.state_dict(), theirs.state_dict()
+        assert {n: (t.shape, t.dtype) for n, t in weights.items()} == {
+            n: (t.shape, t.dtype) for n, t in core_weights.items()
+        }
+
+    def test_shapes_that_a_file_must_have(self, sizes):
+        shapes = dict(sizes.weights())
+        assert shapes["model.layers.47.self_attn.q_proj.weight"] == (4096, 3840)
+        assert shapes["model.layers.0.mlp.down_proj.weight"] == (3840, 15360)
+
+
+def plain_value(value: object) -> bool:
+    """Whether an attribute can be compared: no modules, tensors or functions within."""
+    if isinstance(value, (tuple, list, set)):
+        return all(map(plain_value, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type))
 
 
 class TestRefusals:
