@@ -60,7 +60,6 @@ CIRCLES = [["hlwq_core.backends.cuda_fast", "hlwq_core.running.fast"]]
 TOO_LONG = {
     "hlwq_core/checkpoints/checkpoint.py",
     "hlwq_core/tools/quantize.py",
-    "tests/unit/test_generate.py",
 }
 
 

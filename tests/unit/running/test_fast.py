@@ -14,7 +14,7 @@ from hlwq_core.format.codebook import scaled_table
 from hlwq_core.format.packing import pack
 from hlwq_core.running import fast, operators
 
-from .host_kernel import kernel_on_the_host
+from ..backends.host_kernel import kernel_on_the_host
 
 KINDS = fast.KINDS
 

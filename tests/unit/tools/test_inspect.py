@@ -16,7 +16,7 @@ from hlwq_core.cli import main
 from hlwq_core.errors import InputError
 from hlwq_core.tools.inspect import coverage_picture, inspect, table
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 
 
 def full_size(folder: Path, blocks: range = range(48), plain: bool = True) -> Path:

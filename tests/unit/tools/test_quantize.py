@@ -26,7 +26,7 @@ from hlwq_core.tools.quantize import quantize
 
 from . import plain_reader
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 LEVELS = {bits: centroids(bits).numpy() for bits in (2, 3, 4, 5, 6, 8)}
 
 

@@ -23,7 +23,7 @@ from hlwq_core.models import manifest
 from hlwq_core.tools.download import check_name, default_folder, download
 from hlwq_core.tools.verify import verify
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HLWQ, POLARQUANT = manifest.REPOSITORIES
 

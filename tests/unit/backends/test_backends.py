@@ -176,7 +176,7 @@ def test_the_triton_kernel_computes_what_eager_does():
     """In Triton's interpreter, which a process chooses as it imports the package."""
     pytest.importorskip("triton")
     command = [sys.executable, "-c", TRITON.format(variants=VARIANTS)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "proven", done.stderr[-2000:]
 
 

@@ -22,7 +22,7 @@ from hlwq_core.errors import FormatError, HLWQError, IncompleteError, InputError
 from hlwq_core.format.codebook import scaled_table
 from hlwq_core.format.packing import BITS, pack
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", ["mini_msb_infinite", "mini_lsb_infinite", "mini_dotted_meta5"])

@@ -1,0 +1,116 @@
+"""A server of our own: it starts, says why not, and ends with all its processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hlwq_core.client.server import LocalServer, find_comfyui
+from hlwq_core.errors import InputError, ServerError
+
+REPO = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.timeout(60)
+
+
+FAKE_MAIN = """
+import http.server, json, os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+open(os.environ["FAKE_PIDS"], "w").write(f"{os.getpid()} {child.pid}")
+print("fake ComfyUI", sys.argv[1:], flush=True)
+if "--die" in sys.argv: sys.exit("the reason is in the last line")
+if "--hang" in sys.argv: child.wait()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps({"system": {}}).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def fake_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "ComfyUI"
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "nodes.py").touch()
+    (folder / "main.py").write_text(FAKE_MAIN)
+    monkeypatch.setenv("FAKE_PIDS", str(tmp_path / "pids"))
+    return folder
+
+
+def alive(pids: Path) -> list[int]:
+    """Which of the fake's two processes still run (zombies do not)."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    return [int(p) for p in pids.read_text().split() if runs(int(p))]
+
+
+def gone(pids: Path) -> bool:
+    end = time.monotonic() + 5
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pids)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_our_server_starts_and_ends_with_all_its_processes(fake_folder: Path, tmp_path: Path) -> None:
+    with LocalServer(fake_folder, extra=["--cpu"], timeout=20) as server:
+        assert len(alive(tmp_path / "pids")) == 2
+        assert "--disable-auto-launch" in server.tail()
+        folder = server.log.parent
+        server.check()
+    assert gone(tmp_path / "pids") and not folder.exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("flag", "says"), [("--die", "the reason is in the last line"), ("--hang", "within 2 s")])
+def test_a_server_that_does_not_come_up_shows_its_log(fake_folder: Path, tmp_path: Path, flag: str, says: str) -> None:
+    with pytest.raises(ServerError, match=says) as caught, LocalServer(fake_folder, extra=["--cpu", flag], timeout=2):
+        pass
+    assert "fake ComfyUI" in str(caught.value)
+    assert gone(tmp_path / "pids")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_command_ends_the_server(fake_folder: Path, tmp_path: Path, signal_: signal.Signals) -> None:
+    command = [sys.executable, "-m", "hlwq_core", "generate", "--prompt", "x", "--comfyui", str(fake_folder)]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "x.mp4"), "--comfyui-args", "--cpu", "--hang"],
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (tmp_path / "pids").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        assert len(alive(tmp_path / "pids")) == 2
+        process.send_signal(signal_)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 130, said.decode()
+        assert b"stopped" in said
+        assert gone(tmp_path / "pids")
+    finally:
+        process.kill()
+        if (tmp_path / "pids").exists():
+            for pid in alive(tmp_path / "pids"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_no_comfyui_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    with pytest.raises(InputError, match="not a ComfyUI"):
+        find_comfyui(tmp_path)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(InputError, match="not a ComfyUI"):
+        find_comfyui()
