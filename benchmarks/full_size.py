@@ -192,8 +192,8 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
 
     os.environ["HLWQ_KEEP_DECODED"] = "1" if kind.endswith("_kept") else "0"
     core.pack()
-    from comfyui_hlwq.hlwq_core.checkpoints.checkpoint import PackedLayer
     from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.hlwq_core.format.packed import PackedLayer
     from comfyui_hlwq.hlwq_core.running import packed_tensor
     from comfyui_hlwq.nodes import compat, model_loading
     from comfyui_hlwq.nodes.running import packed_ops, patchers, recorded_blocks

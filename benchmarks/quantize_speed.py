@@ -23,16 +23,17 @@ sys.path.insert(0, str(REPO))
 import torch
 
 from hlwq_core.codec import codec
+from hlwq_core.codec.layers import encode_layer
 from hlwq_core.codec.search_norms import relative_error
 from hlwq_core.models import manifest
-from hlwq_core.tools.quantize import NORMS, encode_layer
+from hlwq_core.tools.quantize import NORMS
 
 LTX_WEIGHTS = 18.522e9
 
 
 def block_shapes() -> list[tuple[int, int]]:
     """The 28 matrices of a block."""
-    from hlwq_core.tools.recipes import load_recipe
+    from hlwq_core.models.recipes import load_recipe
 
     recipe = load_recipe("ltx23")
     return [

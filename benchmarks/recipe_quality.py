@@ -19,9 +19,11 @@ sys.path.insert(0, str(REPO))
 
 import torch
 
+from hlwq_core.codec.fidelity import Fidelity
+from hlwq_core.codec.layers import encode_layer
 from hlwq_core.models import manifest
-from hlwq_core.tools.quantize import NORMS, Fidelity, encode_layer
-from hlwq_core.tools.recipes import Recipe, load_recipe, planned_size
+from hlwq_core.models.recipes import Recipe, load_recipe, planned_size
+from hlwq_core.tools.quantize import NORMS
 
 RECIPES = ("ltx23", "ltx23-compact", "ltx23-mixed")
 KINDS = ("gauss", "student4")

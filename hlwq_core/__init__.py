@@ -8,7 +8,8 @@ weight = ckpt.decode(ckpt.names()[0])
 import sys
 
 try:
-    from .checkpoints.checkpoint import Checkpoint, LayerInfo, PackedLayer, open_checkpoint
+    from .checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from .format.packed import LayerInfo, PackedLayer
 except ModuleNotFoundError as error:
     # `python -m hlwq_core` comes here before its own module: with the system's Python a newcomer would meet a traceback.
     if "hlwq_core" not in sys.orig_argv:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ..hlwq_core.checkpoints import completeness
-from ..hlwq_core.checkpoints.checkpoint import Checkpoint, PackedLayer, open_checkpoint
+from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
+from ..hlwq_core.format.packed import PackedLayer
 from ..hlwq_core.models import ltx_config, manifest
 from ..hlwq_core.running import attention, fast, packed_tensor
 from . import compat

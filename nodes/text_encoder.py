@@ -16,6 +16,7 @@ from ..hlwq_core import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.find import find_checkpoints
 from ..hlwq_core.errors import HLWQError, IncompleteError, InputError, UnsupportedError
 from ..hlwq_core.format.safefile import read_header
+from ..hlwq_core.format.variants import holds_codes
 from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
 from . import compat, gemma, locations
 from .running.packed_ops import PackedOperations
@@ -105,7 +106,7 @@ def _is_hlwq(path: Path) -> bool:
             fix=f"use {GEMMA_FILES}, or load the GGUF file with ComfyUI-GGUF's own node",
         )
     names, _ = read_header(path)
-    return any(name.endswith(("__packed", "__codes", ".codes")) for name in names)
+    return holds_codes(names)
 
 
 def _read_packed(checkpoint: Checkpoint) -> State:

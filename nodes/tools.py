@@ -18,10 +18,10 @@ from ..hlwq_core.commands.verify import text as verification_text
 from ..hlwq_core.errors import HLWQError, InputError
 from ..hlwq_core.format.packing import BITS
 from ..hlwq_core.models import manifest
+from ..hlwq_core.models.recipes import recipe_names
 from ..hlwq_core.tools.download import download
 from ..hlwq_core.tools.inspect import coverage_picture, inspect, table
 from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, quantize
-from ..hlwq_core.tools.recipes import recipe_names
 from ..hlwq_core.tools.repair import repair
 from ..hlwq_core.tools.verify import verify
 from . import compat, locations

@@ -19,8 +19,9 @@ REPO = Path(__file__).resolve().parents[1]
 if str(REPO) not in sys.path:
     sys.path.append(str(REPO))
 
+from hlwq_core.format.packed import encoded_bytes  # noqa: E402
 from hlwq_core.models import manifest  # noqa: E402
-from hlwq_core.tools.recipes import encoded_bytes, load_recipe  # noqa: E402
+from hlwq_core.models.recipes import load_recipe  # noqa: E402
 
 SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
 BLOCKS_A_CHUNK = 12

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
+from ..format.packed import encoded_bytes
 from ..models import ltx_config, manifest
-from ..tools.recipes import load_recipe
-from .checkpoint import Checkpoint, layer_bytes
+from ..models.recipes import load_recipe
+from .checkpoint import Checkpoint
 
 
 @dataclass
@@ -39,7 +40,7 @@ def expectation(checkpoint: Checkpoint) -> Expected:
     wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
     if shared and len(wrong) * 5 < len(shared) and len(shared) * 2 > len(shapes):
         plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-        nbytes = sum(layer_bytes((known[name][1][0], known[name][1][1]), bits) for name, bits in plan.items())
+        nbytes = sum(sum(encoded_bytes(known[name][1], bits)) for name, bits in plan.items())
         return Expected("LTX-2.3 22B", list(known), wrong, nbytes)
     by_blocks = list(dict.fromkeys([*have, *missing_in_blocks(have)]))
     if not ltx_config.is_ltx(shapes):

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import HLWQError
+from ..format import variants
 from ..format.safefile import read_header
-
-_ENDINGS = ("__packed", "__codes", ".codes")
 
 
 def find_checkpoints(roots: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
@@ -74,4 +73,4 @@ def _holds_codes(path: str, size: int, mtime_ns: int) -> bool:
         entries, _ = read_header(path)
     except HLWQError:
         return False
-    return any(name.endswith(_ENDINGS) for name in entries)
+    return variants.holds_codes(entries)

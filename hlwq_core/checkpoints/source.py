@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError, IncompleteError, InputError, UnsupportedError
+from ..format import variants
 from ..format.safefile import Entry, SafeFile
-
-_CODES = ("__packed", "__codes", ".codes")
 
 
 @dataclass
@@ -74,7 +73,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def _refuse(file: Path, name: str) -> None:
-    if name.endswith(_CODES):
+    if variants.holds_codes([name]):
         raise UnsupportedError(
             "this model is quantized already",
             file=file,

@@ -3,10 +3,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..checkpoints.source import open_source
+from ..models.recipes import load_recipe, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
-from ..tools.quantize import LAYOUTS, NORMS, open_source, quantize
-from ..tools.recipes import load_recipe, planned_size, recipe_names
+from ..tools.quantize import LAYOUTS, NORMS, quantize
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

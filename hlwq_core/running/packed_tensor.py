@@ -24,7 +24,7 @@ from ..format.codebook import BLOCK, scaled_table
 from . import fast, operators
 
 if TYPE_CHECKING:
-    from ..checkpoints.checkpoint import PackedLayer
+    from ..format.packed import PackedLayer
 
 
 def _decode_by_name(

@@ -6,7 +6,6 @@ Only ever runs on the user's explicit act. Names that the hub gives are not trus
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..errors import DownloadError, HLWQError, InputError
+from ..format.record import file_sha256, save_record
 from ..models import manifest
-from .quantize import RECORD, file_sha256
 
 Progress = Callable[[int, int, str], None]
 # Connections that may break in one file, as long as each brings a part of it.
@@ -384,7 +383,4 @@ class _Job:
 
     def _write_record(self) -> None:
         files = {f.name: {"size": f.size, "sha256": f.sha256} for f in self.files if f.sha256 is not None}
-        record = {"format": "hlwq-sha256", "repository": self.repository, "revision": self.commit, "files": files}
-        beside = self.folder / f".{RECORD}.partial"
-        beside.write_text(json.dumps(record, indent=1), "utf-8")
-        os.replace(beside, self.folder / RECORD)
+        save_record(self.folder, files, repository=self.repository, revision=self.commit)

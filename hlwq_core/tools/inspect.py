@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import component, expectation
 from ..errors import FormatError, HLWQError, IncompleteError
+from ..format.record import RECORD
 from ..models.manifest import REPOSITORY_NAME
-from .quantize import RECORD
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -21,62 +20,25 @@ import torch
 
 from ..checkpoints.find import holds_codes
 from ..checkpoints.source import Source, open_source
-from ..codec import codec
-from ..codec.compensate import encode as encode_compensated
-from ..codec.compensate import open_moments, rotated_factor
+from ..codec.compensate import open_moments
+from ..codec.fidelity import Fidelity
+from ..codec.layers import encode_layer
 from ..errors import DiskFullError, HLWQError, InputError
-from ..format.codebook import BLOCK
-from ..format.packing import BITS, pack, row_bytes
+from ..format.packed import encoded_bytes
+from ..format.packing import BITS
+from ..format.record import RECORD, write_record
 from ..format.safefile import DTYPES, SafeFile
+from ..format.variants import Announced, layer_entries, metas_first
 from ..format.writer import Producer, write_error, write_safetensors
+from ..models.recipes import FLOATING, Recipe, load_recipe, planned_size
 from .alone import alone
-from .recipes import FLOATING, Recipe, encoded_bytes, load_recipe, planned_size
+from .device import choose_device
 
 Progress = Callable[[int, int, str], None]
 LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
-RECORD = "hlwq.sha256.json"
-# Metadata of a repair's files: before the name of each file of the record that was not there.
-REPAIRED = "hlwq.repaired."
-# Rows are encoded in rounds of so many weights: 16 MB and 256 MB as float32, some ten times that with all temporaries.
-_CPU_WEIGHTS = 1 << 22
-_GPU_WEIGHTS = 1 << 26
 _SPARE_BYTES = 64 << 20
-
-
-@dataclass
-class Fidelity:
-    """Sums over weights, in float64, from which cosine and relative error of any set of layers follow."""
-
-    power: float = 0.0
-    error: float = 0.0
-    dot: float = 0.0
-    decoded: float = 0.0
-    weights: int = 0
-
-    def add(self, other: Fidelity) -> None:
-        self.power += other.power
-        self.error += other.error
-        self.dot += other.dot
-        self.decoded += other.decoded
-        self.weights += other.weights
-
-    @property
-    def cosine(self) -> float:
-        both = math.sqrt(self.power * self.decoded)
-        return self.dot / both if both else float(self.power == self.decoded)
-
-    @property
-    def relative_error(self) -> float:
-        """‖ŵ - w‖² / ‖w‖²."""
-        return self.error / self.power if self.power else (math.inf if self.error else 0.0)
-
-
-def compare(original: torch.Tensor, decoded: torch.Tensor) -> Fidelity:
-    """The sums for one tensor, or some of its rows."""
-    a, b = original.double().flatten(), decoded.double().flatten()
-    return Fidelity(float(a @ a), float((a - b).square().sum()), float(a @ b), float(b @ b), a.numel())
 
 
 @dataclass
@@ -166,23 +128,6 @@ def quantize(
             moments,
         )
         return job.run()
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        InputError: CUDA is asked for and not there, or the name is unknown.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError("unknown device", expected="auto, cpu, cuda, cuda:1", found=device) from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here", expected="auto or cpu", found=device, fix="use --device cpu")
-    return chosen
 
 
 def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
@@ -378,7 +323,7 @@ class _Job:
             self.resumed += 1
             self._advance(sum(self.source.entries[name][1].nbytes for name in names), path.name)
             return
-        tensors: list[tuple[str, torch.dtype, tuple[int, ...], Producer]] = []
+        tensors: list[Announced] = []
         for name in names:
             tensors += self._encoded_tensors(name)
         write_safetensors(path, metas_first(tensors), self.metadata)
@@ -391,7 +336,7 @@ class _Job:
         }
         self._write_journal(journal)
 
-    def _encoded_tensors(self, name: str) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+    def _encoded_tensors(self, name: str) -> list[Announced]:
         bits = self.plan[name]
         made: dict[str, torch.Tensor] = {}
 
@@ -416,12 +361,13 @@ class _Job:
             return codes.reshape(-1)
 
         dotted = self.layout == "single"
-        return layer_entries(name, self._shape(name), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+        made_of = layer_entries(name, self._shape(name), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+        return list(made_of.values())
 
     # -- the rest of the files ---------------------------------------------------------------------------------------
 
-    def _kept_tensors(self) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
-        def entry(name: str) -> tuple[str, torch.dtype, tuple[int, ...], Producer]:
+    def _kept_tensors(self) -> list[Announced]:
+        def entry(name: str) -> Announced:
             found = self.source.entries[name][1]
 
             def produce() -> torch.Tensor:
@@ -437,7 +383,8 @@ class _Job:
         if self.kept or self.source.metadata:
             path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
-        write_record(self.work, self._tell)
+        written = sorted((self.work / "polarquant").rglob("*.safetensors"))
+        write_record(self.work, written, lambda name, _: self._tell(f"sha256 of {name}"))
         if self.target.is_dir() and not any(self.target.iterdir()):
             self.target.rmdir()
         if not self.target.exists():
@@ -506,147 +453,3 @@ def _belongs_to_checkpoint(item: Path) -> bool:
 
 def _reader(file: SafeFile, name: str) -> Producer:
     return lambda: file.tensor(name)
-
-
-def encode_layer(
-    weight: torch.Tensor,
-    bits: int,
-    norms: str,
-    codebook: str,
-    device: torch.device,
-    *,
-    name: str,
-    file: Path | None = None,
-    told: Callable[[int], None] | None = None,
-    moments: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, Fidelity]:
-    """Encode one layer in rounds of rows, and compare what a decoder gets with the original.
-
-    Args:
-        weight: floating `[out, in]` on the CPU, e.g. a view of a mapped file.
-        name, file: for messages.
-        told: called with the bytes of the original that were done; may raise.
-        moments: of the layer's inputs, float32 `[in, in]`: code for the least error of the outputs.
-
-    Returns:
-        Packed codes uint8 `[out, row_bytes]` and norms float16 `[out, blocks]` on the CPU, and the comparison.
-
-    Raises:
-        InputError: NaN or infinite weights, or values too large for float16 norms.
-    """
-    rows, columns = weight.shape
-    blocks = -(-columns // BLOCK)
-    codes = torch.empty((rows, row_bytes(blocks, bits, "msb")), dtype=torch.uint8)
-    block_norms = torch.empty((rows, blocks), dtype=torch.float16)
-    fidelity = Fidelity()
-    factor = rotated_factor(moments.to(device)) if moments is not None else None
-    step = max(1, (_GPU_WEIGHTS if device.type == "cuda" else _CPU_WEIGHTS) // (blocks * BLOCK))
-    for start in range(0, rows, step):
-        part = weight[start : start + step].to(device).float()
-        try:
-            if factor is None:
-                encoded = codec.encode(part, bits, codebook, norms)
-            else:
-                encoded = encode_compensated(part, bits, codebook, factor)
-        except HLWQError as error:
-            raise InputError(error.what, file=file, tensor=name, expected=error.expected, fix=error.fix) from error
-        if not bool(torch.isfinite(encoded.norms).all()):
-            raise InputError(
-                "values are too large: a block's norm does not fit into float16",
-                file=file,
-                tensor=name,
-                expected="norms up to 65504",
-                fix="keep this layer as it is, by a rule with keep",
-            )
-        fidelity.add(compare(part, encoded.decode()))
-        codes[start : start + step] = pack(encoded.codes, bits, "msb").cpu()
-        block_norms[start : start + step] = encoded.norms.cpu()
-        if told is not None:
-            told(part.shape[0] * columns * weight.element_size())
-    return codes, block_norms, fidelity
-
-
-def layer_entries(
-    name: str,
-    shape: tuple[int, int],
-    bits: int,
-    packed: Producer,
-    norms: Producer,
-    *,
-    dotted: bool,
-) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
-    """A layer's three tensors for the writer: V2 (dots kept) or V1, which the author's tools read.
-
-    V1's `__` for `.` cannot always be undone; such names keep their dots. A fifth item in meta tells a padded layer's
-    width; V1 has it only where it is needed, because the author's reader expects four.
-    """
-    rows, columns = shape
-    blocks = -(-columns // BLOCK)
-    base = name.replace(".", "__")
-    if dotted or base.replace("__", ".") != name:
-        base = name
-    meta = [rows, blocks, BLOCK, rows * blocks * BLOCK]
-    if dotted or columns % BLOCK:
-        meta.append(columns)
-    return [
-        (f"{base}__packed", torch.uint8, (rows * row_bytes(blocks, bits, "msb"),), packed),
-        (f"{base}__norms", torch.float16, (rows, blocks), norms),
-        (f"{base}__meta", torch.int64, (len(meta),), lambda: torch.tensor(meta)),
-    ]
-
-
-def metas_first(
-    entries: list[tuple[str, torch.dtype, tuple[int, ...], Producer]],
-) -> list[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
-    """The same entries for the writer, all metas at the file's begin: whoever opens it reads them, and nothing between."""
-    return sorted(entries, key=lambda entry: not entry[0].endswith("__meta"))
-
-
-def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, hexadecimal; `told` gets the bytes read and may raise."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
-            if told is not None:
-                told(len(block))
-    return digest.hexdigest()
-
-
-def write_record(folder: Path, tell: Callable[[str], None] | None = None) -> None:
-    """Note size and SHA-256 of every safetensors file of a folder in `hlwq.sha256.json`, for verify."""
-    files = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        name = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-
-        def told(nbytes: int, text: str = f"sha256 of {name}") -> None:
-            if tell is not None:
-                tell(text)
-
-        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path, told)}
-    beside = folder / f".{RECORD}.partial"
-    beside.write_text(json.dumps({"format": "hlwq-sha256", "files": files}, indent=1), "utf-8")
-    os.replace(beside, folder / RECORD)
-
-
-def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `hlwq.sha256.json` notes: file name → `size` and `sha256`; nothing where there is none.
-
-    Raises:
-        InputError: it cannot be understood.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        files = json.loads(path.read_text("utf-8"))["files"]
-        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "the record of checksums cannot be understood",
-            file=path,
-            found=f"{type(error).__name__}: {error}",
-            fix="remove this file (nothing else needs it), or download the checkpoint again",
-        ) from error

@@ -15,18 +15,21 @@ from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import expectation
 from ..checkpoints.source import Source, open_source
 from ..codec.codec import nearest, to_blocks
+from ..codec.layers import encode_layer
 from ..errors import InputError, UnsupportedError
 from ..format.codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
 from ..format.hadamard import rotate
 from ..format.packing import pack, unpack
+from ..format.record import REPAIRED, read_record
 from ..format.safefile import DTYPES
+from ..format.variants import V1, VARIANTS, Announced, base_of, layer_entries, metas_first
 from ..format.writer import Producer, write_safetensors
+from ..models.recipes import load_recipe, recipe_names
 from .alone import alone
-from .quantize import REPAIRED, choose_device, encode_layer, layer_entries, metas_first, read_record
-from .recipes import load_recipe, recipe_names
+from .device import choose_device
 
 Progress = Callable[[int, int, str], None]
-_Entry = tuple[str, torch.dtype, tuple[int, ...], Producer]
+_WRITTEN = [variant.name for variant in VARIANTS if variant.written]
 
 
 @dataclass
@@ -105,10 +108,10 @@ def repair(
 
 def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
     for name, layer in checkpoint.cut.items():
-        if layer.variant not in ("V1", "V2"):
-            there = next(iter(layer.parts.values()))[0].path
+        if not layer.variant.written:
+            there = next(iter(layer.parts.values())).file.path
             raise UnsupportedError(
-                f"a layer of variant {layer.variant} is cut in two, and can only be completed in V1 and V2",
+                f"a layer of variant {layer.variant.name} is cut in two, and can only be completed in {' and '.join(_WRITTEN)}",
                 file=there,
                 tensor=name,
                 fix="quantize the original anew: python -m hlwq_core quantize",
@@ -183,7 +186,7 @@ class _Job:
             info = self.checkpoint.info(name)
             if info.codebook in VERSIONS:
                 version = info.codebook
-            if info.bits == bits and info.packing in ("msb", "lsb") and info.variant in ("V1", "V2"):
+            if info.bits == bits and info.packing in ("msb", "lsb") and info.variant in _WRITTEN:
                 return info.packing, info.codebook
         return order, version
 
@@ -196,12 +199,12 @@ class _Job:
         layers = [*self.checkpoint.names()[:1]]
         if layers:
             info = self.checkpoint.info(layers[0])
-            folder, dotted = info.files[0].parent, info.variant not in ("V1", "V3")
+            folder, dotted = info.files[0].parent, info.variant != V1.name
         else:
             folder, dotted = self.checkpoint.files[0].parent, False
         path = _new_file(folder, "repair_{:02d}_codes.safetensors")
         order, version = self._reading(next(iter(plan.values()), _usual_bits(self.checkpoint)))
-        entries: list[_Entry] = []
+        entries: list[Announced] = []
         for name in self.checkpoint.cut:
             entries += self._rest_of_layer(name)
         for name, bits in plan.items():
@@ -211,7 +214,7 @@ class _Job:
         write_safetensors(path, metas_first(entries), metadata)
         return path
 
-    def _layer(self, name: str, bits: int, dotted: bool) -> list[_Entry]:
+    def _layer(self, name: str, bits: int, dotted: bool) -> list[Announced]:
         made: dict[str, torch.Tensor] = {}
         order, version = self._reading(bits)
         found = self.source.entries[name]
@@ -232,9 +235,10 @@ class _Job:
             return codes.reshape(-1)
 
         rows, columns = found[1].shape
-        return layer_entries(name, (rows, columns), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+        entries = layer_entries(name, (rows, columns), bits, packed, lambda: made.pop("norms"), dotted=dotted)
+        return list(entries.values())
 
-    def _rest_of_layer(self, name: str) -> list[_Entry]:
+    def _rest_of_layer(self, name: str) -> list[Announced]:
         """The parts that a cut layer lacks, made to fit those that it has."""
         parts = self.checkpoint.cut[name].parts
         entry = self.source.entries[name][1]
@@ -242,8 +246,7 @@ class _Job:
         blocks = -(-columns // BLOCK)
         bits = _usual_bits(self.checkpoint)
         if "codes" in parts:
-            file, key = parts["codes"]
-            bits = file.entries[key].nbytes * 8 // (rows * blocks * BLOCK)
+            bits = parts["codes"].entry.nbytes * 8 // (rows * blocks * BLOCK)
         order, version = self._reading(bits)
 
         def rotated() -> torch.Tensor:
@@ -254,32 +257,32 @@ class _Job:
             self._advance(entry.nbytes if "codes" in parts else 0, name)
             if "codes" not in parts or self.norms == "author":
                 return found.norm(dim=-1).half()
-            file, key = parts["codes"]
-            codes = unpack(file.tensor(key).reshape(rows, -1), bits, order)
+            codes = unpack(parts["codes"].tensor().reshape(rows, -1), bits, order)
             levels = centroids(bits, version)[codes.reshape(found.shape).long()]
             return ((found * levels).sum(-1) / levels.square().sum(-1) * SQRT_BLOCK).half()
 
         def packed() -> torch.Tensor:
             self._advance(entry.nbytes, name)
-            there = parts["norms"][0].tensor(parts["norms"][1]).float() if "norms" in parts else norms().float()
+            there = parts["norms"].tensor().float() if "norms" in parts else norms().float()
             found = rotated() * SQRT_BLOCK / there.clamp(min=1e-10)[..., None]
             return pack(nearest(found, bits, version).reshape(rows, -1), bits, order).reshape(-1)
 
         made = layer_entries(
-            name, (rows, columns), bits, packed, norms, dotted=self.checkpoint.cut[name].variant == "V2"
+            name,
+            (rows, columns),
+            bits,
+            packed,
+            norms,
+            dotted=not self.checkpoint.cut[name].variant.undotted,
+            base=base_of(next(iter(parts.values())).key),
         )
-        base = next(iter(parts.values()))[1].rpartition("__")[0]
-        return [
-            (f"{base}__{key.rpartition('__')[2]}", dtype, shape, produce)
-            for (key, dtype, shape, produce), part in zip(made, ("codes", "norms", "meta"))
-            if part not in parts
-        ]
+        return [entry for part, entry in made.items() if part not in parts]
 
     def write_kept(self, names: list[str]) -> Path:
         plain = self.checkpoint.plain_names()
         folder = self.checkpoint.plain_info(plain[0])[2].parent if plain else self.checkpoint.files[0].parent
         path = _new_file(folder, "repair_{:02d}_bf16.safetensors")
-        entries: list[_Entry] = []
+        entries: list[Announced] = []
         for name in names:
             entry = self.source.entries[name][1]
             entries.append((name, DTYPES[entry.dtype][0], entry.shape, self._copy(name, entry.nbytes)))

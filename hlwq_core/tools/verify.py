@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.checkpoint import Checkpoint, PackedLayer, open_checkpoint
+from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import component, expectation
 from ..checkpoints.detect import expected_rms, level_rms
 from ..checkpoints.source import Source, open_source
+from ..codec.fidelity import Fidelity, compare
 from ..errors import FormatError, HLWQError, IncompleteError
 from ..format.codebook import SQRT_BLOCK
-from .quantize import RECORD, REPAIRED, Fidelity, choose_device, compare, file_sha256, read_record
+from ..format.packed import PackedLayer
+from ..format.record import RECORD, REPAIRED, file_sha256, read_record
+from .device import choose_device
 
 Progress = Callable[[int, int, str], None]
 # Relative squared error of Gaussian weights with the author's norms; three times as much is no quantization error.

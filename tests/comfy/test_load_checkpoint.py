@@ -97,13 +97,13 @@ def test_forced_reading_is_taken(load):
 
 def test_the_report_says_how_codes_are_read(load, pack, monkeypatch):
     """What the user insists on, and what is assumed because the data does not tell."""
-    from comfyui_hlwq.hlwq_core.checkpoints import checkpoint, detect
+    from comfyui_hlwq.hlwq_core.checkpoints import detect, reading
 
     assert "msb, codebook infinite)" in load()[3]
     assert "msb, codebook finite)" in load(codebook="finite")[3]
     assert "lsb, codebook finite)" in load(codebook="finite", bit_order="lsb")[3]
     unsure = detect.Detection("msb", "infinite", 0.9, False)
-    monkeypatch.setattr(checkpoint, "detect", lambda *_: unsure)
+    monkeypatch.setattr(reading, "detect", lambda *_: unsure)
     assert "msb, codebook infinite; bit order and codebook are assumed)" in load()[3]
     assert "msb, codebook finite; bit order is assumed)" in load(codebook="finite")[3]
     assert "assumed" not in load(codebook="finite", bit_order="msb")[3]

@@ -9,7 +9,7 @@ import pytest
 
 from hlwq_core.errors import InputError
 from hlwq_core.models import manifest
-from hlwq_core.tools.recipes import load_recipe, planned_size, recipe_names
+from hlwq_core.models.recipes import load_recipe, planned_size, recipe_names
 
 UPSCALERS = 1.3e9
 

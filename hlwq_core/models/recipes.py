@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..format.codebook import BLOCK
-from ..format.packing import BITS, row_bytes
+from ..format.packed import encoded_bytes
+from ..format.packing import BITS
 
 _FOLDER = Path(__file__).parents[1] / "data" / "rules"
 FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -87,12 +87,6 @@ class PlannedSize:
     @property
     def total(self) -> int:
         return self.codes + self.norms + self.kept
-
-
-def encoded_bytes(shape: tuple[int, ...], bits: int) -> tuple[int, int]:
-    """Bytes of codes and of norms that a matrix takes."""
-    blocks = -(-shape[1] // BLOCK)
-    return shape[0] * row_bytes(blocks, bits, "msb"), shape[0] * blocks * 2
 
 
 def planned_size(recipe: Recipe, tensors: Iterable[tuple[str, str, tuple[int, ...]]], default: int = 5) -> PlannedSize:

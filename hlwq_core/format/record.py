@@ -1,0 +1,66 @@
+"""The record of checksums beside a checkpoint, `hlwq.sha256.json`: what was written or published, for verify."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+RECORD = "hlwq.sha256.json"
+# Metadata of a repair's files: before the name of each file of the record that was not there.
+REPAIRED = "hlwq.repaired."
+
+
+def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, hexadecimal; `told` gets the bytes read and may raise."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(8 << 20):
+            digest.update(block)
+            if told is not None:
+                told(len(block))
+    return digest.hexdigest()
+
+
+def write_record(folder: Path, files: Iterable[Path], told: Callable[[str, int], None]) -> None:
+    """Note size and SHA-256 of some files of a folder; `told` gets name and bytes as they are read."""
+    noted: dict[str, dict[str, Any]] = {}
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        digest = file_sha256(path, functools.partial(told, name))
+        noted[name] = {"size": path.stat().st_size, "sha256": digest}
+    save_record(folder, noted)
+
+
+def save_record(folder: Path, files: Mapping[str, Mapping[str, Any]], **notes: str) -> None:
+    """Write the record: `files` has `size` and `sha256` by name; `notes` say where they come from."""
+    beside = folder / f".{RECORD}.partial"
+    beside.write_text(json.dumps({"format": "hlwq-sha256", **notes, "files": dict(files)}, indent=1), "utf-8")
+    os.replace(beside, folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the record notes: file name → `size` and `sha256`; nothing where there is none.
+
+    Raises:
+        InputError: it cannot be understood.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        files = json.loads(path.read_text("utf-8"))["files"]
+        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the record of checksums cannot be understood",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="remove this file (nothing else needs it), or download the checkpoint again",
+        ) from error
