@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .. import backends
 from ..errors import FormatError, InputError, UnsupportedError
 from ..format import variants
 from ..format.codebook import BLOCK, VERSIONS
@@ -22,7 +23,6 @@ from ..format.packed import LayerInfo, PackedLayer
 from ..format.packing import BITS
 from ..format.safefile import DTYPES, SafeFile, Source
 from ..models import manifest
-from ..running import operators
 from .index import Layer, build
 from .reading import Reading
 
@@ -278,7 +278,7 @@ class Checkpoint:
             )
         packed = self.packed(name)
         self._check_codes(name, packed.codes[rows])
-        return operators.decode(
+        return backends.choose(device).decode(
             packed.codes[rows].to(device),
             packed.norms[rows].to(device),
             packed.table(device),

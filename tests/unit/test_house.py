@@ -163,6 +163,8 @@ TELLING = [
     "hlwq_core/" + name
     for name in (
         "checkpoints/checkpoint.py",
+        "checkpoints/index.py",
+        "checkpoints/reading.py",
         "codec/codec.py",
         "format/safefile.py",
         "media.py",

@@ -279,6 +279,19 @@ def test_layers_that_begin_with_zero_rows_are_sampled_elsewhere(tmp_path):
     assert found["sure"] and found["codebook"] == "finite"
 
 
+@pytest.mark.parametrize("dotted", [True, False])
+def test_a_files_own_meta_comes_before_what_a_model_says(tmp_path, dotted):
+    """LTX-2.3 has this tensor with 128 columns; this file says 100."""
+    name = "model.diffusion_model.patchify_proj.weight"
+    made = encode(torch.randn(4096, 100, generator=torch.Generator().manual_seed(0)), 5)
+    base = name if dotted else name.replace(".", "__")
+    meta = torch.tensor([4096, 1, 128, 4096 * 128, 100])
+    tensors = {f"{base}__packed": made.packed().reshape(-1), f"{base}__norms": made.norms, f"{base}__meta": meta}
+    save_file(tensors, tmp_path / "x.safetensors")
+    ckpt = hlwq_core.open_checkpoint(tmp_path, shapes={name: (4096, 120)})
+    assert ckpt.info(name).shape == (4096, 100) and torch.equal(ckpt.decode(name, torch.float32), made.decode())
+
+
 def test_report_counts_bits(tmp_path):
     report = hlwq_core.open_checkpoint(write(tmp_path / "x.safetensors")).report()
     assert report["bits_a_weight"] == 5.125 and report["quantized"] == 6
