@@ -288,8 +288,8 @@ def count_bus_bytes() -> dict[str, int]:
     counted = {"bytes": 0}
     original = comfy.ops.cast_modules_with_vbar
 
-    def cast(modules, *rest):
-        result = original(modules, *rest)
+    def cast(modules, *rest, **options):
+        result = original(modules, *rest, **options)
         for module in modules:
             if not module._prefetch["resident"]:
                 counted["bytes"] += comfy.memory_management.vram_aligned_size([module.weight, module.bias])

@@ -326,7 +326,7 @@ def tiny_model(environment: Environment) -> Path:
     dest = place / _tiny_key(environment.comfyui)
     if dest.is_dir():
         return dest
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     with _locked(place / "lock"):
         if dest.is_dir():
             return dest
