@@ -7,14 +7,23 @@ and for the official LTX-2.3 templates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 NOTES = ("MarkdownNote", "Note")
-MUTED = (2, 4)
+MUTED, BYPASSED = 2, 4
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 FROM_OUTSIDE, TO_OUTSIDE = -10, -20
 
-Value = tuple[str, int] | None  # where a socket's value comes from: node id in API form, output
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that stands in a subgraph's own box."""
+
+    value: Any
+
+
+Value = tuple[str, int] | Constant | None  # what a socket gets: node id in API form and output, or a value
 
 
 def convert(workflow: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +40,7 @@ class _Canvas:
         prompt = {}
         for graph, prefix, outer in self.graphs(self.workflow, "", {}):
             for node in graph["nodes"]:
-                if node["type"] in (*NOTES, *self.subgraphs, "Reroute") or node["mode"] in MUTED:
+                if node["type"] in (*NOTES, *self.subgraphs, "Reroute") or node["mode"] in (MUTED, BYPASSED):
                     continue
                 prompt[f"{prefix}{node['id']}"] = {
                     "inputs": self.inputs(graph, node, prefix, outer),
@@ -45,9 +54,34 @@ class _Canvas:
         yield graph, prefix, outer
         for node in graph["nodes"]:
             if inner := self.subgraphs.get(node["type"]):
-                given = {i["name"]: self.origin(graph, i["link"], prefix, outer) for i in node["inputs"]}
-                slots = {k: given.get(entry["name"]) for k, entry in enumerate(inner["inputs"])}
-                yield from self.graphs(inner, f"{prefix}{node['id']}:", slots)
+                yield from self.graphs(inner, f"{prefix}{node['id']}:", self.slots(graph, node, prefix, outer))
+
+    def slots(self, graph: dict[str, Any], node: dict[str, Any], prefix: str, outer: dict[int, Value]) -> Any:
+        """What each input of a placed subgraph gets: from outside, or the value in its box."""
+        inner = self.subgraphs[node["type"]]
+        given = {i["name"]: self.origin(graph, i["link"], prefix, outer) for i in node["inputs"]}
+        slots = {k: given.get(entry["name"]) for k, entry in enumerate(inner["inputs"])}
+        boxes = [k for k, entry in enumerate(inner["inputs"]) if entry["type"] in WIDGETS]
+        values = node.get("widgets_values") or []
+        if len(values) == len(boxes):
+            own = dict(zip(boxes, values))
+        else:  # older files: the box shows the value of the first node behind it
+            own = {k: value for k in boxes if (value := self.first_value(inner, k)) is not None}
+        return {k: Constant(own[k]) if source is None and k in own else source for k, source in slots.items()}
+
+    def first_value(self, inner: dict[str, Any], slot: int) -> Any:
+        """The value of the first widget that an input of a subgraph is connected to; None if there is none."""
+        nodes = {node["id"]: node for node in inner["nodes"]}
+        for start, at, target, socket in _ends(inner).values():
+            node = nodes.get(target)
+            if (start, at) != (FROM_OUTSIDE, slot) or node is None or node["type"] not in self.info:
+                continue
+            name = node["inputs"][socket]["name"]
+            entries = self.entries(self.info[node["type"]]["input"], "", iter(node.get("widgets_values") or []))
+            value = dict(entries).get(name, _SOCKET)
+            if value is not _SOCKET:
+                return value
+        return None
 
     def origin(self, graph: dict[str, Any], link: int | None, prefix: str, outer: dict[int, Value]) -> Value:
         """The node and output at the beginning of a link, through reroutes and subgraph borders."""
@@ -57,15 +91,16 @@ class _Canvas:
         if start == FROM_OUTSIDE:
             return outer.get(slot)
         node = next(n for n in graph["nodes"] if n["id"] == start)
-        if node["mode"] in MUTED:
+        if node["mode"] == MUTED:
             return None
+        if node["mode"] == BYPASSED:
+            through = _passes(node, slot)
+            return None if through is None else self.origin(graph, through["link"], prefix, outer)
         if node["type"] == "Reroute":
             return self.origin(graph, node["inputs"][0]["link"], prefix, outer)
         if inner := self.subgraphs.get(node["type"]):
             (end,) = (k for k, (_, _, target, at) in _ends(inner).items() if (target, at) == (TO_OUTSIDE, slot))
-            given = {i["name"]: self.origin(graph, i["link"], prefix, outer) for i in node["inputs"]}
-            slots = {k: given.get(entry["name"]) for k, entry in enumerate(inner["inputs"])}
-            return self.origin(inner, end, f"{prefix}{node['id']}:", slots)
+            return self.origin(inner, end, f"{prefix}{node['id']}:", self.slots(graph, node, prefix, outer))
         return f"{prefix}{start}", slot
 
     def inputs(
@@ -76,13 +111,13 @@ class _Canvas:
         inputs: dict[str, Any] = {}
         for name, value in self.entries(self.info[node["type"]]["input"], "", values):
             if (source := sockets.get(name)) is not None:
-                inputs[name] = list(source)
+                inputs[name] = _sent(source)
             elif value is not _SOCKET and value is not None:
                 inputs[name] = value
         # Sockets that the signature does not list one by one: those that autogrow.
         for name, source in sockets.items():
             if source is not None and name not in inputs:
-                inputs[name] = list(source)
+                inputs[name] = _sent(source)
         return inputs
 
     def entries(self, signature: dict[str, Any], prefix: str, values: Iterator[Any]) -> Iterator[tuple[str, Any]]:
@@ -106,6 +141,17 @@ class _Canvas:
 
 
 _SOCKET = object()
+
+
+def _sent(source: tuple[str, int] | Constant) -> Any:
+    return source.value if isinstance(source, Constant) else list(source)
+
+
+def _passes(node: dict[str, Any], slot: int) -> dict[str, Any] | None:
+    """The input that a bypassed node hands on at an output: that of the same place if its type fits, else the first."""
+    kind, inputs = node["outputs"][slot]["type"], node.get("inputs", [])
+    same = [inputs[slot]] if slot < len(inputs) and inputs[slot]["type"] in (kind, "*") else []
+    return next(iter([*same, *(i for i in inputs if i["type"] == kind)]), None)
 
 
 def _ends(graph: dict[str, Any]) -> dict[int, tuple[int, int, int, int]]:

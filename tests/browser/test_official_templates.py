@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..official_templates import EXCHANGED, LORA, NAMES, NEEDS_DEPTH, skip_unless_known, template
 from .canvas import Canvas
-from .tiny_workflow import TINY
 
 pytestmark = pytest.mark.browser
 
-# Core's loader -> ours, the output that takes over for each of its outputs, and the values to choose.
-EXCHANGED = {
-    "CheckpointLoaderSimple": ["HLWQLoadCheckpoint", {"0": 0, "2": 1}, {"checkpoint": TINY}],
-    "LTXVAudioVAELoader": ["HLWQLoadCheckpoint", {"0": 2}, {"checkpoint": TINY}],
-    "LTXAVTextEncoderLoader": [
-        "HLWQLoadTextEncoder",
-        {"0": 0},
-        {"text_encoder": "gemma_3_tiny.safetensors", "checkpoint": TINY},
-    ],
-    "LatentUpscaleModelLoader": [
-        "HLWQLoadUpscaler",
-        {"0": 0},
-        {"upscaler": "ltx-2.3-spatial-upscaler-x2-1.1.safetensors"},
-    ],
-}
 # Node title or type -> {widget: value}: the tiny model's files, 128 x 128 pixels, 9 frames, no prompt enhancement.
 SMALL: dict[str, dict[str, Any]] = {
     "Width": {"value": 128},
@@ -37,10 +19,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "Duration": {"value": 1},
     "Frame Rate": {"value": 8},
     "Boolean (Enable Prompt Enhance)": {"value": False},
-    "LoraLoaderModelOnly": {"lora_name": "ltx-2.3-tiny-distilled-lora.safetensors"},
-    "LoraLoader": {"lora_name": "ltx-2.3-tiny-distilled-lora.safetensors"},
+    "LoraLoaderModelOnly": {"lora_name": LORA},
+    "LoraLoader": {"lora_name": LORA},
     "LoadImage": {"image": "example.png"},
     "ResizeImagesByLongerEdge": {"longer_edge": 128},
+    "ResizeImageMaskNode": {"resize_type.longer_size": 128, "resize_type.width": 128, "resize_type.height": 128},
     "ManualSigmas": {"sigmas": "0.9, 0.4, 0.0"},
 }
 
@@ -51,6 +34,7 @@ _EXCHANGE = """([exchanged, small]) => {
       const slot = node.inputs.findIndex((input) => input.widget?.name === name);
       if (slot >= 0 && node.inputs[slot].link != null) node.disconnectInput(slot);
       const widget = node.widgets.find((w) => w.name === name);
+      if (!widget && name.includes(".")) continue;  // a size of the way of resizing that was not chosen
       widget.value = value;
       widget.callback?.(value);
     }
@@ -81,21 +65,39 @@ _EXCHANGE = """([exchanged, small]) => {
 }"""
 
 
-def _template(name: str) -> dict[str, Any]:
-    spec = importlib.util.find_spec("comfyui_workflow_templates_json")
-    path = Path(spec.origin).parent / "templates" / f"{name}.json" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        pytest.skip(f"this ComfyUI comes without the template {name}")
-    return json.loads(path.read_text("utf-8"))
+def _exchanged(canvas: Canvas, name: str) -> int:
+    """Drop the template and exchange its loaders; how many there were."""
+    workflow = template(name)
+    known = set(canvas.page.evaluate("() => Object.keys(LiteGraph.registered_node_types)"))
+    skip_unless_known(workflow, known)
+    canvas.drop(workflow)
+    count = canvas.page.evaluate(_EXCHANGE, [EXCHANGED, SMALL])
+    assert canvas.missing_nodes() == []
+    return count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loaders_are_exchanged_on_the_canvas(open_canvas: Callable[..., Canvas], media: None, name: str) -> None:
+    """What would be queued has none of core's loaders left, and every socket they fed is fed by ours."""
+    canvas = open_canvas()
+    assert _exchanged(canvas, name) >= 3
+    queued = canvas.page.evaluate("async () => (await app.graphToPrompt()).output")
+    used = {node["class_type"] for node in queued.values()}
+    assert not used & EXCHANGED.keys() and {"HLWQLoadCheckpoint", "HLWQLoadTextEncoder"} <= used
+    if name == NEEDS_DEPTH:
+        assert "LoadMoGeModel" in used
+    info = canvas.page.evaluate("async () => (await fetch('/object_info')).json()")
+    for number, node in queued.items():
+        required = info[node["class_type"]]["input"].get("required", {})
+        dynamic = {n for n, spec in required.items() if str(spec[0]).startswith("COMFY_")}
+        assert required.keys() - dynamic <= node["inputs"].keys(), (number, node["class_type"])
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", ["video_ltx2_3_t2v", "video_ltx2_3_i2v"])
 def test_official_template(open_canvas: Callable[..., Canvas], media: None, name: str) -> None:
     canvas = open_canvas()
-    canvas.drop(_template(name))
-    assert canvas.page.evaluate(_EXCHANGE, [EXCHANGED, SMALL]) == 4
-    assert canvas.missing_nodes() == []
+    assert _exchanged(canvas, name) == 4
     canvas.fit_view()
     assert canvas.run() is None
     played = canvas.video()
