@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from ..official_templates import EXCHANGED, LORA, NAMES, NEEDS_DEPTH, skip_unless_known, template
+from tests.official_templates import EXCHANGED, LORA, NAMES, NEEDS_DEPTH, skip_unless_known, template
+
 from .canvas import Canvas
 
 pytestmark = pytest.mark.browser
+RUN_HERE = ("video_ltx2_3_t2v", "video_ltx2_3_i2v")  # tests/http runs all of them
 
 # Node title or type -> {widget: value}: the tiny model's files, 128 x 128 pixels, 9 frames, no prompt enhancement.
 SMALL: dict[str, dict[str, Any]] = {
@@ -44,6 +46,9 @@ _EXCHANGE = """([exchanged, small]) => {
       if (node.isSubgraphNode?.()) walk(node.subgraph);
       const values = small[node.title] ?? small[node.type];
       if (values) choose(node, values);
+      for (const widget of node.widgets ?? []) {  // a newer core's word where this one's node takes a number
+        if (widget.type === "number" && typeof widget.value === "string") widget.value = widget.options.min;
+      }
       if (!(node.type in exchanged)) continue;
       const [type, outputs, choices] = exchanged[node.type];
       const ours = LiteGraph.createNode(type);
@@ -76,7 +81,7 @@ def _exchanged(canvas: Canvas, name: str) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RUN_HERE])
 def test_loaders_are_exchanged_on_the_canvas(open_canvas: Callable[..., Canvas], media: None, name: str) -> None:
     """What would be queued has none of core's loaders left, and every socket they fed is fed by ours."""
     canvas = open_canvas()
@@ -94,7 +99,7 @@ def test_loaders_are_exchanged_on_the_canvas(open_canvas: Callable[..., Canvas],
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ["video_ltx2_3_t2v", "video_ltx2_3_i2v"])
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_official_template(open_canvas: Callable[..., Canvas], media: None, name: str) -> None:
     canvas = open_canvas()
     assert _exchanged(canvas, name) == 4
