@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from ..unit.test_download import Hub
+from ..unit.tools.test_download import Hub
 
 CHECKPOINT = "LTX-2.3-tiny-HLWQ-Q5"
 NODES = ("HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload")
