@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+
+# What a terminal or a log would act upon instead of showing it, and halves of characters that no encoding can write.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST = 2000
+
+
+def printable(text: object) -> str:
+    """Text as it can be shown anywhere: what comes out of files may hold control characters, or be megabytes."""
+    shown = str(text)
+    if len(shown) > _LONGEST:
+        shown = f"{shown[:_LONGEST]}… ({len(shown):,} characters)"
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], shown)
 
 
 class HLWQError(Exception):
@@ -45,7 +58,7 @@ class HLWQError(Exception):
             ("what to do", self.fix),
         ):
             if value is not None:
-                lines.append(f"  {label}: {value}")
+                lines.append(f"  {label}: {printable(value)}")
         return "\n".join(lines)
 
 

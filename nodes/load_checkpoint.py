@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hlwq_core import backends
-from ..hlwq_core.errors import HLWQError
+from ..hlwq_core.checkpoints.find import files_of
 from ..hlwq_core.running import attention, fast
 from . import compat, locations, model_loading
 from .running import recorded_blocks
@@ -131,7 +131,7 @@ class HLWQLoadCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(locations.checkpoints()),
+                    options=list(locations.checkpoints(now=False)),
                     tooltip="A folder or file under models/hlwq, models/checkpoints or models/diffusion_models, "
                     "recognised by what its files hold.",
                 ),
@@ -187,17 +187,13 @@ class HLWQLoadCheckpoint(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, checkpoint: str) -> bool | str:
         """Say before anything runs that a checkpoint is not there, and which are."""
-        try:
-            locations.checkpoint(checkpoint)
-        except HLWQError as error:
-            return str(error)
-        return True
+        return locations.refusal((locations.checkpoint, checkpoint))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> list[tuple[str, int, int]]:
         """The files: a checkpoint that was repaired or replaced is loaded again."""
         path = locations.checkpoint(checkpoint)
-        files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+        files = files_of(path) if path.is_dir() else [path]
         return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..hlwq_core.errors import ConfigError, FormatError, HLWQError, InputError
+from ..hlwq_core.errors import ConfigError, FormatError, InputError
 from ..hlwq_core.format.safefile import SafeFile
 from . import compat, locations
 from .model_loading import refuse_differences
@@ -111,7 +111,7 @@ class HLWQLoadUpscaler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "upscaler",
-                    options=list(locations.upscalers()),
+                    options=list(locations.upscalers(now=False)),
                     tooltip="The spatial one doubles width and height, the temporal one the number of frames.",
                 ),
             ],
@@ -121,11 +121,7 @@ class HLWQLoadUpscaler(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, upscaler: str) -> bool | str:
         """Say before anything runs that an upscaler is not there, and which are."""
-        try:
-            locations.upscaler(upscaler)
-        except HLWQError as error:
-            return str(error)
-        return True
+        return locations.refusal((locations.upscaler, upscaler))
 
     @classmethod
     def execute(cls, upscaler: str) -> io.NodeOutput:

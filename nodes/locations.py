@@ -2,20 +2,32 @@
 
 ComfyUI reads `extra_model_paths.yaml` before custom nodes, so folders named there (under `hlwq`, `checkpoints`,
 `diffusion_models`, `latent_upscale_models`) are searched as well.
+
+`checkpoints()` and its like look at the folders now; with `now=False` they give what `listing` has kept, which is all that
+may be asked for in ComfyUI's event loop.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..hlwq_core.checkpoints.find import find_checkpoints
-from ..hlwq_core.errors import InputError
+from ..hlwq_core.checkpoints.find import Scan
+from ..hlwq_core.errors import HLWQError, InputError
+from . import listing
 from .compat import folder_paths
 
 CHECKPOINT_FOLDERS = ("hlwq", "checkpoints", "diffusion_models")
 UPSCALER_FOLDER = "latent_upscale_models"
+TEXT_ENCODER_FOLDER = "text_encoders"
+DENSE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
+# What a list shows of one folder at most; a path that it leaves out can still be given by name.
+_LONGEST = 5_000
+
+GEMMA_FILES = "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
+
+Labelled = Mapping[str, Path]
 
 
 def register() -> None:
@@ -23,15 +35,107 @@ def register() -> None:
     folder_paths.add_model_folder_path("hlwq", os.path.join(folder_paths.models_dir, "hlwq"))
 
 
-def roots(*names: str) -> list[Path]:
-    """The existing folders of ComfyUI's model types, in its order, each once."""
-    found = [Path(path) for name in names for path in folder_paths.get_folder_paths(name)]
-    return [path for path in dict.fromkeys(found) if path.is_dir()]
+def roots(*names: str) -> list[str]:
+    """The folders of ComfyUI's model types, in its order, each once, whether they are there or not."""
+    return list(dict.fromkeys(os.path.normpath(path) for name in names for path in _paths(name)))
 
 
-def checkpoints() -> dict[str, Path]:
+def _paths(name: str) -> list[str]:
+    try:
+        return list(folder_paths.get_folder_paths(name))
+    except KeyError:  # a ComfyUI without this kind of model
+        return []
+
+
+def _list(key: str, kinds: tuple[str, ...], make: Callable[[tuple[Scan, ...]], Labelled], now: bool) -> Labelled:
+    folders = (listing.fresh if now else listing.kept)(roots(*kinds))
+    return listing.derive(key, folders, make)
+
+
+def _sorted(found: Mapping[str, str]) -> Labelled:
+    return {label: Path(path) for label, path in sorted(found.items(), key=lambda item: item[0].lower())}
+
+
+def checkpoints(*, now: bool = True) -> Labelled:
     """HLWQ checkpoints in the model folders, by the label that the nodes' lists show."""
-    return find_checkpoints(roots(*CHECKPOINT_FOLDERS))
+
+    def make(scans: tuple[Scan, ...]) -> Labelled:
+        return _sorted({scan.label(path): path for scan in reversed(scans) for path in scan.homes()})
+
+    return _list("checkpoints", CHECKPOINT_FOLDERS, make, now)
+
+
+def text_encoders(*, now: bool = True) -> Labelled:
+    """Files of `models/text_encoders`, and HLWQ folders there or, of language models, in `models/hlwq`, by label."""
+    own = len(roots(TEXT_ENCODER_FOLDER))
+
+    def make(scans: tuple[Scan, ...]) -> Labelled:
+        found: dict[str, str] = {}
+        for number, scan in enumerate(scans):
+            homes = scan.homes()
+            if number < own:
+                plain = [file.path for file in scan.files if not any(_is_below(file.path, home) for home in homes)]
+                for path in (*homes, *plain[:_LONGEST]):
+                    found.setdefault(scan.label(path), path)
+            else:
+                # A folder may hold a video model with its text encoder: any file of it tells.
+                for home in homes:
+                    if any(file.language for file in scan.files if file.path == home or _is_below(file.path, home)):
+                        found.setdefault(scan.label(home), home)
+        return _sorted(found)
+
+    return _list("text encoders", (TEXT_ENCODER_FOLDER, "hlwq"), make, now)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder + os.sep)
+
+
+def dense_models(*, now: bool = True) -> Labelled:
+    """Dense models in the model folders: files, and folders with an index of shards, by `folder/path`."""
+    kinds = [(kind, root) for kind in DENSE_FOLDERS for root in roots(kind)]
+
+    def make(scans: tuple[Scan, ...]) -> Labelled:
+        by_root = {scan.root: scan for scan in scans}
+        found: dict[str, Path] = {}
+        for kind, root in kinds:
+            scan = by_root[root]
+            for folder in scan.indexed:
+                found.setdefault(f"{kind}/{scan.label(folder)}", Path(folder))
+            shards = set(scan.indexed)
+            plain = [file.path for file in scan.files if not file.codes and os.path.dirname(file.path) not in shards]
+            for path in sorted(plain[:_LONGEST]):
+                found.setdefault(f"{kind}/{scan.label(path)}", Path(path))
+        return found
+
+    return _list("dense models", DENSE_FOLDERS, make, now)
+
+
+def upscalers(*, now: bool = True) -> Labelled:
+    """Latent upscalers of `models/latent_upscale_models` and of the checkpoints' own `upscalers/`, by label.
+
+    A label is the file's name; where two files share it, the later ones are called `<checkpoint>/upscalers/<name>`.
+    """
+    own = len(roots(UPSCALER_FOLDER))
+
+    def make(scans: tuple[Scan, ...]) -> Labelled:
+        found: dict[str, Path] = {}
+        for scan in scans[:own]:
+            for path in sorted(file.path for file in scan.files[:_LONGEST]):
+                found.setdefault(scan.label(path), Path(path))
+        beside: dict[str, str] = {}
+        for scan in scans[own:]:
+            homes = {os.path.join(home, "upscalers"): scan.label(home) for home in scan.homes()}
+            for file in scan.files:
+                folder, name = os.path.split(file.path)
+                if folder in homes:
+                    beside.setdefault(f"{homes[folder]}/upscalers/{name}", file.path)
+        for label, path in sorted(beside.items(), key=lambda item: item[0].lower()):
+            name = os.path.basename(path)
+            found[label if name in found else name] = Path(path)
+        return found
+
+    return _list("upscalers", (UPSCALER_FOLDER, *CHECKPOINT_FOLDERS), make, now)
 
 
 def checkpoint(label: str) -> Path:
@@ -40,27 +144,8 @@ def checkpoint(label: str) -> Path:
     Raises:
         InputError: no such checkpoint in the model folders.
     """
-    known = checkpoints()
-    if label in known:
-        return known[label]
     # A folder that is there and is no checkpoint: opening it says what is wrong with it.
-    return _inside(label, CHECKPOINT_FOLDERS, "checkpoint", known)
-
-
-def upscalers() -> dict[str, Path]:
-    """Latent upscalers of `models/latent_upscale_models` and of the checkpoints' own `upscalers/`, by label.
-
-    A label is the file's name; where two files share it, the later ones are called `<checkpoint>/upscalers/<name>`.
-    """
-    found: dict[str, Path] = {}
-    for root in roots(UPSCALER_FOLDER):
-        for path in sorted(root.rglob("*.safetensors")):
-            found.setdefault(path.relative_to(root).as_posix(), path)
-    for label, folder in checkpoints().items():
-        if folder.is_dir():
-            for path in sorted((folder / "upscalers").glob("*.safetensors")):
-                found[f"{label}/upscalers/{path.name}" if path.name in found else path.name] = path
-    return found
+    return _resolve(label, CHECKPOINT_FOLDERS, "checkpoint", checkpoints)
 
 
 def upscaler(label: str) -> Path:
@@ -69,32 +154,77 @@ def upscaler(label: str) -> Path:
     Raises:
         InputError: no such file in the model folders.
     """
-    known = upscalers()
+    return _resolve(label, (UPSCALER_FOLDER, *CHECKPOINT_FOLDERS), "upscaler", upscalers)
+
+
+def text_encoder(label: str) -> Path:
+    """The file or folder of a text encoder.
+
+    Raises:
+        InputError: no such file or folder in the model folders.
+    """
+    return _resolve(label, (TEXT_ENCODER_FOLDER, "hlwq"), "text encoder", text_encoders)
+
+
+def dense_model(label: str) -> Path:
+    """The file or folder of a dense model, by `folder/path`.
+
+    Raises:
+        InputError: no such model in the model folders.
+    """
+    kind, _, rest = label.partition("/")
+    if kind in DENSE_FOLDERS:
+        return _resolve(label, (kind,), "model", dense_models, rest)
+    return _resolve(label, DENSE_FOLDERS, "model", dense_models, "")
+
+
+def refusal(*named: tuple[Callable[[str], Path], str | None]) -> bool | str:
+    """What a node's `validate_inputs` answers to labels, each with what finds it; None stands for one that is linked."""
+    try:
+        for find, label in named:
+            if label is not None:
+                find(label)
+    except HLWQError as error:
+        return str(error)
+    return True
+
+
+def _resolve(
+    label: str, kinds: tuple[str, ...], what: str, listed: Callable[..., Labelled], inside: str | None = None
+) -> Path:
+    """The path of a label: of the list as it is kept, else as a path below a model folder, else of the folders as they are now."""
+    inside = label if inside is None else inside
+    known = listed(now=False)
     if label in known:
         return known[label]
-    return _inside(label, (UPSCALER_FOLDER, *CHECKPOINT_FOLDERS), "upscaler", known)
-
-
-def _inside(label: str, folders: Iterable[str], kind: str, known: Iterable[str]) -> Path:
-    """`label` as a path below one of the model folders."""
-    for flavour in (PurePosixPath(label), PureWindowsPath(label)):
-        if flavour.is_absolute() or flavour.drive or ".." in flavour.parts:
-            raise InputError(
-                f"the {kind}'s path leaves the model folders",
-                found=label,
-                expected=f"a path below {', '.join(f'models/{name}' for name in folders)}",
-                fix="move or link the files there, or name their folder in extra_model_paths.yaml",
-            )
-    for root in roots(*folders):
-        if label.strip("./\\ ") and (root / label).exists():
-            return root / label
-    listed = sorted(known)
+    if _leaves(inside):
+        raise InputError(
+            f"the {what}'s path leaves the model folders: there is no such {what} in the model folders",
+            found=label,
+            expected=f"a path below {', '.join(f'models/{name}' for name in kinds)}",
+            fix="move or link the files there, or name their folder in extra_model_paths.yaml",
+        )
+    if inside.strip("./\\ "):
+        for root in filter(listing.answers, map(Path, roots(*kinds))):
+            if os.path.exists(root / inside):
+                return root / inside
+    known = listed()
+    if label in known:
+        return known[label]
+    names = list(known)
     raise InputError(
-        f"there is no such {kind} in the model folders",
+        f"there is no such {what} in the model folders",
         found=label or "nothing chosen",
-        expected=f"one of: {', '.join(listed)}" if listed else f"any {kind}; none was found",
-        fix=f"put it under {' or '.join(f'models/{name}' for name in folders)} and refresh (R)",
+        expected=f"one of: {', '.join(names)}" if names else f"any {what}; none was found",
+        fix=f"put {GEMMA_FILES if what == 'text encoder' else 'it'} under "
+        f"{' or '.join(f'models/{name}' for name in kinds)} and refresh (R)",
     )
+
+
+def _leaves(path: str) -> bool:
+    """Whether a path leads out of a folder, on any system."""
+    flavours = (PurePosixPath(path), PureWindowsPath(path))
+    return any(p.is_absolute() or bool(p.drive) or ".." in p.parts for p in flavours)
 
 
 register()

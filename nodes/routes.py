@@ -30,11 +30,13 @@ from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from ..hlwq_core.models import ltx_config, manifest
 from ..hlwq_core.running import fast
 from ..hlwq_core.tools import download, inspect, verify
-from . import compat, locations
+from . import compat, listing, locations
 
 log = logging.getLogger(__name__)
 
 EVENT = "hlwq.job"
+# Of what the lists of models pass over, so many are shown.
+_SHOWN = 20
 _SECONDS_BETWEEN_EVENTS = 0.2
 
 
@@ -108,7 +110,7 @@ def report(label: str) -> dict[str, Any]:
         raise InputError(
             "there is no HLWQ checkpoint in the model folders",
             expected="a folder under models/hlwq with the published files",
-            found="none",
+            found="; ".join(["none", *listing.not_listed()[:_SHOWN]]),
             fix="download one, or move yours there and press R",
         )
     path = locations.checkpoint(label)
@@ -137,6 +139,7 @@ def report(label: str) -> dict[str, Any]:
         "vram": _memory(ckpt, names),
         "backend": _backend(),
         "fast": _fast(),
+        "not_listed": listing.not_listed()[:_SHOWN],
         "hypotheses": inspect.inspect(path).hypotheses if missing else [],
         "repository": manifest.REPOSITORIES[0],
         "fixes": ["download", "repair", "verify"] if missing else ["verify"],

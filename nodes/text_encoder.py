@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,50 +12,19 @@ import torch
 from comfy_api.latest import io
 
 from ..hlwq_core import Checkpoint, open_checkpoint
-from ..hlwq_core.checkpoints.find import find_checkpoints
-from ..hlwq_core.errors import HLWQError, IncompleteError, InputError, UnsupportedError
+from ..hlwq_core.errors import IncompleteError, InputError, UnsupportedError
 from ..hlwq_core.format.safefile import read_header
 from ..hlwq_core.format.variants import holds_codes
 from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
 from . import compat, gemma, locations
+from .locations import GEMMA_FILES, text_encoders
 from .running.packed_ops import PackedOperations
 from .running.patchers import adopt
 
 PROJECTION = "text_embedding_projection."
 CONNECTOR = "model.diffusion_model.{}_embeddings_connector.learnable_registers"
-GEMMA_FILES = "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
-
-FOLDER = "text_encoders"
 
 State = dict[str, torch.Tensor]
-
-
-def text_encoders() -> dict[str, Path]:
-    """What the node's list offers: label → file of `models/text_encoders`, or HLWQ folder there or in `models/hlwq`."""
-    packed = find_checkpoints(locations.roots(FOLDER))
-    packed |= {label: path for label, path in find_checkpoints(locations.roots("hlwq")).items() if _is_language(path)}
-    folders = [path for path in packed.values() if path.is_dir()]
-    files = {
-        label: Path(compat.folder_paths.get_full_path(FOLDER, label))
-        for label in compat.folder_paths.get_filename_list(FOLDER)
-    }
-    plain = {label: path for label, path in files.items() if not any(f in path.parents for f in folders)}
-    return dict(sorted((plain | packed).items(), key=lambda item: item[0].lower()))
-
-
-def _is_language(path: Path) -> bool:
-    """Whether a checkpoint holds a language model, and not the video model that shares its folder."""
-    files = [path] if path.is_file() else path.rglob("*.safetensors")
-    return any(_names_attention(str(file), file.stat().st_mtime_ns) for file in files)
-
-
-@functools.lru_cache(maxsize=1024)
-def _names_attention(file: str, mtime_ns: int) -> bool:
-    try:
-        names, _ = read_header(file)
-    except HLWQError:
-        return False
-    return any("layers.0.self_attn" in name.replace("__", ".") for name in names)
 
 
 def load_text_encoder(
@@ -311,12 +279,12 @@ class HLWQLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder",
-                    options=list(text_encoders()),
+                    options=list(text_encoders(now=False)),
                     tooltip="Gemma 3 12B: a file in models/text_encoders, plain, fp8, fp4 or HLWQ.",
                 ),
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(locations.checkpoints()),
+                    options=list(locations.checkpoints(now=False)),
                     tooltip="The same HLWQ checkpoint as in HLWQ Load Checkpoint: it holds the text projection.",
                 ),
                 io.Combo.Input(
@@ -332,14 +300,12 @@ class HLWQLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, text_encoder: str, checkpoint: str) -> bool | str:
+        """Say before anything runs that a file is not there, and which are; lists may be older than the folders."""
+        return locations.refusal((locations.text_encoder, text_encoder), (locations.checkpoint, checkpoint))
+
+    @classmethod
     def execute(cls, text_encoder: str, checkpoint: str, device: str = "default") -> io.NodeOutput:
         """Find the files of the chosen labels and load them."""
-        known = text_encoders()
-        if text_encoder not in known:
-            raise InputError(
-                "there is no such text encoder in the model folders",
-                found=text_encoder or "nothing chosen",
-                expected=f"one of: {', '.join(known)}" if known else "a Gemma 3 12B; none was found",
-                fix=f"put {GEMMA_FILES} there and refresh (R)",
-            )
-        return io.NodeOutput(load_text_encoder(known[text_encoder], locations.checkpoint(checkpoint), device))
+        files = locations.text_encoder(text_encoder), locations.checkpoint(checkpoint)
+        return io.NodeOutput(load_text_encoder(*files, device))

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..hlwq_core.checkpoints.find import holds_codes
 from ..hlwq_core.commands.repair import text as repair_text
 from ..hlwq_core.commands.verify import text as verification_text
-from ..hlwq_core.errors import HLWQError, InputError
+from ..hlwq_core.errors import InputError
 from ..hlwq_core.format.packing import BITS
 from ..hlwq_core.models import manifest
 from ..hlwq_core.models.recipes import recipe_names
@@ -25,42 +24,11 @@ from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, quantize
 from ..hlwq_core.tools.repair import repair
 from ..hlwq_core.tools.verify import verify
 from . import compat, locations
+from .locations import dense_model, dense_models
 
-SOURCE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 NONE = "none"
 _STEPS = 1000
 _CHECKPOINT_TIP = "A folder or file under models/hlwq, models/checkpoints or models/diffusion_models."
-
-
-def dense_models() -> dict[str, Path]:
-    """Dense models in the model folders: files, and folders with an index of shards, by `folder/path`."""
-    found: dict[str, Path] = {}
-    for kind in SOURCE_FOLDERS:
-        for root in locations.roots(kind):
-            for index in sorted(root.rglob("*.safetensors.index.json")):
-                found.setdefault(f"{kind}/{index.parent.relative_to(root).as_posix()}", index.parent)
-            shards = set(found.values())
-            for path in sorted(root.rglob("*.safetensors")):
-                if path.parent not in shards and not path.name.startswith(".") and not holds_codes(path):
-                    found.setdefault(f"{kind}/{path.relative_to(root).as_posix()}", path)
-    return found
-
-
-def dense_model(label: str) -> Path:
-    """The file or folder of a dense model.
-
-    Raises:
-        InputError: no such model in the model folders.
-    """
-    found = dense_models()
-    if label not in found:
-        raise InputError(
-            "there is no such model in the model folders",
-            found=label,
-            expected=", ".join(found) or "a .safetensors file under models/checkpoints; none was found",
-            fix="put it there and press R",
-        )
-    return found[label]
 
 
 def new_checkpoint(name: str, layout: str) -> Path:
@@ -130,14 +98,11 @@ class _Tool:
         return float("nan")
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str = "") -> bool | str:
+    def validate_inputs(cls, checkpoint: str = "", original: str = NONE) -> bool | str:
         """Lists may be older than the folders: what is named counts, not what the list held."""
-        if checkpoint:
-            try:
-                locations.checkpoint(checkpoint)
-            except HLWQError as error:
-                return str(error)
-        return True
+        return locations.refusal(
+            (locations.checkpoint, checkpoint or None), (dense_model, None if original == NONE else original)
+        )
 
     @classmethod
     def _progress(cls) -> Callable[[int, int, str], None]:
@@ -158,7 +123,9 @@ class HLWQInspect(_Tool, io.ComfyNode):
             display_name="HLWQ Inspect",
             category="HLWQ",
             description="Says what a checkpoint is and whether it is whole, without loading it.",
-            inputs=[io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP)],
+            inputs=[
+                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=_CHECKPOINT_TIP)
+            ],
             outputs=[
                 _report_output(),
                 io.Image.Output(display_name="coverage", tooltip="A column for each block, a row for each layer."),
@@ -188,10 +155,10 @@ class HLWQVerify(_Tool, io.ComfyNode):
             category="HLWQ",
             description="Reads every layer of a checkpoint and checks it, if wanted against the original.",
             inputs=[
-                io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP),
+                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=_CHECKPOINT_TIP),
                 io.Combo.Input(
                     "original",
-                    options=[NONE, *dense_models()],
+                    options=[NONE, *dense_models(now=False)],
                     default=NONE,
                     optional=True,
                     tooltip="The dense model that it was made from; then the error of each layer is measured.",
@@ -222,7 +189,7 @@ class HLWQQuantize(_Tool, io.ComfyNode):
             description="Makes an HLWQ checkpoint from a model in safetensors, layer by layer. A run that was cancelled "
             "goes on where it was when it is queued again.",
             inputs=[
-                io.Combo.Input("source", options=list(dense_models()), tooltip="The dense model to quantize."),
+                io.Combo.Input("source", options=list(dense_models(now=False)), tooltip="The dense model to quantize."),
                 io.String.Input(
                     "name", default="my-model-HLWQ-Q5", tooltip="Name of the new checkpoint under models/hlwq."
                 ),
@@ -259,12 +226,7 @@ class HLWQQuantize(_Tool, io.ComfyNode):
     @classmethod
     def validate_inputs(cls, source: str, name: str, layout: str) -> bool | str:  # type: ignore[override]
         """Say before anything runs that there is no such source, or that the name is none."""
-        try:
-            dense_model(source)
-            new_checkpoint(name, layout)
-        except HLWQError as error:
-            return str(error)
-        return True
+        return locations.refusal((dense_model, source), (lambda given: new_checkpoint(given, layout), name))
 
     @classmethod
     def execute(cls, source: str, name: str, bits: str, norms: str, rules: str, layout: str) -> io.NodeOutput:
@@ -296,9 +258,9 @@ class HLWQRepair(_Tool, io.ComfyNode):
             category="HLWQ",
             description="Completes an incomplete checkpoint from the original, without touching what is there.",
             inputs=[
-                io.Combo.Input("checkpoint", options=list(locations.checkpoints()), tooltip=_CHECKPOINT_TIP),
+                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=_CHECKPOINT_TIP),
                 io.Combo.Input(
-                    "original", options=list(dense_models()), tooltip="The dense model that it was made from."
+                    "original", options=list(dense_models(now=False)), tooltip="The dense model that it was made from."
                 ),
             ],
             outputs=[_report_output()],

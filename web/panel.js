@@ -61,6 +61,7 @@ export function describe(report) {
     const why = Object.entries(backend.unavailable ?? {}).map(([name, reason]) => `${name}: ${reason}`);
     lines.push([`Backend: ${backend.name}${why.length ? ` (${why.join("; ")})` : ""}`, ""]);
   }
+  for (const skipped of report.not_listed ?? []) lines.push([`Not listed: ${skipped}`, ""]);
   if (fast) lines.push([`Fast mode: ${fast.available ? "available" : `not available, ${fast.reason}`}`, ""]);
   return lines;
 }

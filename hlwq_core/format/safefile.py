@@ -1,15 +1,17 @@
 """Safetensors files as maps: headers are read and checked here, tensors are views of the mapped file.
 
-What can be wrong with a file, each with a message of its own: missing, empty, GGUF, a pickle or another format, a
+What can be wrong with a file, each with a message of its own: missing, empty, no regular file, another format (`kinds`), a
 header longer than the file, a header that is no JSON, an unknown dtype, bytes that do not fit the shape, offsets that
 overlap or leave holes, a file cut short or with a tail.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,15 @@ from typing import Any
 import torch
 
 from ..errors import FormatError, InputError, UnsupportedError
+from .bounded import open_regular, unreadable
+from .kinds import HEAD, kind_of
 
+# The first is safetensors' own. LTX-2.3 has 8,641 tensors in HLWQ, in headers of well under 2 MB.
 MAX_HEADER = 100_000_000
+MAX_TENSORS = 200_000
+MAX_VALUES = 4_000_000
+MAX_RANK = 32
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 DTYPES: dict[str, tuple[torch.dtype, int]] = {
     "F64": (torch.float64, 8),
     "F32": (torch.float32, 4),
@@ -60,45 +69,39 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
         Entries by tensor name, and the file's metadata.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or no regular one.
         UnsupportedError: a known other format (GGUF, pickle).
         FormatError: not a whole safetensors file.
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(8)
-            _refuse_other_formats(path, head, size)
-            if len(head) < 8:
-                raise FormatError(
-                    "the file is too short to be safetensors",
-                    file=path,
-                    expected="8 bytes and more",
-                    found=f"{size} bytes",
-                    fix=_AGAIN,
-                )
-            length = int.from_bytes(head, "little")
-            if length > min(MAX_HEADER, size - 8):
-                raise FormatError(
-                    "the header is longer than the file: it is cut off, or no safetensors file",
-                    file=path,
-                    expected=f"at most {min(MAX_HEADER, size - 8)} bytes of header",
-                    found=length,
-                    fix=_AGAIN,
-                )
-            raw = file.read(length)
+        with open_regular(path) as file:
+            return _read_header(path, file)
     except OSError as error:
-        raise InputError(
-            "the file cannot be read",
+        raise unreadable(path, error, "a safetensors file that may be read") from error
+
+
+def _read_header(path: Path, file: io.FileIO) -> tuple[dict[str, Entry], dict[str, str]]:
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(HEAD)
+    refuse_other_kinds(path, head, size)
+    length = int.from_bytes(head[:8], "little")
+    if length > min(MAX_HEADER, size - 8):
+        raise FormatError(
+            "the header is longer than the file: it is cut off, or no safetensors file",
             file=path,
-            expected="a safetensors file that may be read",
-            found=error.strerror or error,
-            fix="correct the path, or the file's permissions",
-        ) from error
+            expected=f"at most {min(MAX_HEADER, size - 8)} bytes of header",
+            found=length,
+            fix=_AGAIN,
+        )
+    raw = head[8 : 8 + length]
+    while len(raw) < length and (part := file.read(length - len(raw))):
+        raw += part
     try:
-        header = json.loads(raw)
+        header = _parse(raw)
         metadata = header.pop("__metadata__", None) or {}
+        if any(type(value) is not str for value in metadata.values()):
+            raise ValueError("__metadata__ holds something else than texts")
         entries = {name: _entry(path, name, fields) for name, fields in header.items()}
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(
@@ -109,35 +112,50 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
             fix=_AGAIN,
         ) from error
     _check_layout(path, entries, size - 8 - length)
-    return entries, {str(k): str(v) for k, v in metadata.items()}
+    return entries, metadata
 
 
-def _refuse_other_formats(path: Path, head: bytes, size: int) -> None:
-    if head[:4] == b"GGUF":
-        raise UnsupportedError(
-            "this is a GGUF file, not an HLWQ checkpoint",
-            file=path,
-            expected="a safetensors file",
-            found="GGUF",
-            fix="load it with the ComfyUI-GGUF nodes",
+def _parse(raw: bytes) -> dict[str, Any]:
+    # Before anything is made of them: objects take ten times the memory of their text, and minutes where they are many.
+    if raw.count(b'"data_offsets"') > MAX_TENSORS or raw.count(b",") > MAX_VALUES:
+        raise ValueError(f"more than {MAX_TENSORS:,} tensors, or more values than they can have")
+    header: dict[str, Any] = json.loads(raw.decode("utf-8"))
+    for name in header:
+        if _NO_NAME.search(name):
+            raise ValueError(f"{name[:100]!a} is no name: it has control characters")
+    return header
+
+
+def refuse_other_kinds(path: Path, head: bytes, size: int) -> None:
+    """Name what is no safetensors file for what it is.
+
+    Raises:
+        UnsupportedError: a known other format (GGUF, pickle).
+        FormatError: something else than a file of weights, or too short for one.
+    """
+    kind = kind_of(head, size)
+    if kind is not None:
+        raise (UnsupportedError if kind.known else FormatError)(
+            f"this is {kind.name}", file=path, expected="a safetensors file", found=kind.name, fix=kind.fix
         )
-    # A safetensors header of 640 bytes begins with 0x80 as a pickle does, one of 19,280 with PK: those lengths fit the file.
-    too_long = int.from_bytes(head, "little") > size - 8
-    if too_long and (head[:2] == b"PK" or head[:1] == b"\x80"):
-        raise UnsupportedError(
-            "this is a pickle (.pt, .ckpt, .bin): such files can run code and are never opened",
+    if len(head) < 8:
+        raise FormatError(
+            "the file is too short to be safetensors",
             file=path,
-            expected="a safetensors file",
-            found="a pickle",
-            fix="get the model as .safetensors",
+            expected="8 bytes and more",
+            found=f"{size} bytes",
+            fix=_AGAIN,
         )
 
 
 def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
-    dtype, shape = fields["dtype"], tuple(fields["shape"])
+    dtype, shape = fields["dtype"], fields["shape"]
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"{name}: a shape of {len(shape):,} numbers")
+    shape = tuple(shape)
     start, stop = fields["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
-        raise ValueError(f"{name}: shape and offsets must be integers, none negative")
+    if any(type(n) is not int or not 0 <= n < 1 << 63 for n in (*shape, start, stop)):
+        raise ValueError(f"{name}: shape and offsets must be integers, none negative, none above 2^63")
     if dtype not in DTYPES:
         raise UnsupportedError(
             "a dtype that this pack does not know",
@@ -147,12 +165,16 @@ def _entry(path: Path, name: str, fields: dict[str, Any]) -> Entry:
             found=dtype,
             fix="update the pack; if this is the newest, get the model in another dtype",
         )
-    if stop - start != math.prod(shape) * DTYPES[dtype][1]:
+    count, width = math.prod(shape), DTYPES[dtype][1]
+    # Strides are numbers too: an empty tensor of [2^62, 2^62, 0] has none that a computer can hold.
+    if not count and math.prod(n for n in shape if n) * width >= 1 << 63:
+        raise ValueError(f"{name}: a shape beyond all memory, {list(shape)}")
+    if stop - start != count * width:
         raise FormatError(
             "the tensor's bytes do not fit its shape",
             file=path,
             tensor=name,
-            expected=f"{math.prod(shape) * DTYPES[dtype][1]} bytes for {dtype} {list(shape)}",
+            expected=f"{count * width} bytes for {dtype} {list(shape)}",
             found=f"{stop - start} bytes",
             fix=_AGAIN,
         )
@@ -261,7 +283,7 @@ class SafeFile:
         data = bytearray(size * len(numbers))
         view = memoryview(data)
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open_regular(self.path) as file:
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 for i, number in enumerate(numbers):

@@ -84,12 +84,13 @@ VARIANTS = (V1, V2, V3, V4)
 
 _PARTS = {"packed": "codes", "codes": "codes", "norms": "norms", "meta": "meta"}
 _V4_PARTS = {"codes": "codes", "norms": "norms", "ct_scaled": "table", "ct": "table"}
-_CODES = ("__packed", "__codes", ".codes")
+# What keys of codes end in.
+CODES = ("__packed", "__codes", ".codes")
 
 
 def holds_codes(keys: Iterable[str]) -> bool:
     """Whether some of a file's keys are codes: whether it is (a part of) an HLWQ checkpoint."""
-    return any(key.endswith(_CODES) for key in keys)
+    return any(key.endswith(CODES) for key in keys)
 
 
 def is_eoq(key: str, has: Callable[[str], bool]) -> bool:
