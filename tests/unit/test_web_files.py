@@ -20,9 +20,22 @@ def _literal(call: ast.Call, keyword: str) -> str | None:
     return None
 
 
+def _helpers(module: ast.Module) -> dict[str, tuple[ast.FunctionDef, ast.Module]]:
+    """The functions of a module of nodes/, and those that it takes from its neighbours."""
+    found = {entry.name: (entry, module) for entry in module.body if isinstance(entry, ast.FunctionDef)}
+    for entry in module.body:
+        if isinstance(entry, ast.ImportFrom) and entry.level == 1 and entry.module:
+            file = ROOT / "nodes" / f"{entry.module}.py"
+            if file.is_file():
+                other = ast.parse(file.read_text("utf-8"))
+                theirs = {part.name: part for part in other.body if isinstance(part, ast.FunctionDef)}
+                found |= {name.name: (theirs[name.name], other) for name in entry.names if name.name in theirs}
+    return found
+
+
 def _inputs(tree: ast.AST, module: ast.Module) -> list[ast.Call]:
-    """The calls `io.….Input("name", …)`, those in the module's own helpers that are called there included."""
-    helpers = {entry.name: entry for entry in module.body if isinstance(entry, ast.FunctionDef)}
+    """The calls `io.….Input("name", …)`, those in helpers that are called there included."""
+    helpers = _helpers(module)
     calls = []
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call):
@@ -30,7 +43,7 @@ def _inputs(tree: ast.AST, module: ast.Module) -> list[ast.Call]:
         if isinstance(call.func, ast.Attribute) and call.func.attr == "Input":
             calls.append(call)
         elif isinstance(call.func, ast.Name) and call.func.id in helpers:
-            calls += _inputs(helpers[call.func.id], module)
+            calls += _inputs(*helpers[call.func.id])
     return calls
 
 

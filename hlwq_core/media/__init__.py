@@ -1,0 +1,37 @@
+"""Video files: what is in one, and how frames and sound become one. PyAV does the coding and the muxing.
+
+`formats` says what can be written, `writing` writes it, `coders` talks to PyAV, `pixels` and `sound` prepare what is
+coded, `hardware` finds encoders in hardware, `names` finds a name, `faults` tells what went wrong, `probe` reads.
+"""
+
+from .formats import CONTAINERS, PRESETS, QUALITIES, Plan, Settings, audio_codecs, plan, video_codecs
+from .names import Place, check_prefix, fill_in
+from .probe import AudioStream, MediaInfo, VideoStream, probe
+from .sound import Shaping, Sound
+from .writing import Writer, Written, check, frame_rate, playing, write_video
+
+__all__ = [
+    "CONTAINERS",
+    "QUALITIES",
+    "PRESETS",
+    "AudioStream",
+    "MediaInfo",
+    "Place",
+    "Plan",
+    "Settings",
+    "Shaping",
+    "Sound",
+    "VideoStream",
+    "Writer",
+    "Written",
+    "audio_codecs",
+    "check",
+    "check_prefix",
+    "fill_in",
+    "frame_rate",
+    "plan",
+    "playing",
+    "probe",
+    "video_codecs",
+    "write_video",
+]

@@ -1,0 +1,82 @@
+"""Pictures: a folder of PNG files in place of a video, a PNG beside one, and the workflow in a WebP."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .formats import Plan
+from .pixels import to_bytes
+
+
+class SequenceCoder:
+    """Writes a folder of PNG pictures 00001.png, 00002.png, ..., the workflow in each."""
+
+    note: str | None = None
+    encoder = "png"
+
+    def __init__(self, path: Path, plan: Plan, metadata: Mapping[str, Any]):
+        self._path, self._plan, self._metadata = path, plan, metadata
+
+    def converter(self) -> Callable[[torch.Tensor, int], bytes]:
+        """For one thread: frames as files that `run` takes."""
+        level = int(self._plan.encoder_options["compress_level"])
+
+        def convert(frame: torch.Tensor, index: int) -> bytes:
+            return png(frame, self._metadata, level, index)
+
+        return convert
+
+    def run(self, pictures: Iterator[bytes]) -> None:
+        """Write all pictures.
+
+        Raises:
+            OSError: one could not be written.
+        """
+        self._path.mkdir()
+        for number, data in enumerate(pictures, 1):
+            (self._path / f"{number:05}.png").write_bytes(data)
+
+
+def png(frame: torch.Tensor, metadata: Mapping[str, Any], level: int = 4, index: int = 0) -> bytes:
+    """A frame [height, width, 3] as a PNG file, with the tags that ComfyUI reads."""
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key, json.dumps(value))
+    data = io.BytesIO()
+    Image.fromarray(to_bytes(frame, index).cpu().numpy()).save(data, "PNG", pnginfo=info, compress_level=level)
+    return data.getvalue()
+
+
+def add_exif(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Put the workflow into an animated WebP, where ComfyUI looks for it: FFmpeg writes none.
+
+    Source: RIFF container of WebP, https://developers.google.com/speed/webp/docs/riff_container.
+    """
+    exif = Image.Exif()
+    # As core's SaveAnimatedWEBP: tag 0x0110 and those before 0x010F, each "name:JSON".
+    tags = dict(metadata)
+    if "prompt" in tags:
+        exif[0x0110] = f"prompt:{json.dumps(tags.pop('prompt'))}"
+    for number, (key, value) in enumerate(tags.items()):
+        exif[0x010F - number] = f"{key}:{json.dumps(value)}"
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"EXIF" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+    with path.open("r+b") as file:
+        head = file.read(21)
+        if head[12:16] != b"VP8X":
+            return
+        file.seek(20)
+        file.write(bytes([head[20] | 0x08]))
+        size = file.seek(0, io.SEEK_END)
+        file.write(chunk)
+        file.seek(4)
+        file.write(struct.pack("<I", size - 8 + len(chunk)))

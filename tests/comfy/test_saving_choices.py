@@ -1,0 +1,123 @@
+"""The save node's further inputs, on the real node: what lands where, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+HIDDEN = SimpleNamespace(
+    prompt={"3": {"class_type": "RandomNoise", "_meta": {"title": "Seed"}, "inputs": {"noise_seed": 7}}},
+    extra_pnginfo={"workflow": {"nodes": []}},
+)
+
+
+@pytest.fixture
+def node(pack, tmp_path, monkeypatch):
+    saving = importlib.import_module(f"{pack.__name__}.nodes.saving")
+    for kind in ("output", "temp"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setattr(saving.folder_paths, f"get_{kind}_directory", lambda kind=kind: str(tmp_path / kind))
+    module = importlib.import_module(f"{pack.__name__}.nodes.save_audio_video").HLWQSaveAudioVideo
+    monkeypatch.setattr(module, "hidden", HIDDEN, raising=False)
+    return module
+
+
+@pytest.fixture
+def probe(pack):
+    return importlib.import_module(f"{pack.__name__}.hlwq_core.media").probe
+
+
+def save(node, **choices):
+    choices = {"frame_rate": 24.0, "filename_prefix": "clip"} | choices
+    return node.execute(torch.rand(5, 64, 64, 3), **choices)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_old_workflows_call_it_as_ever(node, tmp_path):
+    """The inputs of 0.1.0, and nothing else."""
+    old = {"codec": "h264", "quality": "high", "audio_codec": "aac", "filename_prefix": "clip", "frame_rate": 24.0}
+    node.execute(images=torch.rand(5, 64, 64, 3), audio=None, **old)
+    assert files(tmp_path) == ["output/clip_00001_.mp4"]
+
+
+def test_tokens_over_the_api(node, tmp_path):
+    save(node, filename_prefix="%date:yyyy-MM-dd%/s%Seed.noise_seed%_%width%x%height%_%frames%")
+    day = time.strftime("%Y-%m-%d")
+    assert files(tmp_path / "output") == [f"{day}/s7_64x64_5_00001_.mp4"]
+
+
+def test_preview_only(node, tmp_path):
+    result = save(node, save_output=False)
+    assert files(tmp_path) == ["temp/clip_00001_.mp4"]
+    assert result.ui["images"][0]["type"] == "temp"
+
+
+def test_png_beside(node, tmp_path):
+    save(node, workflow="in the file and a PNG")
+    assert files(tmp_path / "output") == ["clip_00001_.mp4", "clip_00001_.png"]
+    with Image.open(tmp_path / "output" / "clip_00001_.png") as image:
+        assert json.loads(image.text["prompt"]) == HIDDEN.prompt and image.size == (64, 64)
+
+
+def test_workflow_nowhere(node, probe, tmp_path):
+    save(node, workflow="nowhere")
+    assert "prompt" not in probe(tmp_path / "output" / "clip_00001_.mp4").metadata
+
+
+@pytest.mark.parametrize(
+    ("codec", "shown", "animated"),
+    [
+        ("gif", "clip_00001_.gif", True),
+        ("webp", "clip_00001_.webp", False),
+        ("png", "00001.png", False),
+        ("vp9", "clip_00001_.webm", True),
+    ],
+)
+def test_what_the_node_shows_and_hands_on(node, codec, shown, animated):
+    result = save(node, codec=codec, container="webm" if codec == "vp9" else "auto")
+    assert result.ui["images"][0]["filename"] == shown
+    assert ("animated" in result.ui) is animated
+    (video,) = result.args[0]
+    assert video.get_components().images.shape == (5, 64, 64, 3)
+
+
+def test_the_number_is_one_more_than_any_of_the_prefix(node, tmp_path):
+    for codec in ("h264", "gif", "png", "h264"):
+        save(node, codec=codec)
+    assert (tmp_path / "output" / "clip_00004_.mp4").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"codec": "h264", "container": "webm"}, "webm files cannot hold h264"),
+        ({"codec": "h264", "crf": 60}, "outside h264's scale"),
+        ({"codec": "gif", "bit_depth": "10"}, "gif has no 10 bits"),
+        ({"filename_prefix": "video/" + "n" * 250}, "name is too long"),
+        ({"codec": "h266"}, "unknown codec"),
+    ],
+)
+def test_refused_before_anything_runs(node, given, words):
+    assert words in node.validate_inputs(**given)
+
+
+def test_not_refused(node):
+    assert node.validate_inputs() is True
+    assert node.validate_inputs(filename_prefix="%date:yyyy-MM-dd%/" + "%a.b%" * 60, codec=None) is True
+    assert node.validate_inputs(filename_prefix="x", codec="prores", container="mov", crf=-1, bit_depth="8") is True
+
+
+def test_a_folder_that_cannot_be_made(pack, node, tmp_path):
+    (tmp_path / "output" / "taken").write_text("a file")
+    errors = importlib.import_module(f"{pack.__name__}.hlwq_core.errors")
+    with pytest.raises(errors.InputError, match="folder cannot be made"):
+        save(node, filename_prefix="taken/deeper/clip")
