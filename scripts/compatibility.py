@@ -147,7 +147,8 @@ def _pytest(
         junit = Path(folder) / "junit.xml"
         command = [sys.executable, str(REPO / "scripts" / "test.py"), "--python", str(environment.python)]
         command += ["--comfyui", str(environment.comfyui), "--deadline", str(deadline), *arguments]
-        command += ["-q", "-o", "junit_family=xunit1", f"--junitxml={junit}"]
+        # What is asked is whether it works there; a busy machine says nothing about that.
+        command += ["-q", "--timeout=1200", "-o", "junit_family=xunit1", f"--junitxml={junit}"]
         code = subprocess.run(command, cwd=REPO, env=os.environ | {"HLWQ_CACHE": str(environment.cache)}).returncode
         if not junit.is_file():
             raise SetupError(f"pytest ended with {code} and left no result: nothing is recorded")
