@@ -64,9 +64,9 @@ import torch  # noqa: E402  after ComfyUI has chosen its allocator
 
 def configuration(blocks: int, small: bool) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...]]]]:
     """The model's config, and dtype and shape of each tensor by its name."""
-    from hlwq_core.models import manifest
+    from hlwq_core.models import ltx23
 
-    config, tensors = manifest.ltx23_config(), manifest.expected()
+    config, tensors = ltx23.config(), ltx23.tensors()
     if small:
         sys.path.insert(0, str(core.REPO / "scripts"))
         import comfy.ops

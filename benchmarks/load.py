@@ -42,7 +42,7 @@ def write(folder: Path) -> dict[str, Path]:
 
     from hlwq_core.codec import codec
     from hlwq_core.format.writer import write_safetensors
-    from hlwq_core.models import manifest
+    from hlwq_core.models import ltx23
 
     config, tensors = full_size.configuration(48, False)
     weights = full_size.dense_weights(tensors)
@@ -61,7 +61,7 @@ def write(folder: Path) -> dict[str, Path]:
         for part, tensor in (("packed", packed), ("norms", norms), ("meta", meta)):
             codes.append((f"{base}__{part}", tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor))
     # The other parts of the checkpoint are there as well: the loader asks for all of it.
-    others = {name: kind for name, kind in manifest.expected().items() if not name.startswith(full_size.PREFIX)}
+    others = {name: kind for name, kind in ltx23.tensors().items() if not name.startswith(full_size.PREFIX)}
     for name, value in full_size.dense_weights(others).items():
         plain.append((name, value.dtype, tuple(value.shape), lambda value=value: value))
     hlwq = folder / "hlwq"

@@ -27,7 +27,7 @@ sys.path.append(str(REPO / "scripts"))
 from make_full import make_full
 
 from hlwq_core.checkpoints.checkpoint import open_checkpoint
-from hlwq_core.models import manifest
+from hlwq_core.models import ltx23
 from hlwq_core.running import packed_tensor
 from hlwq_core.tools.inspect import inspect
 
@@ -35,7 +35,7 @@ from hlwq_core.tools.inspect import inspect
 def build(folder: Path) -> int:
     """What the loader does first; the number of tensors."""
     checkpoint = open_checkpoint(folder)
-    checkpoint.resolve_names(manifest.expected())
+    checkpoint.resolve_names(ltx23.tensors())
     return len([packed_tensor.quantized_tensor(checkpoint.packed(name)) for name in checkpoint.names()])
 
 

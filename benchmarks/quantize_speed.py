@@ -25,7 +25,7 @@ import torch
 from hlwq_core.codec import codec
 from hlwq_core.codec.layers import encode_layer
 from hlwq_core.codec.search_norms import relative_error
-from hlwq_core.models import manifest
+from hlwq_core.models import ltx23
 from hlwq_core.tools.quantize import NORMS
 
 LTX_WEIGHTS = 18.522e9
@@ -38,7 +38,7 @@ def block_shapes() -> list[tuple[int, int]]:
     recipe = load_recipe("ltx23")
     return [
         (shape[0], shape[1])
-        for name, (dtype, shape) in manifest.expected().items()
+        for name, (dtype, shape) in ltx23.tensors().items()
         if ".transformer_blocks.0." in name and recipe.bits_for(name, dtype, shape) is not None
     ]
 

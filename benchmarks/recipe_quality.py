@@ -21,7 +21,7 @@ import torch
 
 from hlwq_core.codec.fidelity import Fidelity
 from hlwq_core.codec.layers import encode_layer
-from hlwq_core.models import manifest
+from hlwq_core.models import ltx23
 from hlwq_core.models.recipes import Recipe, load_recipe, planned_size
 from hlwq_core.tools.quantize import NORMS
 
@@ -40,9 +40,9 @@ def sample(kind: str, rows: int, columns: int, generator: torch.Generator) -> to
 
 def overall(recipe: Recipe, kind: str, norms: str, rows: int) -> Fidelity:
     """The comparison over all weights that the recipe packs."""
-    tensors = [(name, dtype, shape) for name, (dtype, shape) in manifest.expected().items()]
+    tensors = [(name, dtype, shape) for name, (dtype, shape) in ltx23.tensors().items()]
     plan = recipe.plan(tensors)
-    shapes = dict(manifest.expected())
+    shapes = dict(ltx23.tensors())
     groups: collections.Counter[tuple[int, int]] = collections.Counter()
     for name, bits in plan.items():
         groups[shapes[name][1][1], bits] += shapes[name][1][0]
@@ -68,7 +68,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, default=64, help="rows of each sample (default 64)")
     rows = arguments.parse_args().rows
-    tensors = [(name, dtype, shape) for name, (dtype, shape) in manifest.expected().items()]
+    tensors = [(name, dtype, shape) for name, (dtype, shape) in ltx23.tensors().items()]
     figures: dict[str, Any] = {"rows": rows}
     for name in RECIPES:
         recipe = load_recipe(name)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfyui_version
 import torch
 
-from ..hlwq_core.checkpoints import completeness
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refuse_incomplete, some, whole
 from ..hlwq_core.codec import codec
-from ..hlwq_core.errors import ConfigError, IncompleteError, UnsupportedError
+from ..hlwq_core.errors import ConfigError, UnsupportedError
 from ..hlwq_core.format.packed import PackedLayer
-from ..hlwq_core.models import ltx_config, manifest
+from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import attention, fast, packed_tensor
 from . import compat
 from .running import faster_attention, patchers, recorded_blocks
@@ -29,7 +31,6 @@ AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
 EXACT, FAST = "exact", "fast"
 # Smaller layers win little by packing, and their errors weigh more.
 PACK_REST_FROM = 1 << 20
-REPAIR = "HLWQ Verify lists all of them; HLWQ Repair takes them out of another file, HLWQ Download fetches them"
 
 
 @dataclass
@@ -38,13 +39,23 @@ class Opened:
 
     Attributes:
         checkpoint: the index.
-        config: the LTX config and its source; None for other architectures.
+        whole: what it is, and that it is whole.
         names: every tensor that the checkpoint has, by the model's names.
     """
 
     checkpoint: Checkpoint
-    config: ltx_config.Config | None
+    whole: Whole
     names: list[str]
+
+    @property
+    def family(self) -> Family | None:
+        """The model's family; None for one that the pack does not know."""
+        return self.whole.family
+
+    @property
+    def config(self) -> Config | None:
+        """The config of a known family."""
+        return self.whole.config
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -76,50 +87,33 @@ def open_complete(path: Path, codebook: str | None = None, bit_order: str | None
         HLWQError: whatever is wrong with files, config or completeness; no weight was read.
     """
     ckpt = open_checkpoint(path, codebook=codebook, bit_order=bit_order, source=compat.file_source())
-    ckpt.resolve_names(manifest.expected())
-    names = [*ckpt.names(), *ckpt.plain_names()]
-    if not ltx_config.is_ltx(names):
-        return Opened(ckpt, None, names)
-    config = completeness.config_of(ckpt)
-    if ltx_config.is_ltx_23(names) or not ckpt.plain_names():
-        needed = ltx_config.needed_names(config.values, manifest.expected())
-        refuse_differences(path, "the checkpoint", needed, names)
-    return Opened(ckpt, config, names)
+    result = whole(ckpt)
+    refuse_unloadable(path, result)
+    return Opened(ckpt, result, [*ckpt.names(), *ckpt.plain_names()])
 
 
-def refuse_differences(path: Path, part: str, needed: Iterable[str], given: Iterable[str]) -> None:
-    """Name what a model needs and does not get, or gets and does not know.
+def refuse_unloadable(path: Path, result: Whole) -> None:
+    """Refuse a checkpoint of a known family that is not whole, or that this ComfyUI is too old for.
 
     Raises:
-        IncompleteError: something is missing.
-        UnsupportedError: something is there that the model has no place for.
+        HLWQError: why.
     """
-    needed, given = list(needed), list(given)
-    known, there = set(needed), set(given)
-    missing = [name for name in needed if name not in there]
-    if missing:
-        raise IncompleteError(
-            f"{len(missing)} of {len(needed)} tensors of {part} are in none of the files; nothing was loaded",
-            file=path,
-            tensor=_some(missing),
-            expected=f"{len(needed)} tensors",
-            found=f"{len(needed) - len(missing)}",
-            fix=REPAIR,
-        )
-    unexpected = [name for name in given if name not in known]
-    if unexpected:
+    family = result.family
+    if family is None:
+        return  # ComfyUI's own model will tell what it needs
+    if _version(comfyui_version.__version__) < _version(family.comfyui):
         raise UnsupportedError(
-            f"{len(unexpected)} tensors in the files have no place in {part}; nothing was loaded",
+            f"{family.name} needs ComfyUI {family.comfyui} or newer, this is {comfyui_version.__version__}",
             file=path,
-            tensor=_some(unexpected),
-            expected=f"the {len(needed)} tensors of the model",
-            found=f"{len(given)}",
-            fix="the files belong to another model or version, or two checkpoints share a folder: separate them",
+            expected=f"ComfyUI {family.comfyui} or newer",
+            found=comfyui_version.__version__,
+            fix="update ComfyUI",
         )
+    refuse_incomplete(path, result)
 
 
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 
 def state_dict(
@@ -223,7 +217,7 @@ def _build(opened: Opened, backend: str, disable_dynamic: bool, step: Callable[[
             "ComfyUI knows no model with these tensors",
             file=path,
             expected="the tensors of a diffusion model that this ComfyUI knows",
-            found=_some(list(weights)),
+            found=some(list(weights)),
             fix="update ComfyUI; if the names look foreign, the checkpoint was quantized from another library's format",
         )
     model = patcher.model
@@ -331,7 +325,7 @@ def vae(opened: Opened, prefixes: dict[str, str], part: str, step: Callable[[], 
             f"ComfyUI knows no {part} with these tensors",
             file=path,
             expected=f"the tensors of a {part} that this ComfyUI knows",
-            found=_some(list(weights)),
+            found=some(list(weights)),
             fix="update ComfyUI",
         )
     if opened.config is not None:

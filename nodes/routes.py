@@ -23,14 +23,15 @@ from aiohttp import web
 from server import PromptServer
 
 from ..hlwq_core import backends
-from ..hlwq_core.checkpoints import completeness
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..hlwq_core.checkpoints.completeness import Whole, whole
 from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
-from ..hlwq_core.models import ltx_config, manifest
+from ..hlwq_core.models import families
 from ..hlwq_core.running import fast
 from ..hlwq_core.tools import download, inspect, verify
 from . import compat, listing, locations
+from .model_loading import refuse_unloadable
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +116,11 @@ def report(label: str) -> dict[str, Any]:
         )
     path = locations.checkpoint(label)
     ckpt = open_checkpoint(path)
-    ckpt.resolve_names(manifest.expected())
     found = ckpt.report()
     names = [*ckpt.names(), *ckpt.plain_names()]
-    needed = _needed(ckpt, names)
-    there = set(names)
-    missing = [name for name in needed if name not in there]
+    result = whole(ckpt)
+    missing = result.missing
+    problem = _problem(path, result)
     blocks = sorted({int(match[1]) for name in missing if (match := _BLOCK.search(name))})
     return {
         "name": label,
@@ -130,8 +130,11 @@ def report(label: str) -> dict[str, Any]:
         "size_bytes": sum(file.stat().st_size for file in (*ckpt.files, *ckpt.upscalers)),
         "quantized": found["quantized"],
         "plain": found["plain"],
-        "expected": len(needed),
-        "complete": not missing,
+        "expected": len(result.names),
+        "model": result.model,
+        "complete": result.complete and problem is None,
+        "problem": problem,
+        "absent": [{"name": part.name, "instead": part.instead} for part in result.absent],
         "missing": len(missing),
         "missing_names": missing[:5],
         "missing_blocks": blocks,
@@ -141,19 +144,21 @@ def report(label: str) -> dict[str, Any]:
         "fast": _fast(),
         "not_listed": listing.not_listed()[:_SHOWN],
         "hypotheses": inspect.inspect(path).hypotheses if missing else [],
-        "repository": manifest.REPOSITORIES[0],
+        "repository": families.repositories()[0],
         "fixes": ["download", "repair", "verify"] if missing else ["verify"],
     }
 
 
+def _problem(path: Path, result: Whole) -> str | None:
+    """Why the loader would refuse it."""
+    try:
+        refuse_unloadable(path, result)
+    except HLWQError as error:
+        return error.what
+    return None
+
+
 _BLOCK = re.compile(r"\btransformer_blocks\.(\d+)\.")
-
-
-def _needed(ckpt: Checkpoint, names: list[str]) -> list[str]:
-    """The names that the model must have; what is there where the architecture is not ours to know."""
-    if not ltx_config.is_ltx(names):
-        return names
-    return list(ltx_config.needed_names(completeness.config_of(ckpt).values, manifest.expected()))
 
 
 def _memory(ckpt: Checkpoint, names: list[str]) -> dict[str, Any]:
@@ -254,8 +259,8 @@ async def post_verify(request: web.Request) -> web.Response:
 async def post_download(request: web.Request) -> web.Response:
     """{repository} -> {job}; only the repositories that the pack knows."""
     repository = (await _body(request)).get("repository", "")
-    if repository not in manifest.REPOSITORIES:
-        known = " or ".join(manifest.REPOSITORIES)
+    if repository not in families.repositories():
+        known = " or ".join(families.repositories())
         return _refusal(InputError("unknown repository", expected=known, found=repository, fix="take one of these"))
     return web.json_response({"job": _start("download", repository, lambda job: _download(job, repository)).id})
 

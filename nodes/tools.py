@@ -16,7 +16,7 @@ from ..hlwq_core.commands.repair import text as repair_text
 from ..hlwq_core.commands.verify import text as verification_text
 from ..hlwq_core.errors import InputError
 from ..hlwq_core.format.packing import BITS
-from ..hlwq_core.models import manifest
+from ..hlwq_core.models import families
 from ..hlwq_core.models.recipes import recipe_names
 from ..hlwq_core.tools.download import download
 from ..hlwq_core.tools.inspect import coverage_picture, inspect, table
@@ -288,7 +288,7 @@ class HLWQDownload(_Tool, io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "repository",
-                    options=list(manifest.REPOSITORIES),
+                    options=list(families.repositories()),
                     tooltip="The repository, under its present (HLWQ) or its former (PolarQuant) name.",
                 )
             ],

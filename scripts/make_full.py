@@ -20,7 +20,7 @@ if str(REPO) not in sys.path:
     sys.path.append(str(REPO))
 
 from hlwq_core.format.packed import encoded_bytes  # noqa: E402
-from hlwq_core.models import manifest  # noqa: E402
+from hlwq_core.models import ltx23  # noqa: E402
 from hlwq_core.models.recipes import load_recipe  # noqa: E402
 
 SIZES = {"BF16": 2, "F32": 4, "F16": 2, "U8": 1, "I64": 8}
@@ -55,7 +55,7 @@ def make_full(folder: Path, blocks: range = range(48), plain: bool = True, norms
         plain: also the file of all tensors that are not quantized.
         norms: write norms of 1 (290 MB), so that no layer looks empty; else they are holes too.
     """
-    known = manifest.expected()
+    known = ltx23.tensors()
     plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
     chunks: dict[int, dict[str, tuple[str, tuple[int, ...]]]] = {}
     values: dict[int, dict[str, np.ndarray]] = {}

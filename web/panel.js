@@ -47,9 +47,14 @@ export function describe(report) {
   } else {
     const among = report.missing_blocks ?? [];
     const blocks = among.length ? `, in block${among.length > 1 ? "s" : ""} ${ranges(among)}` : "";
-    lines.push([`${count(report.missing)} of ${count(report.expected)} tensors are missing${blocks}`, "bad"]);
+    if (report.missing) {
+      lines.push([`${count(report.missing)} of ${count(report.expected)} tensors are missing${blocks}`, "bad"]);
+    } else {
+      lines.push([report.problem ?? "It cannot be loaded", "bad"]);
+    }
     if (report.missing_names?.length) lines.push([`First missing: ${report.missing_names[0]}`, "bad"]);
   }
+  for (const part of report.absent ?? []) lines.push([`No ${part.name} in it: use ${part.instead}`, ""]);
   for (const hypothesis of report.hypotheses ?? []) lines.push([`It may be: ${hypothesis}`, ""]);
   const { vram, backend, fast } = report;
   if (vram) {

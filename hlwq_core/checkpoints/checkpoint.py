@@ -22,7 +22,7 @@ from ..format.codebook import BLOCK, VERSIONS
 from ..format.packed import LayerInfo, PackedLayer
 from ..format.packing import BITS
 from ..format.safefile import DTYPES, SafeFile, Source
-from ..models import manifest
+from ..models import families
 from .index import Layer, build
 from .reading import Reading
 
@@ -147,7 +147,7 @@ class Checkpoint:
         columns = layer.columns()
         if columns is not None:
             return columns
-        for shape in (self._shapes.get(name), manifest.shape(name)):
+        for shape in (self._shapes.get(name), families.shape(name)):
             if shape is not None and len(shape) == 2 and shape[0] == layer.rows:
                 if -(-shape[1] // BLOCK) == layer.num_blocks:
                     return shape[1]

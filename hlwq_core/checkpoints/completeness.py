@@ -1,66 +1,246 @@
-"""What a whole checkpoint has: by the model's own list of tensors where the model is known, else by comparing its blocks."""
+"""Whether a checkpoint is whole: the one answer, for whoever loads, shows, checks or completes it.
+
+Where the family is known, by its tensors; else by comparing the blocks with each other. A model's transformer must be whole,
+and so must each other part that the checkpoint holds any of. Parts that a whole transformer comes without are left to files
+of their own.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, HLWQError, IncompleteError, UnsupportedError
 from ..format.packed import encoded_bytes
-from ..models import ltx_config, manifest
+from ..models import families
+from ..models.families import Found
+from ..models.family import TRANSFORMER, Config, Family, Part, Shapes, find_config
 from ..models.recipes import load_recipe
 from .checkpoint import Checkpoint
 
+REPAIR = "HLWQ Verify lists all of them; HLWQ Repair takes them out of another file, HLWQ Download fetches them"
+
 
 @dataclass
-class Expected:
-    """What must be there.
+class Whole:
+    """What there must be, and what of it there is.
 
     Attributes:
         model: `LTX-2.3 22B`, `LTX-2.3 of another size`, or `unknown`.
-        names: every tensor of the model; for an unknown one those that are there, and those that gaps in its blocks show.
+        found: the family, None where it is not known.
+        config: of a known family, None if there is none that fits: then `error` says why.
+        names: every tensor that the parts that are there need; for an unknown model those that are there, and those that
+            gaps in its blocks show.
+        missing: those of them that are in none of the files.
+        unexpected: tensors that the model has no place for.
         wrong_shapes: tensors whose shape is not the model's.
+        absent: parts that the checkpoint holds nothing of.
         bytes_quantized: what the published set of layers takes in 5 bits, where it is known.
-        note: why the model is not known better.
+        error: why it cannot be loaded, whatever else is there.
     """
 
     model: str = "unknown"
+    found: Found | None = None
+    config: Config | None = None
     names: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
     wrong_shapes: list[str] = field(default_factory=list)
+    absent: list[Part] = field(default_factory=list)
     bytes_quantized: int | None = None
-    note: str | None = None
+    error: HLWQError | None = None
+
+    @property
+    def family(self) -> Family | None:
+        """The model's family; None where it is not known."""
+        return self.found.family if self.found else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it can be loaded."""
+        return not (self.missing or self.unexpected or self.wrong_shapes or self.error)
+
+    def lacks(self, part: str) -> Part | None:
+        """The part of this name, if the checkpoint holds nothing of it."""
+        return next((other for other in self.absent if other.name == part), None)
 
 
-def expectation(checkpoint: Checkpoint) -> Expected:
-    """What a checkpoint, cut layers included, should hold."""
-    known = manifest.expected()
-    shapes = checkpoint.shapes()
-    have = [*shapes, *checkpoint.cut]
-    shared = [name for name in shapes if name in known]
-    wrong = [name for name in shared if tuple(shapes[name]) != known[name][1]]
-    if shared and len(wrong) * 5 < len(shared) and len(shared) * 2 > len(shapes):
-        plan = load_recipe("ltx23").plan((name, dtype, shape) for name, (dtype, shape) in known.items())
-        nbytes = sum(sum(encoded_bytes(known[name][1], bits)) for name, bits in plan.items())
-        return Expected("LTX-2.3 22B", list(known), wrong, nbytes)
-    by_blocks = list(dict.fromkeys([*have, *missing_in_blocks(have)]))
-    if not ltx_config.is_ltx(shapes):
-        return Expected(names=by_blocks)
+def whole(checkpoint: Checkpoint) -> Whole:
+    """What a checkpoint should hold, and whether it does. Layers that are cut are missing."""
+    there = [*checkpoint.names(), *checkpoint.plain_names()]
+    marks = dict.fromkeys([*there, *checkpoint.cut])
+    found = families.recognise(marks)
+    result = Whole(found=found)
+    if found is None:
+        result.names = list(dict.fromkeys([*marks, *missing_in_blocks(list(marks))]))
+    else:
+        _by_family(checkpoint, found, there, list(marks), result)
+    have = set(there)
+    result.missing = [name for name in result.names if name not in have]
+    return result
+
+
+def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: list[str], result: Whole) -> None:
+    family = found.family
+    shapes = {found.canonical(name): shape for name, shape in checkpoint.shapes().items()}
+    marks = [found.canonical(name) for name in marks]
+    if not family.known:
+        result.model = family.full
+        result.names = [found.own(name) for name in marks]
+        result.error = _unknown_version(checkpoint, family)
+        return
+    result.model = family.full if _is_full(family, shapes) else f"{family.name} of another size"
+    needed = None
     try:
-        config = config_of(checkpoint)
+        result.config = _config(checkpoint, family, shapes)
+        needed = family.needed(result.config.values)
     except ConfigError as error:
-        note = f"{error.what}: how many blocks there must be is not known"
-        return Expected("LTX-2.3 of another size", by_blocks, note=note)
-    return Expected("LTX-2.3 of another size", ltx_config.needed_names(config.values, known))
+        result.error = error
+        if _is_full(family, shapes) and family.config is not None:
+            needed = family.needed(family.config())
+    if needed is None:
+        result.names = [found.own(name) for name in dict.fromkeys([*marks, *missing_in_blocks(marks)])]
+        return
+    absent = [part for part in family.parts[1:] if not any(map(part.holds, marks))]
+    lost = not set(needed[TRANSFORMER]) <= {found.canonical(name) for name in have}
+    # What took a part of the transformer along took more: then nothing was left out on purpose.
+    result.absent = [part for part in absent if not (lost and needed.get(part.name))]
+    names: list[str] = []
+    for part in family.parts:
+        if part not in result.absent:
+            # Of a part whose tensors are not known, what is there.
+            names += needed.get(part.name, [name for name in marks if part.holds(name)])
+    known = set(names)
+    result.names = [found.own(name) for name in names]
+    result.unexpected = [found.own(name) for name in marks if name not in known]
+    if _is_full(family, shapes):
+        expected = family.tensors()
+        wrong = [name for name, shape in shapes.items() if name in expected and tuple(shape) != expected[name][1]]
+        result.wrong_shapes = [found.own(name) for name in wrong]
+        result.bytes_quantized = _published_bytes(family)
 
 
-def config_of(checkpoint: Checkpoint) -> ltx_config.Config:
-    """The config of an LTX checkpoint: its own, or LTX-2.3's where that fits (see `ltx_config.find_config`).
+def _config(checkpoint: Checkpoint, family: Family, shapes: Shapes) -> Config:
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return find_config(family, folder, checkpoint.metadata, shapes)
+
+
+def _is_full(family: Family, shapes: Shapes) -> bool:
+    """Whether most tensors have the shapes of the published model."""
+    known = family.tensors()
+    shared = [name for name in shapes if name in known]
+    wrong = sum(tuple(shapes[name]) != known[name][1] for name in shared)
+    return bool(shared) and wrong * 5 < len(shared) and len(shared) * 2 > len(shapes)
+
+
+def _published_bytes(family: Family) -> int:
+    known = family.tensors()
+    plan = load_recipe(family.recipe).plan((name, dtype, shape) for name, (dtype, shape) in known.items())
+    return sum(sum(encoded_bytes(known[name][1], bits)) for name, bits in plan.items())
+
+
+def _unknown_version(checkpoint: Checkpoint, family: Family) -> HLWQError:
+    known = [other.name for other in families.FAMILIES if other.known]
+    return UnsupportedError(
+        f"this is {family.name}: it has the marks of none that this pack knows",
+        file=checkpoint.path,
+        expected=f"a model of {', '.join(known[:-1])} or {known[-1]}",
+        found=f"{len(checkpoint.names())} quantized and {len(checkpoint.plain_names())} plain tensors",
+        fix="update the pack; if it is a known version, its files are not all there: download it again",
+    )
+
+
+# -- refusing ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_incomplete(path: Path, result: Whole) -> None:
+    """Name what is missing, has no place or another shape.
 
     Raises:
-        ConfigError: there is none, or it contradicts the tensors' shapes.
+        IncompleteError, UnsupportedError, ConfigError: the checkpoint cannot be loaded.
     """
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    return ltx_config.find_config(folder, checkpoint.metadata, checkpoint.shapes(), manifest.ltx23_config)
+    there = len(result.names) - len(result.missing)
+    if result.error is not None:
+        raise result.error
+    if result.missing:
+        _refuse_missing(path, "the checkpoint", result.missing, len(result.names), there)
+    if result.unexpected:
+        _refuse_unexpected(path, result.model, result.unexpected, len(result.names), there, _strangers(result))
+    if result.wrong_shapes:
+        raise UnsupportedError(
+            f"{len(result.wrong_shapes)} tensors have other shapes than {result.model} gives them; nothing was loaded",
+            file=path,
+            tensor=some(result.wrong_shapes),
+            expected=f"the shapes of {result.model}",
+            found="others",
+            fix="the files belong to another model or version: download the checkpoint again",
+        )
+
+
+def refuse_differences(path: Path, part: str, needed: Iterable[str], given: Iterable[str]) -> None:
+    """Name what a model needs and does not get, or gets and does not know.
+
+    Raises:
+        IncompleteError: something is missing.
+        UnsupportedError: something is there that the model has no place for.
+    """
+    needed, given = list(needed), list(given)
+    known, there = set(needed), set(given)
+    missing = [name for name in needed if name not in there]
+    if missing:
+        _refuse_missing(path, part, missing, len(needed), len(needed) - len(missing))
+    unexpected = [name for name in given if name not in known]
+    if unexpected:
+        _refuse_unexpected(path, part, unexpected, len(needed), len(given))
+
+
+def _refuse_missing(path: Path, part: str, missing: list[str], needed: int, there: int) -> None:
+    raise IncompleteError(
+        f"{len(missing)} of {needed} tensors of {part} are in none of the files; nothing was loaded",
+        file=path,
+        tensor=some(missing),
+        expected=f"{needed} tensors",
+        found=f"{there}",
+        fix=REPAIR,
+    )
+
+
+def _refuse_unexpected(
+    path: Path, part: str, unexpected: list[str], needed: int, there: int, strangers: Family | None = None
+) -> None:
+    other = f" (they are those of {strangers.name}: two versions share this folder)" if strangers else ""
+    raise UnsupportedError(
+        f"{len(unexpected)} tensors in the files have no place in {part}{other}; nothing was loaded",
+        file=path,
+        tensor=some(unexpected),
+        expected=f"the {needed} tensors of the model",
+        found=f"{there + len(unexpected) if strangers else there}",
+        fix="the files belong to another model or version, or two checkpoints share a folder: separate them",
+    )
+
+
+def _strangers(result: Whole) -> Family | None:
+    """The family that knows what the checkpoint's own has no place for."""
+    if result.found is None or result.config is None:
+        return None
+    strange = {result.found.canonical(name) for name in result.unexpected}
+    for family in families.FAMILIES:
+        if family is not result.family and family.known:
+            config = family.config() if family.config else result.config.values
+            names = {name for part in family.needed(config).values() for name in part}
+            if strange <= names:
+                return family
+    return None
+
+
+def some(names: list[str], count: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+# -- without a family --------------------------------------------------------------------------------------------------
 
 
 def component(name: str) -> str:

@@ -15,7 +15,7 @@ from ..format.codebook import BLOCK
 from ..format.packing import BITS
 from ..format.safefile import Entry, SafeFile
 from ..format.variants import Variant
-from ..models import manifest
+from ..models import families
 
 _OTHER_KIND = "download this file again; if it is of another kind, this pack does not read it"
 
@@ -167,10 +167,10 @@ def build(path: Path, files: list[SafeFile], claim: dict[str, Any] | None, parti
             "python -m hlwq_core quantize",
         )
     index = Index(plain=plain)
-    known = manifest.undotted_names()
+    known = families.undotted_names()
     claimed = (claim or {}).get("bits")
     for layer in layers.values():
-        name = layer.variant.model_name(layer.base, known, lambda base: manifest.shape(base) is not None)
+        name = layer.variant.model_name(layer.base, known, lambda base: families.shape(base) is not None)
         missing = next((part for part in layer.variant.parts if part not in layer.parts), None)
         if missing is not None:
             if not partial:

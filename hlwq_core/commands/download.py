@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..models.manifest import REPOSITORIES
+from ..models.families import repositories
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
 from ..tools.download import download
@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog="example: python -m hlwq_core download --to ComfyUI/models/hlwq/LTX-2.3-22B-HLWQ-Q5",
     )
     parser.add_argument(
-        "repository", nargs="?", metavar="REPO", help=f"owner/name (default {' or '.join(REPOSITORIES)})"
+        "repository", nargs="?", metavar="REPO", help=f"owner/name (default {' or '.join(repositories())})"
     )
     parser.add_argument("--to", metavar="DIR", help="folder (default models/hlwq/NAME of the ComfyUI around this pack)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (default main)")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ..errors import DownloadError, HLWQError, InputError
 from ..format.record import file_sha256, save_record
-from ..models import manifest
+from ..models import families
 
 Progress = Callable[[int, int, str], None]
 # Connections that may break in one file, as long as each brings a part of it.
@@ -72,11 +72,11 @@ def download(
         DownloadError: offline, no such repository, no access, no room on the disk, or a file that came corrupted.
         InputError: a name that is none, or no folder given and no ComfyUI known.
     """
-    if repository is not None and not manifest.REPOSITORY_NAME.fullmatch(repository):
+    if repository is not None and not families.REPOSITORY_NAME.fullmatch(repository):
         raise InputError("this is no repository name", expected="owner/name", found=repository)
     _refuse_offline()
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or None
-    candidates = (repository,) if repository else manifest.REPOSITORIES
+    candidates = (repository,) if repository else families.repositories()
     found, commit, files = _list(candidates, revision, token, endpoint)
     folder = Path(to) if to is not None else default_folder(found)
     if folder.exists() and not folder.is_dir():

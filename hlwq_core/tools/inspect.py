@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..checkpoints.completeness import component, expectation
+from ..checkpoints.completeness import component, whole
 from ..errors import FormatError, HLWQError, IncompleteError
 from ..format.record import RECORD
-from ..models.manifest import REPOSITORY_NAME
+from ..models import families
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +39,8 @@ class Part:
 
 @dataclass
 class Inspection:
-    """The result. `grid` holds, for the largest stack of blocks, layer → state in each block (`quantized` …)."""
+    """The result. `grid` holds, for the largest stack of blocks, layer → state in each block (`quantized` …); `absent` the
+    parts that come from files of their own → what to use for them."""
 
     path: str
     model: str = "unknown"
@@ -53,6 +54,8 @@ class Inspection:
     grid: dict[str, list[str | None]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     wrong_shapes: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     hypotheses: list[str] = field(default_factory=list)
     next_step: str = ""
@@ -106,20 +109,20 @@ def _count(checkpoint: Checkpoint, found: Inspection) -> None:
         found.hypotheses.append(
             f"{len(checkpoint.cut)} layers are cut: some of their codes, norms or meta lie in a file that is not there"
         )
-    whole = expectation(checkpoint)
-    found.model, found.wrong_shapes = whole.model, whole.wrong_shapes
-    found.expected_bytes_quantized = whole.bytes_quantized
-    if whole.note:
-        found.hypotheses.append(whole.note)
-    for name in dict.fromkeys([*whole.names, *checkpoint.cut]):
-        state = states.setdefault(name, MISSING)
-        if state == MISSING:
-            found.missing.append(name)
+    result = whole(checkpoint)
+    found.model, found.wrong_shapes, found.unexpected = result.model, result.wrong_shapes, result.unexpected
+    found.absent = {part.name: part.instead for part in result.absent}
+    found.expected_bytes_quantized = result.bytes_quantized
+    if result.error is not None:
+        found.error = str(result.error)
+        found.hypotheses.append(result.error.what)
+    found.missing = result.missing
+    states |= dict.fromkeys(result.missing, MISSING)
     for name, state in states.items():
         part = found.components.setdefault(_part(name), Part())
         setattr(part, state, getattr(part, state) + 1)
     _fill_grid(states, found)
-    found.complete = not found.missing and not found.wrong_shapes
+    found.complete = result.complete
 
 
 def _part(name: str) -> str:
@@ -173,7 +176,7 @@ def _explain(path: Path, found: Inspection, error: HLWQError | None) -> None:
         say(error.what + (f" ({Path(error.file).name})" if error.file else ""))
     elif found.missing:
         _explain_missing(found)
-    if path.is_dir() and found.model.startswith("LTX-2.3") and not found.report.get("upscalers"):
+    if path.is_dir() and found.model.startswith(families.DEFAULT.name) and not found.report.get("upscalers"):
         say("there are no upscalers beside it: text and image to video work, the two-stage workflow needs them")
     found.next_step = _next_step(path, found, error, bool(pointers or unfinished))
 
@@ -192,7 +195,7 @@ def _next_step(path: Path, found: Inspection, error: HLWQError | None, unfinishe
         return f"get what is missing where the checkpoint came from, or {repair}"
     fetch = f"python -m hlwq_core download {repository + ' ' if repository else ''}--to {path}"
     if repository is None and found.model == "unknown":
-        fetch = f"if it is the published LTX-2.3, {fetch}"
+        fetch = f"if it is the published {families.DEFAULT.name}, {fetch}"
     if error is not None or unfinished:
         return f"{fetch} fetches what is missing and checks the rest"
     return f"{fetch} fetches what the repository has; if layers are missing there too, {repair}"
@@ -204,7 +207,7 @@ def _repository(path: Path) -> str | None:
         noted = json.loads((path / RECORD).read_text("utf-8"))["repository"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return noted if isinstance(noted, str) and REPOSITORY_NAME.fullmatch(noted) else None
+    return noted if isinstance(noted, str) and families.REPOSITORY_NAME.fullmatch(noted) else None
 
 
 def _explain_missing(found: Inspection) -> None:
@@ -294,6 +297,8 @@ def table(found: Inspection) -> str:
     if len(found.missing) > 10:
         lines.append(f"  … and {len(found.missing) - 10} more")
     lines += [f"  wrong shape: {name}" for name in found.wrong_shapes[:10]]
+    lines += [f"  no place in {found.model}: {name}" for name in found.unexpected[:10]]
+    lines += [f"  not in it: {name}; use {instead}" for name, instead in found.absent.items()]
     if found.error:
         lines.append("  error: " + found.error.replace("\n", "\n  "))
     lines += [f"  it may be: {text}" for text in found.hypotheses]

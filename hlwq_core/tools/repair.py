@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..checkpoints.completeness import expectation
+from ..checkpoints.completeness import whole
 from ..checkpoints.source import Source, open_source
 from ..codec.codec import nearest, to_blocks
 from ..codec.layers import encode_layer
@@ -24,6 +24,7 @@ from ..format.record import REPAIRED, read_record
 from ..format.safefile import DTYPES
 from ..format.variants import V1, VARIANTS, Announced, base_of, layer_entries, metas_first
 from ..format.writer import Producer, write_safetensors
+from ..models import families
 from ..models.recipes import load_recipe, recipe_names
 from .alone import alone
 from .device import choose_device
@@ -63,7 +64,7 @@ def repair(
         path: the checkpoint's folder.
         original: the dense model that it was made from.
         rules: recipe that says which of the missing are quantized; None: a layer whose fellows in other blocks are
-            quantized is, and otherwise what the checkpoint's own recipe says, or the published LTX-2.3 one.
+            quantized is, and otherwise what the checkpoint's own recipe says, or its family's.
         norms: `author` or `search`; None is what the checkpoint has.
         device: where to encode.
         progress: called with (done, total, text) in bytes of the original; may raise to stop.
@@ -100,9 +101,7 @@ def repair(
             files.append(job.write_codes(plan))
         if kept:
             files.append(job.write_kept(kept))
-        still_missing = [
-            name for name in expectation(checkpoint).names if name not in checkpoint and name not in shapes
-        ]
+        still_missing = [name for name in whole(checkpoint).missing if name not in shapes]
         return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files], still_missing)
 
 
@@ -144,7 +143,7 @@ def _plan(
     alike = {_without_numbers(name): checkpoint.info(name).bits for name in checkpoint.names()}
     plain = {_without_numbers(name) for name in checkpoint.plain_names()}
     noted = checkpoint.metadata.get("hlwq.recipe", "")
-    recipe = load_recipe(noted if noted in recipe_names() else "ltx23")
+    recipe = load_recipe(noted if noted in recipe_names() else families.recipe_of(source.entries))
     plan = {}
     for name, dtype, shape in described:
         bits = alike.get(_without_numbers(name))

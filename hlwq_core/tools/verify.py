@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..checkpoints.completeness import component, expectation
+from ..checkpoints.completeness import component, whole
 from ..checkpoints.detect import expected_rms, level_rms
 from ..checkpoints.source import Source, open_source
 from ..codec.fidelity import Fidelity, compare
@@ -155,15 +155,25 @@ class _Run:
 
     def _names(self) -> None:
         """What the original, or the model that this is, says must be there."""
-        there = {*self.checkpoint.names(), *self.checkpoint.plain_names()}
+        found = whole(self.checkpoint)
+        missing = found.missing
         if self.original is not None:
-            needed = list(self.original.entries)
-        else:
-            whole = expectation(self.checkpoint)
-            needed = list(dict.fromkeys([*whole.names, *self.checkpoint.cut]))
-            for name in whole.wrong_shapes:
-                self.result.add("structure", f"the shape is not that of {whole.model}", name)
-        missing = [name for name in needed if name not in there]
+            there = {*self.checkpoint.names(), *self.checkpoint.plain_names()}
+            missing = [
+                name
+                for name in self.original.entries
+                if name not in there and not any(part.holds(name) for part in found.absent)
+            ]
+        if found.error is not None:
+            self.result.add("structure", found.error.what, found.error.tensor or found.model, found.error.fix or "")
+        for name in found.wrong_shapes:
+            self.result.add("structure", f"the shape is not that of {found.model}", name)
+        for name in found.unexpected[:20]:
+            self.result.add(
+                "structure", f"one of {len(found.unexpected)} tensors that have no place in {found.model}", name
+            )
+        for part in found.absent:
+            self.result.notes.append(f"{part.name}: not in this checkpoint; use {part.instead}")
         for name in missing[:20]:
             self.result.add(
                 "missing",

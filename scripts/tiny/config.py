@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from hlwq_core.models.manifest import ltx23_config
+from hlwq_core.models.ltx23 import config as ltx23_config
 
 VIDEO_HEADS, VIDEO_HEAD = 4, 64
 AUDIO_HEADS, AUDIO_HEAD = 4, 24

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import hlwq_core
-from hlwq_core.models.manifest import expected
+from hlwq_core.models.ltx23 import tensors as expected
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS, CONNECTOR_LAYERS = 2, 2

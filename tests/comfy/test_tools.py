@@ -123,7 +123,7 @@ def test_cancel_stops_a_download_that_then_goes_on(tools, made: Path, tiny: Path
 
     folder = tiny / "models" / "hlwq" / CHECKPOINT
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
-    repository = tools.manifest.REPOSITORIES[0]
+    repository = tools.families.repositories()[0]
     target = made / repository.split("/")[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
@@ -158,4 +158,4 @@ def test_download_refuses_offline(tools) -> None:
     from comfyui_hlwq.hlwq_core.errors import DownloadError
 
     with pytest.raises(DownloadError, match="offline"):
-        tools.HLWQDownload.execute(tools.manifest.REPOSITORIES[0])
+        tools.HLWQDownload.execute(tools.families.repositories()[0])

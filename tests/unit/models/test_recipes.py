@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from hlwq_core.errors import InputError
-from hlwq_core.models import manifest
+from hlwq_core.models import ltx23
 from hlwq_core.models.recipes import load_recipe, planned_size, recipe_names
 
 UPSCALERS = 1.3e9
 
 
 def ltx() -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(name, dtype, shape) for name, (dtype, shape) in manifest.expected().items()]
+    return [(name, dtype, shape) for name, (dtype, shape) in ltx23.tensors().items()]
 
 
 def test_the_published_set_has_1347_layers() -> None:

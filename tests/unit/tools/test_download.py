@@ -19,13 +19,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from hlwq_core.errors import DownloadError, InputError
-from hlwq_core.models import manifest
+from hlwq_core.models import ltx23
 from hlwq_core.tools.download import check_name, default_folder, download
 from hlwq_core.tools.verify import verify
 
 REPO = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HLWQ, POLARQUANT = manifest.REPOSITORIES
+HLWQ, POLARQUANT = ltx23.REPOSITORIES
 
 
 class Hub:

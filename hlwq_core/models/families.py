@@ -1,0 +1,72 @@
+"""The table of model families, and the questions that are asked of all of them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from . import ltx, ltx2, ltx23, ltx25
+from .family import DIFFUSION, Family
+
+# The first that recognises a checkpoint is it: what has fewer marks of its own stands further down.
+FAMILIES: tuple[Family, ...] = (ltx25.FAMILY, ltx23.FAMILY, ltx2.FAMILY, ltx.UNKNOWN)
+DEFAULT = ltx23.FAMILY
+REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A family, and whether the checkpoint's names lack the diffusion model's prefix."""
+
+    family: Family
+    bare: bool = False
+
+    def canonical(self, name: str) -> str:
+        """A name of the checkpoint as the family has it."""
+        return DIFFUSION + name if self.bare else name
+
+    def own(self, name: str) -> str:
+        """A name of the family as the checkpoint has it."""
+        return name.removeprefix(DIFFUSION) if self.bare else name
+
+
+def recognise(names: Collection[str]) -> Found | None:
+    """The family that tensor names are of, with or without the diffusion model's prefix; None for an unknown one."""
+    bare = not any(name.startswith(DIFFUSION) for name in names)
+    full = [DIFFUSION + name for name in names] if bare else names
+    family = next((family for family in FAMILIES if family.is_one(full)), None)
+    return Found(family, bare) if family else None
+
+
+def by_key(key: str) -> Family:
+    """The family of a key; the default one for an unknown key."""
+    return next((family for family in FAMILIES if family.key == key), DEFAULT)
+
+
+def repositories() -> tuple[str, ...]:
+    """Where checkpoints of all families are published."""
+    return tuple(repository for family in FAMILIES for repository in family.repositories)
+
+
+def recipe_of(names: Collection[str]) -> str:
+    """The recipe for a model with these tensors."""
+    found = recognise(names)
+    return found.family.recipe if found else "plain"
+
+
+@functools.lru_cache(maxsize=1)
+def undotted_names() -> dict[str, str]:
+    """V1's names (`__` for `.`) → the published models' names: undoing `__` is ambiguous."""
+    return {name.replace(".", "__"): name for family in FAMILIES for name in family.tensors()}
+
+
+@functools.lru_cache(maxsize=1)
+def _shapes() -> dict[str, tuple[int, ...]]:
+    return {name: shape for family in reversed(FAMILIES) for name, (_, shape) in family.tensors().items()}
+
+
+def shape(name: str) -> tuple[int, ...] | None:
+    """The shape that a published model gives a tensor of this name; None if none has it."""
+    return _shapes().get(name)

@@ -1,0 +1,197 @@
+"""What a model family is: how it is recognised, its tensors and config, what it needs, and the limits of what it makes.
+
+A new family is a file here with one `Family`, and a line in `families`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+# Under which checkpoints hold a diffusion model; a file that holds nothing else may leave it out.
+DIFFUSION = "model.diffusion_model."
+TRANSFORMER = "transformer"
+
+Shapes = Mapping[str, tuple[int, ...]]
+Values = Mapping[str, Any]
+# Tensor (or group), what the config expects, what was found.
+Contradiction = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a model. Those but the transformer may be left to files of their own.
+
+    Attributes:
+        name: as users are told.
+        prefixes: of its tensors' names.
+        instead: what to use where a checkpoint does not hold it.
+    """
+
+    name: str
+    prefixes: tuple[str, ...]
+    instead: str = ""
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to it."""
+        return name.startswith(self.prefixes)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """The language model that a family's prompts are encoded by.
+
+    Attributes:
+        name: as users are told.
+        kind: `gemma3` or `gemma4`.
+        files: where a user gets it.
+    """
+
+    name: str
+    kind: str
+    files: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a family can make.
+
+    Attributes:
+        size: width and height are multiples of it, in pixels.
+        frames: frames are `frames · n + 1`.
+    """
+
+    size: int = 1
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        key: of recipes, workflows and data files: `ltx23`.
+        name: as users are told: `LTX-2.3`.
+        full: the published model's name, with its size.
+        is_one: whether tensor names (with prefixes, maybe not all of them) are those of this family.
+        needed: a config → the names of each part's tensors, by the part's name. A part that is not in it has tensors that
+            are not known; ComfyUI checks them as it loads them.
+        parts: the transformer first.
+        check: a config and shapes → where they contradict each other. Absent tensors say nothing.
+        tensors: the published model's tensors, name → (safetensors dtype, shape); empty where they are not known.
+        config: the published model's config; None where a checkpoint must bring its own.
+        comfyui: the first version of ComfyUI that knows it.
+        known: False for a version that was recognised as one of a line, and is none of those that are known: never loaded.
+        recipe: which layers become HLWQ.
+        limits: of what it makes.
+        text_encoder: its language model.
+        repositories: where it is published as HLWQ.
+    """
+
+    key: str
+    name: str
+    full: str
+    is_one: Callable[[Collection[str]], bool]
+    needed: Callable[[Values], dict[str, list[str]]]
+    parts: tuple[Part, ...] = (Part(TRANSFORMER, (DIFFUSION,)),)
+    check: Callable[[Values, Shapes], list[Contradiction]] = lambda config, shapes: []
+    tensors: Callable[[], Mapping[str, tuple[str, tuple[int, ...]]]] = dict
+    config: Callable[[], dict[str, Any]] | None = None
+    comfyui: str = ""
+    known: bool = True
+    recipe: str = "plain"
+    limits: Limits = Limits()
+    text_encoder: TextEncoder | None = None
+    repositories: tuple[str, ...] = ()
+
+
+# -- the config --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config as ComfyUI reads it, and where it came from (for reports and errors)."""
+
+    values: dict[str, Any]
+    source: str
+
+    @property
+    def json(self) -> str:
+        """As safetensors metadata holds it."""
+        return json.dumps(self.values)
+
+
+def find_config(family: Family, folder: Path, metadata: Mapping[str, str], shapes: Shapes) -> Config:
+    """The config of a checkpoint: of its metadata, of `config.json` in its folder, or the family's own.
+
+    Without it ComfyUI infers depth, head size and context width; rope type, frequency precision, timestep scales, position
+    limits and the VAE's layout would silently be another model's.
+
+    Args:
+        folder: the checkpoint's folder.
+        metadata: the safetensors metadata of its files, merged.
+        shapes: shapes of its tensors by name.
+
+    Raises:
+        ConfigError: there is none, or it does not fit the tensors.
+    """
+    path = folder / "config.json"
+    fix = f"put the model's own config as {path}: the `config` that stands in the metadata of its original file"
+    if "config" in metadata:
+        config = Config(_parse(metadata["config"], folder), "metadata of the checkpoint")
+    elif path.is_file() and "transformer" in (values := _parse(path.read_text(encoding="utf-8"), path)):
+        config = Config(values, str(path))
+    elif family.config is not None:
+        config = Config(family.config(), f"{family.name}, shipped with the pack")
+    else:
+        raise ConfigError(
+            f"the checkpoint has no config, and {family.name} cannot be built without its own",
+            file=folder,
+            expected="`config` in the metadata of a file, or config.json beside them",
+            found="neither",
+            fix=fix,
+        )
+    contradictions = family.check(config.values, shapes)
+    if contradictions:
+        what, expected, found = contradictions[0]
+        raise ConfigError(
+            "the model's config contradicts its tensors: the model would be built wrong",
+            file=folder,
+            tensor=what,
+            expected=f"{expected}, by the config ({config.source})",
+            found=found + (f"; and {len(contradictions) - 1} more contradictions" if len(contradictions) > 1 else ""),
+            fix=fix,
+        )
+    return config
+
+
+def _parse(text: str, file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            "the config is no JSON",
+            file=file,
+            expected="a JSON object",
+            found=error,
+            fix="replace it by the model's own",
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "the config is no JSON object",
+            file=file,
+            expected="an object with the key transformer",
+            found=type(values).__name__,
+            fix="replace it by the model's own",
+        )
+    return values
+
+
+def has_any(names: Iterable[str], *marks: str) -> bool:
+    """Whether some names hold one of the marks."""
+    return any(mark in name for name in names for mark in marks)

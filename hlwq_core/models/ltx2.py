@@ -1,0 +1,40 @@
+"""LTX-2 (19B): attention without gates, prompts projected by the transformer, one text projection for both streams."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from . import ltx
+from .family import DIFFUSION, TRANSFORMER, Family, TextEncoder, Values, has_any
+
+_MARKS = (f"{DIFFUSION}caption_projection.", f"{DIFFUSION}audio_caption_projection.", "text_embedding_projection.aggr")
+
+
+def is_one(names: Collection[str]) -> bool:
+    """By the captions' projection in the transformer, or the text projection that both streams share."""
+    return ltx.is_ltx(names) and has_any(names, *_MARKS)
+
+
+def needed(config: Values) -> dict[str, list[str]]:
+    """The tensors of the transformer and of the projection."""
+    return {
+        TRANSFORMER: ltx.transformer(config.get("transformer", {})),
+        ltx.PROJECTION: [f"{ltx.PROJECTION_PREFIX}aggregate_embed.weight"],
+    }
+
+
+FAMILY = Family(
+    key="ltx2",
+    name="LTX-2",
+    full="LTX-2 19B",
+    is_one=is_one,
+    needed=needed,
+    parts=ltx.PARTS,
+    check=ltx.check,
+    comfyui="0.30.0",
+    recipe="ltx2",
+    limits=ltx.LIMITS,
+    text_encoder=TextEncoder(
+        "Gemma 3 12B", "gemma3", "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
+    ),
+)
