@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes  # noqa: F401  the routes of the front end register themselves
 from .frontend_floor import old_frontend
 from .load_checkpoint import HLWQLoadCheckpoint
+from .load_diffusion_model import HLWQLoadDiffusionModel
 from .load_upscaler import HLWQLoadUpscaler
 from .save_audio_video import HLWQSaveAudioVideo
 from .text_encoder import HLWQLoadTextEncoder
@@ -28,6 +29,7 @@ class HLWQExtension(ComfyExtension):
         """The node classes, in the order of a workflow."""
         return [
             HLWQLoadCheckpoint,
+            HLWQLoadDiffusionModel,
             HLWQLoadTextEncoder,
             HLWQLoadUpscaler,
             HLWQUpscaleLatent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ from comfy_api.latest import io
 
 from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.find import files_of
+from ..hlwq_core.models import ltx
 from ..hlwq_core.running import attention, fast
 from . import compat, locations, model_loading
+from .absent import AbsentPart, connected, no_part
+from .loader_inputs import AUTO, decoding_inputs
 from .running import recorded_blocks
 
 _log = logging.getLogger("hlwq")
 
-AUTO = "auto"
+LOAD_VAE = "Load VAE"
+# The outputs of parts that a checkpoint may leave to files of their own.
+OUTPUTS = {1: ltx.VIDEO_VAE, 2: ltx.AUDIO_VAE}
 
 
 def load_checkpoint(
@@ -26,6 +32,8 @@ def load_checkpoint(
     bit_order: str = AUTO,
     pack_rest: bool = False,
     mode: str = model_loading.EXACT,
+    used: Collection[str] = (),
+    vaes: bool = True,
 ) -> tuple[Any, Any | None, Any | None, str]:
     """Load everything that a checkpoint holds of a video model.
 
@@ -35,6 +43,8 @@ def load_checkpoint(
         codebook, bit_order: `auto` finds them in the data.
         pack_rest: also pack the large linear layers that the checkpoint leaves dense.
         mode: `exact` or `fast`.
+        used: parts that somebody waits for: `video VAE`, `audio VAE`.
+        vaes: also load the VAEs.
 
     Returns:
         Diffusion model, VAE and audio VAE as ComfyUI's own loaders give them (None where the checkpoint has none), and a
@@ -48,6 +58,9 @@ def load_checkpoint(
     version = None if codebook == AUTO else codebook
     order = None if bit_order == AUTO else bit_order
     opened = model_loading.open_complete(path, version, order)
+    for part in opened.whole.absent:
+        if part.name in used:
+            raise no_part(path, part.name, part.instead)
     bar = compat.ProgressBar(len(opened.names))
 
     def step() -> None:
@@ -56,7 +69,7 @@ def load_checkpoint(
     # The small parts first: what is wrong with them shows before the large one is built.
     vae = audio_vae = None
     vae_prefixes = {"vae.": ""}
-    if opened.config is not None:
+    if vaes and opened.config is not None:
         vae = model_loading.vae(opened, vae_prefixes, "video VAE", step)
         audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
     model = model_loading.diffusion_model(opened, backend, pack_rest, mode, step=step)
@@ -64,9 +77,12 @@ def load_checkpoint(
         model_loading.reload_diffusion_model,
         (str(path), version, order, backend, pack_rest, mode),
     )
-    if opened.config is None:
+    if vaes and opened.config is None:
         vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
         vae = model_loading.vae(opened, vae_prefixes, "VAE", step)
+        for part_name, loaded in ((ltx.VIDEO_VAE, vae), (ltx.AUDIO_VAE, audio_vae)):
+            if loaded is None and part_name in used:
+                raise no_part(path, part_name, LOAD_VAE)
     for part, prefixes, patcher in (
         ("VAE", vae_prefixes, getattr(vae, "patcher", None)),
         ("audio VAE", model_loading.AUDIO_PREFIXES, getattr(audio_vae, "patcher", None)),
@@ -110,6 +126,8 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")
     if hasattr(model.model.diffusion_model, "hlwq_recordings"):
         lines.append(f"  blocks: replayed as a CUDA graph up to {recorded_blocks.MAX_TOKENS:,} video tokens")
+    for part in opened.whole.absent:
+        lines.append(f"  no {part.name} in it: use {part.instead}")
     if facts["upscalers"]:
         lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
     return "\n".join(lines)
@@ -135,53 +153,17 @@ class HLWQLoadCheckpoint(io.ComfyNode):
                     tooltip="A folder or file under models/hlwq, models/checkpoints or models/diffusion_models, "
                     "recognised by what its files hold.",
                 ),
-                io.Combo.Input(
-                    "backend",
-                    options=[AUTO, *reversed(backends.names())],
-                    default=AUTO,
-                    tooltip="What decodes the weights. auto takes the fastest one that runs here; eager runs everywhere.",
-                ),
-                io.Combo.Input(
-                    "codebook",
-                    options=[AUTO, "infinite", "finite"],
-                    default=AUTO,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The table that codes are looked up in. Files do not name it; auto finds it in the data.",
-                ),
-                io.Combo.Input(
-                    "bit_order",
-                    options=[AUTO, "msb", "lsb"],
-                    default=AUTO,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How codes lie in their bytes: msb is the first code in the top bits. auto finds it in the data.",
-                ),
-                io.Boolean.Input(
-                    "pack_rest",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Also pack the large linear layers that the checkpoint keeps in BF16. Saves memory, costs a "
-                    "minute or more at loading and a little quality.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=[model_loading.EXACT, model_loading.FAST],
-                    default=model_loading.EXACT,
-                    optional=True,
-                    tooltip="exact decodes every weight. fast multiplies in 8 bits (FP8 from Ada on, INT8 on Turing and "
-                    "Ampere), attends by cuDNN on Hopper and later, and replays the blocks as a CUDA graph at small sizes: "
-                    "quicker, with a small error of its own. Where the card cannot, the report says so and decoding stays "
-                    "exact.",
-                ),
+                *decoding_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The diffusion model, its weights packed."),
-                io.Vae.Output(display_name="VAE", tooltip="The video VAE."),
+                io.Vae.Output(
+                    display_name="VAE", tooltip="The video VAE. A checkpoint without one says so: use Load VAE then."
+                ),
                 io.Vae.Output(display_name="AUDIO VAE", tooltip="The audio VAE with its vocoder."),
                 io.String.Output(display_name="report", tooltip="What was loaded and how it is decoded."),
             ],
+            hidden=[io.Hidden.prompt],
         )
 
     @classmethod
@@ -207,6 +189,13 @@ class HLWQLoadCheckpoint(io.ComfyNode):
         mode: str = model_loading.EXACT,
     ) -> io.NodeOutput:
         """Load the checkpoint."""
+        path = locations.checkpoint(checkpoint)
+        prompt = getattr(cls.hidden, "prompt", None)
+        used = {part for output, part in OUTPUTS.items() if connected(prompt, "HLWQLoadCheckpoint", checkpoint, output)}
+        model, vae, audio_vae, report = load_checkpoint(path, backend, codebook, bit_order, pack_rest, mode, used)
         return io.NodeOutput(
-            *load_checkpoint(locations.checkpoint(checkpoint), backend, codebook, bit_order, pack_rest, mode)
+            model,
+            AbsentPart(path, ltx.VIDEO_VAE, LOAD_VAE) if vae is None else vae,
+            AbsentPart(path, ltx.AUDIO_VAE, LOAD_VAE) if audio_vae is None else audio_vae,
+            report,
         )

@@ -17,10 +17,10 @@ from ..hlwq_core.commands.verify import text as verification_text
 from ..hlwq_core.errors import InputError
 from ..hlwq_core.format.packing import BITS
 from ..hlwq_core.models import families
-from ..hlwq_core.models.recipes import recipe_names
+from ..hlwq_core.models.recipes import AUTO, recipe_names
 from ..hlwq_core.tools.download import download
 from ..hlwq_core.tools.inspect import coverage_picture, inspect, table
-from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, quantize
+from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, contents_text, quantize
 from ..hlwq_core.tools.repair import repair
 from ..hlwq_core.tools.verify import verify
 from . import compat, locations
@@ -207,9 +207,9 @@ class HLWQQuantize(_Tool, io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rules",
-                    options=recipe_names(),
-                    default="ltx23",
-                    tooltip="Which layers are packed, see the help page.",
+                    options=[AUTO, *recipe_names()],
+                    default=AUTO,
+                    tooltip="Which layers are packed; auto takes the model's own recipe, see the help page.",
                 ),
                 io.Combo.Input(
                     "layout",
@@ -243,7 +243,7 @@ class HLWQQuantize(_Tool, io.ComfyNode):
         return cls._said(
             f"{report.target}\n{report.layers} layers quantized ({report.bits_a_weight:.3f} bits a weight), "
             f"{report.kept} tensors kept, {(report.bytes_codes + report.bytes_kept) / 1e9:.3f} GB\n"
-            f"cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}"
+            f"cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}\n{contents_text(report)}".rstrip()
         )
 
 

@@ -1,4 +1,4 @@
-// HLWQ: the front-end part. It puts a small report under HLWQ Load Checkpoint, so that one sees what a
+// HLWQ: the front-end part. It puts a small report under the HLWQ loaders, so that one sees what a
 // checkpoint holds before anything runs, and offers the way out when something is missing; the tools show their
 // findings in the node; errors are shown whole.
 import { app } from "../../scripts/app.js";
@@ -7,7 +7,7 @@ import { showExecutionError, showRefusals } from "./errors.js";
 import { Findings } from "./findings.js";
 import { CheckpointPanel } from "./panel.js";
 
-const LOADER = "HLWQLoadCheckpoint";
+const LOADERS = new Set(["HLWQLoadCheckpoint", "HLWQLoadDiffusionModel"]);
 const TOOLS = new Set(["HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload"]);
 const panels = new Set();
 
@@ -91,7 +91,7 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail }) => {
       showExecutionError(detail);
       for (const { node, panel } of panels) {
-        if (String(node.id) === String(detail.node_id).split(":").pop() && detail.node_type === LOADER) {
+        if (String(node.id) === String(detail.node_id).split(":").pop() && LOADERS.has(detail.node_type)) {
           panel.fail(detail.exception_message);
         }
       }
@@ -111,7 +111,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === LOADER) attach(node);
+    if (LOADERS.has(node.comfyClass)) attach(node);
     else if (TOOLS.has(node.comfyClass)) attachFindings(node);
   },
 

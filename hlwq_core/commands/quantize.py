@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 from ..checkpoints.source import open_source
-from ..models.recipes import load_recipe, planned_size, recipe_names
+from ..models.recipes import AUTO, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
-from ..tools.quantize import LAYOUTS, NORMS, quantize
+from ..tools.quantize import LAYOUTS, NORMS, contents_text, quantize, recipe_for
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -28,7 +28,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="author",
         help="author: as published files; search: a third less error in the same size (default author)",
     )
-    parser.add_argument("--rules", default="ltx23", help=f"recipe: {', '.join(recipe_names())}, or a JSON file")
+    parser.add_argument(
+        "--rules",
+        default=AUTO,
+        help=f"recipe: {', '.join(recipe_names())}, or a JSON file (default: the model's own, plain for an unknown one)",
+    )
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)"
     )
@@ -71,11 +75,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"  quality    cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}")
     for name, error in report.worst[:3]:
         print(f"  worst      {error:.3e}  {name}")
+    if holds := contents_text(report):
+        print(holds)
     return 0
 
 
 def _print_plan(args: argparse.Namespace) -> int:
-    size = planned_size(load_recipe(args.rules), open_source(args.source).described(), args.bits)
+    source = open_source(args.source)
+    size = planned_size(recipe_for(source, args.rules), source.described(), args.bits)
     if args.json:
         print(as_json({**vars(size), "total": size.total}))
     else:

@@ -30,6 +30,7 @@ from ..format.packed import encoded_bytes
 from ..format.packing import BITS
 
 _FOLDER = Path(__file__).parents[1] / "data" / "rules"
+AUTO = "auto"  # the recipe of the model's own family
 FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _SIZES = FLOATING | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 

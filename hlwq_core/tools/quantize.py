@@ -30,7 +30,8 @@ from ..format.record import RECORD, write_record
 from ..format.safefile import DTYPES, SafeFile
 from ..format.variants import Announced, layer_entries, metas_first
 from ..format.writer import Producer, write_error, write_safetensors
-from ..models.recipes import FLOATING, Recipe, load_recipe, planned_size
+from ..models import families
+from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe, planned_size
 from .alone import alone
 from .device import choose_device
 
@@ -43,7 +44,8 @@ _SPARE_BYTES = 64 << 20
 
 @dataclass
 class Report:
-    """What was made. `cosine` and `relative_error` are over all quantized weights, `worst` names the worst layers."""
+    """What was made. `cosine` and `relative_error` are over all quantized weights, `worst` names the worst layers; `model` is
+    the family's name, `holds` its parts that are in it, `absent` those from elsewhere → what to use for them."""
 
     target: str
     layout: str
@@ -59,6 +61,9 @@ class Report:
     relative_error: float
     resumed_chunks: int
     worst: list[tuple[str, float]] = field(default_factory=list)
+    model: str = ""
+    holds: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +75,7 @@ def quantize(
     *,
     bits: int = 5,
     norms: str = "author",
-    rules: str | os.PathLike[str] = "ltx23",
+    rules: str | os.PathLike[str] = AUTO,
     layout: str = "published",
     device: str = "auto",
     codebook: str = "infinite",
@@ -86,7 +91,7 @@ def quantize(
         target: a folder (`published`) or a `.safetensors` file (`single`).
         bits: 2, 3, 4, 5, 6 or 8, where the recipe leaves it open.
         norms: `author` (bit-exact with published files) or `search` (a third less error, same size and decoders).
-        rules: a recipe's name or file, see `rules`.
+        rules: a recipe's name or file, see `models.recipes`; `auto` takes the model's own, or `plain`.
         layout: `published` (folder that the author's tools read) or `single` (one file, with the model's `config`).
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         codebook: `infinite` (what published files use) or `finite`.
@@ -104,8 +109,8 @@ def quantize(
     for what, value, choices in (("norms", norms, NORMS), ("layout", layout, LAYOUTS), ("bits", bits, BITS)):
         if value not in choices:
             raise InputError(f"unknown {what}", expected=", ".join(map(str, choices)), found=value)
-    recipe = load_recipe(rules)
     opened = open_source(source)
+    recipe = recipe_for(opened, rules)
     target = Path(target)
     with alone(target):
         _check_target(opened, target, layout, force)
@@ -128,6 +133,11 @@ def quantize(
             moments,
         )
         return job.run()
+
+
+def recipe_for(source: Source, rules: str | os.PathLike[str] = AUTO) -> Recipe:
+    """The recipe of this name or file; for `auto` that of the model's family, `plain` for a model of none."""
+    return load_recipe(families.recipe_of(source.entries) if rules == AUTO else rules)
 
 
 def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
@@ -379,7 +389,8 @@ class _Job:
         return [entry(name) for name in self.kept]
 
     def _finish_published(self) -> None:
-        stem = "ltx23" if self.recipe.name.startswith("ltx23") else self.target.name
+        keys = [family.key for family in families.FAMILIES if self.recipe.name.startswith(family.key)]
+        stem = keys[0] if keys else self.target.name
         if self.kept or self.source.metadata:
             path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
@@ -442,7 +453,28 @@ class _Job:
             relative_error=overall.relative_error,
             resumed_chunks=self.resumed,
             worst=worst[:5],
+            **_contents(self.source),
         )
+
+
+def _contents(source: Source) -> dict[str, Any]:
+    """The model's name and its parts, there and not; nothing of a model of no known family."""
+    found = families.recognise(source.entries)
+    if found is None:
+        return {}
+    names = [found.canonical(name) for name in source.entries]
+    there = [part for part in found.family.parts if any(map(part.holds, names))]
+    absent = {part.name: part.instead for part in found.family.parts if part not in there}
+    return {"model": found.family.name, "holds": [part.name for part in there], "absent": absent}
+
+
+def contents_text(report: Report) -> str:
+    """What the result holds and what comes from elsewhere, for people; empty for a model of no known family."""
+    if not report.model:
+        return ""
+    lines = [f"{report.model}: {', '.join(report.holds)}"]
+    lines += [f"  not in it: {part}; use {instead}" for part, instead in report.absent.items()]
+    return "\n".join(lines)
 
 
 def _belongs_to_checkpoint(item: Path) -> bool:

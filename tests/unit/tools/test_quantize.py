@@ -470,3 +470,28 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         assert stopped.value.code == 0
         assert f"example: python -m hlwq_core {command}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_the_models_own_recipe_and_what_comes_from_elsewhere(tmp_path: Path, prefix: str, capsys: Any) -> None:
+    """Without --rules, a family's model is packed as its recipe says; at the end stands what the result does not hold."""
+    block = f"{prefix}transformer_blocks.0."
+    tensors = {
+        f"{prefix}audio_adaln_single.linear.weight": torch.randn(256, 256),
+        f"{prefix}keyframes_abs_pos_embedding": torch.randn(1, 256),
+        f"{block}audio_attn1.to_q.weight": torch.randn(256, 256),
+        f"{block}ff.net.2.weight": torch.randn(256, 256),
+    }
+    save_file(tensors, tmp_path / "dense.safetensors")
+    assert main(["quantize", str(tmp_path / "dense.safetensors"), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "2 layers" in said and "recipe ltx25" in said and "LTX-2.5: transformer" in said
+    assert "not in it: video VAE; use Load VAE" in said and "not in it: text projection" in said
+    assert (tmp_path / "out" / "polarquant" / "bf16" / "ltx25_bf16.safetensors").is_file()
+    assert main(["quantize", str(tmp_path / "dense.safetensors"), str(tmp_path / "out2"), "--plan"]) == 0
+    assert "2 layers" in capsys.readouterr().out
+
+
+def test_a_model_of_no_known_family_is_packed_by_the_plain_recipe(source: Path, tmp_path: Path) -> None:
+    report = quantize(source, tmp_path / "out")
+    assert report.recipe == "plain" and report.model == "" and not report.absent

@@ -1,0 +1,65 @@
+"""Load Diffusion Model: MODEL alone from an HLWQ file or folder, in the place of core's Load Diffusion Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import locations, model_loading
+from .load_checkpoint import HLWQLoadCheckpoint, load_checkpoint
+from .loader_inputs import AUTO, decoding_inputs
+
+
+class HLWQLoadDiffusionModel(io.ComfyNode):
+    """The diffusion model of an HLWQ checkpoint; VAE and text encoder come from loaders of their own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="HLWQLoadDiffusionModel",
+            display_name="HLWQ Load Diffusion Model",
+            category="HLWQ",
+            description="Loads the diffusion model of an HLWQ file or folder, its weights packed. Stands where Load Diffusion "
+            "Model stands in any workflow; VAE and text encoder come from their own loaders.",
+            search_aliases=["polarquant", "unet loader", "quantized", "transformer"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(locations.checkpoints()),
+                    tooltip="A file or folder under models/diffusion_models, models/hlwq or models/checkpoints, "
+                    "recognised by what it holds.",
+                ),
+                *decoding_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The diffusion model, its weights packed."),
+                io.String.Output(display_name="report", tooltip="What was loaded and how it is decoded."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str) -> bool | str:
+        """Say before anything runs that a checkpoint is not there, and which are."""
+        return HLWQLoadCheckpoint.validate_inputs(checkpoint)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> list[tuple[str, int, int]]:
+        """The files: a checkpoint that was repaired or replaced is loaded again."""
+        return HLWQLoadCheckpoint.fingerprint_inputs(checkpoint)
+
+    @classmethod
+    def execute(
+        cls,
+        checkpoint: str,
+        backend: str = AUTO,
+        codebook: str = AUTO,
+        bit_order: str = AUTO,
+        pack_rest: bool = False,
+        mode: str = model_loading.EXACT,
+    ) -> io.NodeOutput:
+        """Load the diffusion model."""
+        path = locations.checkpoint(checkpoint)
+        model, _, _, report = load_checkpoint(path, backend, codebook, bit_order, pack_rest, mode, vaes=False)
+        return io.NodeOutput(model, report)
