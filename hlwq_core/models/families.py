@@ -50,10 +50,10 @@ def repositories() -> tuple[str, ...]:
     return tuple(repository for family in FAMILIES for repository in family.repositories)
 
 
-def recipe_of(names: Collection[str]) -> str:
-    """The recipe for a model with these tensors."""
+def recipe_of(names: Collection[str], otherwise: str = "plain") -> str:
+    """The recipe for a model with these tensors; `otherwise` for one of no known family."""
     found = recognise(names)
-    return found.family.recipe if found else "plain"
+    return found.family.recipe if found else otherwise
 
 
 @functools.lru_cache(maxsize=1)

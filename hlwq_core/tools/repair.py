@@ -64,7 +64,8 @@ def repair(
         path: the checkpoint's folder.
         original: the dense model that it was made from.
         rules: recipe that says which of the missing are quantized; None: a layer whose fellows in other blocks are
-            quantized is, and otherwise what the checkpoint's own recipe says, or its family's.
+            quantized is, and otherwise what the checkpoint's own recipe says, or its family's (of an unknown model LTX-2.3's,
+            as which codes without notes are published).
         norms: `author` or `search`; None is what the checkpoint has.
         device: where to encode.
         progress: called with (done, total, text) in bytes of the original; may raise to stop.
@@ -143,7 +144,9 @@ def _plan(
     alike = {_without_numbers(name): checkpoint.info(name).bits for name in checkpoint.names()}
     plain = {_without_numbers(name) for name in checkpoint.plain_names()}
     noted = checkpoint.metadata.get("hlwq.recipe", "")
-    recipe = load_recipe(noted if noted in recipe_names() else families.recipe_of(source.entries))
+    recipe = load_recipe(
+        noted if noted in recipe_names() else families.recipe_of(source.entries, families.DEFAULT.recipe)
+    )
     plan = {}
     for name, dtype, shape in described:
         bits = alike.get(_without_numbers(name))

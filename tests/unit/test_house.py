@@ -163,12 +163,13 @@ TELLING = [
     "hlwq_core/" + name
     for name in (
         "checkpoints/checkpoint.py",
+        "checkpoints/completeness.py",
         "checkpoints/index.py",
         "checkpoints/reading.py",
         "codec/codec.py",
         "format/safefile.py",
         *sorted(f"media/{file.name}" for file in (REPO / "hlwq_core" / "media").glob("*.py")),
-        "models/ltx_config.py",
+        "models/family.py",
         "running/packed_tensor.py",
     )
 ]
