@@ -235,3 +235,9 @@ class SizedTextEncoder(compat.lt.LTXAVTEModel):
             device=device,
             operations=projection_operations or self.gemma3_12b.operations,
         )
+
+    def memory_estimation_function(self, token_weight_pairs: dict[str, Any], device: Any = None) -> float:
+        """As in core; who only saves the model asks without tokens, and core's function fails."""
+        if not token_weight_pairs.get("gemma3_12b"):
+            return 0.0
+        return super().memory_estimation_function(token_weight_pairs, device)

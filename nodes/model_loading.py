@@ -22,6 +22,7 @@ from ..hlwq_core.format.packed import PackedLayer
 from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import attention, fast, packed_tensor
 from . import compat
+from .compat.saving import StateDict
 from .running import faster_attention, patchers, recorded_blocks
 from .running.packed_ops import PackedOperations
 
@@ -31,6 +32,16 @@ AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
 EXACT, FAST = "exact", "fast"
 # Smaller layers win little by packing, and their errors weigh more.
 PACK_REST_FROM = 1 << 20
+
+
+class SavedWhole(compat.VAE):
+    """Core's VAE; what is saved of it says what it is."""
+
+    metadata: dict[str, str]
+
+    def get_sd(self) -> StateDict:
+        """As in core, with the metadata that the VAE was built by."""
+        return StateDict(super().get_sd(), self.metadata)
 
 
 @dataclass
@@ -168,6 +179,7 @@ def diffusion_model(
     """
     patcher = _build(opened, backend, disable_dynamic, step)
     model = patcher.model
+    model.hlwq_metadata = opened.metadata
     decode_where_no_linear(model)
     if pack_rest:
         pack_the_rest(model, opened.checkpoint, backend)
@@ -319,7 +331,8 @@ def vae(opened: Opened, prefixes: dict[str, str], part: str, step: Callable[[], 
     if not weights:
         return None
     path = opened.checkpoint.path
-    result = compat.VAE(sd=dict(weights), metadata=opened.metadata)
+    result = SavedWhole(sd=dict(weights), metadata=opened.metadata)
+    result.metadata = opened.metadata
     if result.first_stage_model is None:
         raise UnsupportedError(
             f"ComfyUI knows no {part} with these tensors",

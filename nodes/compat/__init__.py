@@ -39,6 +39,7 @@ from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
 from comfy_kitchen.tensor import QuantizedTensor
 
 __all__ = [
+    "BypassForwardHook",
     "CLIP",
     "CLIPVision",
     "CallbacksMP",
@@ -76,6 +77,7 @@ model_vbar = comfy_aimdo.model_vbar
 # The function itself, as overrides of the attention are given it.
 attention_pytorch = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
 aimdo_to_tensor = comfy_aimdo.torch.aimdo_to_tensor
+BypassForwardHook = comfy.weight_adapter.BypassForwardHook
 CallbacksMP = comfy.patcher_extension.CallbacksMP
 LowVramPatch = comfy.model_patcher.LowVramPatch
 ModelPatcher = comfy.model_patcher.ModelPatcher

@@ -14,10 +14,15 @@ import torch
 from .. import compat
 
 
-def is_plain(patch: tuple) -> bool:
-    """Whether one of ComfyUI's patches is an up and a down matrix added to the whole weight, and nothing else."""
+def is_plain(patch: tuple, shape: tuple[int, ...]) -> bool:
+    """Whether one of ComfyUI's patches is an up and a down matrix of a weight's shape, added to all of it, and nothing else."""
     _, value, strength_model, offset, function = patch
-    return is_plain_lora(value) and value.weights[3] is None and (strength_model, offset, function) == (1.0, None, None)
+    if not is_plain_lora(value) or value.weights[3] is not None:
+        return False
+    if (strength_model, offset, function) != (1.0, None, None):
+        return False
+    up, down = (tuple(matrix.flatten(start_dim=1).shape) for matrix in value.weights[:2])
+    return (up[0], down[1]) == tuple(shape) and up[1] == down[0]
 
 
 def is_plain_lora(value: Any) -> bool:

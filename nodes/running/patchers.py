@@ -14,7 +14,8 @@ import torch
 
 from ...hlwq_core.running import operators, packed_tensor
 from .. import compat
-from . import first_load, kept_decoded, recorded_blocks
+from ..compat.saving import StateDict
+from . import first_load, fitting, kept_decoded, recorded_blocks
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -78,7 +79,7 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_lowvram_function = None
         functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
         patches = patcher.patches.get(key, [])
-        plain = bool(patches) and all(map(is_plain, patches))
+        plain = bool(patches) and all(is_plain(patch, module.weight.shape) for patch in patches)
         if not plain:
             module.low_rank = None
         elif module.low_rank is None or not module.low_rank.is_of(patches):
@@ -98,6 +99,11 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         kept_decoded.lend_places(patcher.model, [module for _, module in modules], device)
 
 
+def eject_misfits(patcher: Any) -> None:
+    """Bypass adapters that do not fit their layer go again before anything is sampled."""
+    fitting.eject_misfits(patcher.model)
+
+
 def release_scratch(patcher: Any, *unused: Any) -> None:
     """After sampling the scratch buffer goes back, and what was recorded."""
     recorded_blocks.release(patcher.model)
@@ -112,6 +118,19 @@ class _Packed:
     """What both patchers have in common."""
 
     patches: dict[str, list[tuple]]
+
+    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        """As in core, without those that do not fit their weights: they are named now, not while the model samples."""
+        fit = fitting.fitting(self.model, patches, self.patches)  # type: ignore[attr-defined]
+        added = super().add_patches(fit, strength_patch, strength_model)  # type: ignore[misc]
+        # Core says "not loaded" of what is missing here; those were named already, with the reason.
+        return [*added, *(target for target in patches if target not in fit)]
+
+    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+        """The same for a hook's patches."""
+        fit = fitting.fitting(self.model, patches, self.patches)  # type: ignore[attr-defined]
+        added = super().add_hook_patches(hook, fit, strength_patch, strength_model)  # type: ignore[misc]
+        return [*added, *(target for target in patches if target not in fit)]
 
     def is_packed_key(self, key: str) -> bool:
         """Whether `key` names a packed weight of the model."""
@@ -161,6 +180,11 @@ class _Packed:
         for name, value in packed.items():
             state_dict[name] = DecodedOnSaving(self, prefix + name, value)
         return {name: state_dict[name] for name in order if name in state_dict}
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> StateDict:
+        """As in core, with the metadata that the model was detected by: without it the file would be another model."""
+        state_dict = super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
+        return StateDict(state_dict, getattr(self.model, "hlwq_metadata", {}))  # type: ignore[attr-defined]
 
     def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
         """Hooks patch a packed weight as a LoRA does: after decoding."""
@@ -279,6 +303,7 @@ def adopt(patcher: Any) -> Any:
     for call, callback in (
         (compat.CallbacksMP.ON_LOAD, route_patches),
         (compat.CallbacksMP.ON_CLONE, _adopt_clone),
+        (compat.CallbacksMP.ON_INJECT_MODEL, eject_misfits),
         (compat.CallbacksMP.ON_CLEANUP, release_scratch),
     ):
         patcher.remove_callbacks_with_key(call, "hlwq")

@@ -402,3 +402,139 @@ def test_hooks_patch_packed_weights(load):
             assert cosine(effective(hooked) - base, delta) > 0.99
             hooked.patch_hooks(None)
             assert torch.equal(effective(hooked), base)
+
+
+def misfits(rows: int, columns: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Files' tensors, less the layer's name, of patches that are for a weight of another shape than `[rows, columns]`."""
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    return {
+        "lora of more rows": {"lora_B.weight": made(2 * rows, 4), "lora_A.weight": made(4, columns)},
+        "lora of fewer columns": {"lora_up.weight": made(rows, 4), "lora_down.weight": made(4, columns - 128)},
+        "lora of two ranks": {"lora_B.weight": made(rows, 4), "lora_A.weight": made(8, columns)},
+        "lora that would broadcast": {"lora_B.weight": made(1, 4), "lora_A.weight": made(4, columns)},
+        "lora with a middle": {
+            "lora_up.weight": made(rows, 4, 1, 1),
+            "lora_down.weight": made(4, columns + 1, 1, 1),
+            "lora_mid.weight": made(4, 4, 3, 3),
+        },
+        "dora": {
+            "lora_B.weight": made(rows + 1, 4),
+            "lora_A.weight": made(4, columns),
+            "dora_scale": made(rows + 1, 1),
+        },
+        "dora whose scale is another's": {
+            "lora_B.weight": made(rows, 4),
+            "lora_A.weight": made(4, columns),
+            "dora_scale": made(rows + 1, 1),
+        },
+        "loha": {
+            "hada_w1_a": made(2 * rows, 4),
+            "hada_w1_b": made(4, columns),
+            "hada_w2_a": made(2 * rows, 4),
+            "hada_w2_b": made(4, columns),
+        },
+        "lokr": {"lokr_w1": made(4, 4), "lokr_w2": made(rows, columns)},
+        "glora": {
+            "a1.weight": made(4, columns + 128),
+            "a2.weight": made(rows, 4),
+            "b1.weight": made(4, columns),
+            "b2.weight": made(rows, 4),
+        },
+        "oft": {"oft_blocks": made(3, rows, rows)},
+        "diff": {"diff": made(rows, columns + 128)},
+        "set": {"set_weight": made(rows + 128, columns)},
+    }
+
+
+@pytest.fixture(scope="module")
+def model(load):
+    """For tests that only make clones of it."""
+    return load()[0]
+
+
+@pytest.mark.parametrize("kind", misfits(256, 256))
+def test_patches_of_another_shape_are_named_once_and_left_out(model, caplog, kind):
+    """As core does: the rest of the file is applied, and the model samples."""
+    other = KEY.replace("blocks.0", "blocks.1")
+    base, others = exact(model), exact(model, other)
+    tensors, delta = lora_on(model, other)
+    wrong = {f"{KEY.removesuffix('.weight')}.{name}": value for name, value in misfits(*base.shape)[kind].items()}
+    patched = with_lora(model, {**wrong, **tensors})
+    named = [record for record in caplog.records if KEY in record.getMessage()]
+    assert len(named) == 1 and str(list(base.shape)) in named[0].getMessage(), named
+    with on_device(patched):
+        assert cosine(effective(patched), base) > 0.9999
+        assert cosine(effective(patched, other) - others, delta) >= 0.99
+        assert cosine(patched.patched_weight(KEY), base) > 0.9999, "what would be saved"
+    assert [record for record in caplog.records if KEY in record.getMessage()] == named, "named once, and before"
+
+
+@pytest.mark.parametrize("kind", ["lora of more rows", "lokr", "diff"])
+def test_patches_of_another_shape_are_left_out_under_the_dynamic_patcher(load, pack, vram, caplog, kind):
+    model = load()[0]
+    other = KEY.replace("blocks.0", "blocks.1")
+    base, others = exact(model), exact(model, other)
+    tensors, delta = lora_on(model, other)
+    wrong = {f"{KEY.removesuffix('.weight')}.{name}": value for name, value in misfits(*base.shape)[kind].items()}
+    patched = with_lora(in_vram(model, pack), {**wrong, **tensors})
+    patched.load(torch.device("cpu"))
+    assert cosine(effective(patched), base) > 0.9999
+    assert cosine(effective(patched, other) - others, delta) >= 0.99
+    assert len([record for record in caplog.records if KEY in record.getMessage()]) == 1
+
+
+def test_a_lora_of_the_same_number_of_weights_is_reshaped_as_in_core(model):
+    """Core compares numbers of elements, not shapes; so must who replaces its arithmetic."""
+    import comfy.lora
+
+    key = KEY.replace("attn1.to_q", "ff.net.2")
+    base = exact(model, key)
+    rows, columns = base.shape
+    assert rows != columns
+    name = key.removesuffix(".weight")
+    tensors = {f"{name}.lora_B.weight": torch.randn(columns, 4), f"{name}.lora_A.weight": torch.randn(4, rows) * 0.01}
+    with on_device(with_lora(model, tensors)) as patched:
+        by_core = comfy.lora.calculate_weight(patched.patches[key], base.clone(), key)
+        assert cosine(effective(patched, key) - base, by_core - base) > 0.99
+
+
+def test_hooks_leave_out_what_does_not_fit(model, caplog):
+    import comfy.hooks
+    import comfy.lora
+
+    base = effective(model)
+    hook = comfy.hooks.WeightHook(1.0, 0.0)
+    name = KEY.removesuffix(".weight")
+    wrong = {f"{name}.lora_B.weight": torch.randn(64, 4), f"{name}.lora_A.weight": torch.randn(4, 64)}
+    hook.weights = comfy.lora.load_lora(wrong, comfy.lora.model_lora_keys_unet(model.model, {}))
+    hook.need_weight_init = False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    hooked = model.clone()
+    hooked.add_hook_patches(hook, hook.weights, 1.0)
+    with on_device(hooked):
+        hooked.patch_hooks(group)
+        assert torch.equal(effective(hooked), base)
+        hooked.patch_hooks(None)
+    assert len([record for record in caplog.records if KEY in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora of more rows", "lora of fewer columns", "lora of two ranks", "loha", "lokr", "glora"]
+)
+def test_bypass_loras_leave_out_what_does_not_fit(model, sample, caplog, kind):
+    """Core's bypass nodes put the adapter before the layer's forward, where nothing catches what it raises."""
+    import comfy.sd
+
+    name = KEY.removesuffix(".weight")
+    wrong = {f"{name}.{part}": value for part, value in misfits(*exact(model).shape)[kind].items()}
+    tensors, delta = lora_on(model, KEY.replace("blocks.0", "blocks.1"), size=0.1)
+    patched, _ = comfy.sd.load_bypass_lora_for_models(model, None, {**wrong, **tensors}, 1.0, 0.0)
+    right, _ = comfy.sd.load_bypass_lora_for_models(model, None, tensors, 1.0, 0.0)
+    both = [sample(one, steps=1) for one in (patched, right)]
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+    assert not torch.equal(both[0][0], sample(model, steps=1)[0])
+    assert len([record for record in caplog.records if name in record.getMessage()]) == 1
