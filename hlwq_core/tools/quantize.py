@@ -7,6 +7,7 @@ everything is written.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -34,12 +35,14 @@ from ..models import families
 from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe, planned_size
 from .alone import alone
 from .device import choose_device
+from .replacing import finish, replace_all
 
 Progress = Callable[[int, int, str], None]
 LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 _SPARE_BYTES = 64 << 20
+_JOURNAL = "journal.json"
 
 
 @dataclass
@@ -113,7 +116,7 @@ def quantize(
     recipe = recipe_for(opened, rules)
     target = Path(target)
     with alone(target):
-        _check_target(opened, target, layout, force)
+        _check_place(opened, target, layout)
         plan = _plan(opened, recipe, bits)
         moments = None
         if calibration is not None:
@@ -132,6 +135,9 @@ def quantize(
             progress,
             moments,
         )
+        if job.finish_replacement():
+            return job.made()
+        _check_free(target, layout, force)
         return job.run()
 
 
@@ -160,7 +166,7 @@ def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
     return plan
 
 
-def _check_target(source: Source, target: Path, layout: str, force: bool) -> None:
+def _check_place(source: Source, target: Path, layout: str) -> None:
     resolved, origin = target.resolve(), source.path.resolve()
     if resolved == origin or any(resolved == file.path.resolve() for file in source.files):
         raise InputError("source and target are the same", file=target, fix="choose another target")
@@ -182,15 +188,31 @@ def _check_target(source: Source, target: Path, layout: str, force: bool) -> Non
             found=target.name,
             fix="leave .safetensors out, or use --layout single for one file",
         )
+
+
+def _work_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.quantizing")
+
+
+def _old_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.quantizing.old")
+
+
+def _check_free(target: Path, layout: str, force: bool) -> None:
+    """Refuse to replace what is no checkpoint of this layout, and a checkpoint unless that is asked for."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     whole = [target] if target.is_file() else sorted(target.rglob("*.safetensors"))
     is_checkpoint = any(holds_codes(file) for file in whole) and target.is_dir() == (layout == "published")
     if not force or not is_checkpoint:
+        found = "an HLWQ checkpoint" if is_checkpoint else "something that is no HLWQ checkpoint of this layout"
+        beside = [str(path) for path in (_work_folder(target), _old_folder(target)) if path.exists()]
+        if beside:
+            found += f"; and beside it, of a run that did not end: {', '.join(beside)}"
         raise InputError(
             "the target exists already",
             file=target,
-            found="an HLWQ checkpoint" if is_checkpoint else "something that is no HLWQ checkpoint of this layout",
+            found=found,
             fix="choose another name; on the command line --force replaces it"
             if is_checkpoint
             else "choose another target; this one is never replaced",
@@ -216,8 +238,9 @@ class _Job:
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.work = self.target.with_name(f".{self.target.name}.quantizing")
-        self.journal_file = self.work / "journal.json"
+        self.work = _work_folder(self.target)
+        self.journal_file = self.work / _JOURNAL
+        self.replacing = self.work / "replacing.json"
         self.kept = [name for name in self.source.entries if name not in self.plan]
         self.total = sum(entry.nbytes for _, entry in self.source.entries.values())
 
@@ -241,14 +264,19 @@ class _Job:
                 path = self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors"
                 self._chunk(path, names, journal)
             if self.layout == "published":
-                self._finish_published()
+                self._finish_published(journal)
             else:
-                self._finish_single(len(chunks))
+                self._finish_single(len(chunks), journal)
         except (OSError, DiskFullError) as error:
             raise self._stopped(error) from error
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._discard_work()
         self._tell("done")
         return self._report()
+
+    def _discard_work(self) -> None:
+        # The journal last: until it is gone, a next run can tell that this one came to its end.
+        shutil.rmtree(self.work / "polarquant", ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _stopped(self, error: OSError | DiskFullError) -> HLWQError:
         refusal = write_error(self.target, error) if isinstance(error, OSError) else error
@@ -271,18 +299,26 @@ class _Job:
         return hashlib.sha256(json.dumps([files, choices]).encode()).hexdigest()
 
     def _open_journal(self) -> dict[str, Any]:
-        signature = self._signature()
-        try:
-            journal = json.loads(self.journal_file.read_text("utf-8"))
-            if journal["signature"] == signature:
-                return journal
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        if (found := self._read_journal(self.journal_file)) is not None:
+            return found
         # Another source or other choices: what lies there is of no use, and it is ours.
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
-        journal = {"signature": signature, "chunks": {}}
+        journal: dict[str, Any] = {"signature": self._signature(), "chunks": {}}
         self._write_journal(journal)
+        return journal
+
+    def _read_journal(self, path: Path) -> dict[str, Any] | None:
+        """The journal of a run with this source and these choices; None where there is none that can be understood."""
+        try:
+            journal = json.loads(path.read_text("utf-8"))
+            if journal["signature"] != self._signature():
+                return None
+            for chunk in journal["chunks"].values():
+                int(chunk["size"])
+                [Fidelity(*sums) for sums in chunk["fidelity"].values()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
         return journal
 
     def _write_journal(self, journal: dict[str, Any]) -> None:
@@ -388,7 +424,7 @@ class _Job:
 
         return [entry(name) for name in self.kept]
 
-    def _finish_published(self) -> None:
+    def _finish_published(self, journal: dict[str, Any]) -> None:
         keys = [family.key for family in families.FAMILIES if self.recipe.name.startswith(family.key)]
         stem = keys[0] if keys else self.target.name
         if self.kept or self.source.metadata:
@@ -396,30 +432,84 @@ class _Job:
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
         written = sorted((self.work / "polarquant").rglob("*.safetensors"))
         write_record(self.work, written, lambda name, _: self._tell(f"sha256 of {name}"))
+        self._note_replaced(journal)
         if self.target.is_dir() and not any(self.target.iterdir()):
             self.target.rmdir()
         if not self.target.exists():
             os.replace(self.work, self.target)
-            (self.target / self.journal_file.name).unlink()
+            (self.target / _JOURNAL).unlink()
             return
         # The user's upscalers and notes stay; all other weights are the old checkpoint's and go, at the very last.
-        old = self.work.with_name(self.work.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed at its very end
-        for item in sorted(self.target.iterdir()):
-            if item.name != "upscalers" and _belongs_to_checkpoint(item):
-                old.mkdir(exist_ok=True)
-                os.replace(item, old / item.name)
-        for item in sorted(self.work.iterdir()):
-            if item != self.journal_file:
-                os.replace(item, self.target / item.name)
-        shutil.rmtree(old, ignore_errors=True)
+        old = _old_folder(self.target)
+        shutil.rmtree(old, ignore_errors=True)  # of a run of 0.1 that was killed
+        there = [item for item in sorted(self.target.iterdir()) if item.name != "upscalers"]
+        replace_all(
+            self.replacing,
+            self.target.parent,
+            away=[(item, old / item.name) for item in there if _belongs_to_checkpoint(item)],
+            into=[(item, self.target / item.name) for item in sorted(self.work.iterdir()) if item != self.journal_file],
+            discard=[old],
+        )
 
-    def _finish_single(self, chunks: int) -> None:
+    def _finish_single(self, chunks: int, journal: dict[str, Any]) -> None:
         tensors = self._kept_tensors()
         for number in range(chunks):
             file = SafeFile(self.work / "polarquant" / "codes" / f"chunk_{number:02d}_codes.safetensors")
             tensors += [(n, DTYPES[e.dtype][0], e.shape, _reader(file, n)) for n, e in file.entries.items()]
+        self._note_replaced(journal)
         write_safetensors(self.target, metas_first(tensors), self.source.metadata | self.metadata)
+
+    # -- after a kill between the last renames -----------------------------------------------------------------------
+
+    def _note_replaced(self, journal: dict[str, Any]) -> None:
+        """Before the target changes: whoever finds another one there later knows that this run came to its end."""
+        journal["replaced"] = _identity(self.target)
+        self._write_journal(journal)
+
+    def finish_replacement(self) -> bool:
+        """Finish what an earlier run was killed in. True if that leaves nothing to do: the target is what this run would make."""
+        try:
+            finish(self.replacing, self.target.parent)
+            with contextlib.suppress(OSError):
+                self.work.rmdir()  # empty: a run was killed in its very last act
+            inside = self.target / _JOURNAL
+            if (journal := self._read_journal(inside)) is not None and not self.work.exists():
+                inside.unlink()  # after the target's only rename
+            elif (journal := self._read_journal(self.journal_file)) is None or "replaced" not in journal:
+                return False
+            elif self.layout == "published" and (self.work / "polarquant").exists():
+                return False
+            elif _identity(self.target) in (None, journal["replaced"]) or not self._is_at_target():
+                return False
+        except OSError as error:
+            raise write_error(self.target, error) from error
+        names = {name for chunk in journal["chunks"].values() for name in chunk["fidelity"]}
+        if names != self.plan.keys():
+            return False
+        self._chunks_made(journal)
+        return True
+
+    def _is_at_target(self) -> bool:
+        """Whether a single file at the target has the tensors that this run would write."""
+        if self.layout == "published":
+            return True
+        try:
+            found = SafeFile(self.target).entries
+        except HLWQError:
+            return False
+        return {name.removesuffix("__meta") for name in found if name.endswith("__meta")} == self.plan.keys()
+
+    def _chunks_made(self, journal: dict[str, Any]) -> None:
+        for chunk in journal["chunks"].values():
+            self.fidelity.update({name: Fidelity(*sums) for name, sums in chunk["fidelity"].items()})
+            self.resumed += 1
+
+    def made(self) -> Report:
+        """The report of an earlier run, and nothing of it left beside the target."""
+        self._discard_work()
+        self.done = self.total
+        self._tell("done")
+        return self._report()
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -475,6 +565,15 @@ def contents_text(report: Report) -> str:
     lines = [f"{report.model}: {', '.join(report.holds)}"]
     lines += [f"  not in it: {part}; use {instead}" for part, instead in report.absent.items()]
     return "\n".join(lines)
+
+
+def _identity(path: Path) -> list[int] | None:
+    """What tells a file or folder from another one in its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def _belongs_to_checkpoint(item: Path) -> bool:
