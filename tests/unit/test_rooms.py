@@ -27,6 +27,8 @@ LIBRARY = {
     "hlwq_core.checkpoints": "errors format models backends",
     "hlwq_core.tools": "errors format models backends codec checkpoints",
     "hlwq_core.client": "errors format models media",
+    "hlwq_core.generate": "client",
+    "hlwq_core.server": "client",
     "hlwq_core": "errors format models backends codec checkpoints tools client media",
     "hlwq_core.commands": "errors format models backends codec checkpoints tools client media terminal",
     "hlwq_core.cli": "errors commands",
