@@ -217,7 +217,8 @@ def _download(job: Job, repository: str) -> str:
         repository, folder, progress=lambda done, total, text: job.tick(f"Downloading {text}", done, total)
     )
     gigabytes = result.nbytes / 1e9
-    return f"{len(result.fetched)} files fetched, {len(result.present)} were there: {gigabytes:.1f} GB in {folder.name}"
+    text = f"{len(result.fetched)} files fetched, {len(result.present)} were there: {gigabytes:.1f} GB in {folder.name}"
+    return "\n".join(filter(None, (text, result.note())))
 
 
 async def get_checkpoint(request: web.Request) -> web.Response:

@@ -304,4 +304,5 @@ class HLWQDownload(_Tool, io.ComfyNode):
         return cls._said(
             f"{result.repository} → {result.folder}\n{len(result.fetched)} files fetched, {len(result.present)} were there, "
             f"{result.nbytes / 1e9:.2f} GB in all. Press R, then choose it in HLWQ Load Checkpoint."
+            + (f"\n{result.note()}" if result.note() else "")
         )

@@ -36,5 +36,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"  {len(result.fetched)} files fetched, {len(result.present)} were there, {result.nbytes / 1e9:.2f} GB in all"
     )
+    if result.note():
+        print(f"  {result.note()}")
     print(f"next: python -m hlwq_core inspect {result.folder}")
     return 0

@@ -5,38 +5,63 @@ Only ever runs on the user's explicit act. Names that the hub gives are not trus
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..errors import DownloadError, HLWQError, InputError
-from ..format.record import file_sha256, save_record
+from ..format.record import file_sha256, read_record, save_record
+from ..format.writer import write_error
 from ..models import families
+from .alone import alone
+from .replacing import finish, replace_all
 
 Progress = Callable[[int, int, str], None]
 # Connections that may break in one file, as long as each brings a part of it.
 ATTEMPTS = 20
 _WANTED_JSON = ("polar_config.json", "config.json")
 _SPARE_BYTES = 64 << 20
+JOURNAL = ".hlwq.replacing.json"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub lists it; `sha256` only for large files."""
+    """A file as the hub lists it: `sha256` of large files, for the others git's own checksum, `blob` (if the hub tells it)."""
 
     name: str
     size: int
     sha256: str | None
+    blob: str | None = None
+
+    @property
+    def checksum(self) -> str | None:
+        """What its content is known by."""
+        return self.sha256 or self.blob
+
+    def digest(self, path: Path, told: Callable[[int], None]) -> str | None:
+        """The same checksum of a file on the disk; None where the hub tells none. `told` gets the bytes read."""
+        if self.sha256 is not None:
+            return file_sha256(path, told)
+        if self.blob is None:
+            return None
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                told(len(block))
+        return digest.hexdigest()
 
 
 @dataclass
 class Downloaded:
-    """What lies in the folder now: names of files that were fetched, and that were there already and intact."""
+    """What lies in the folder now: names of files that were fetched, that were there already and intact, and that came with
+    another revision and are of no use with this one."""
 
     repository: str
     revision: str
@@ -44,9 +69,15 @@ class Downloaded:
     fetched: list[str]
     present: list[str]
     nbytes: int
+    outdated: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def note(self) -> str:
+        """What the user should do about files of another revision; empty where there are none."""
+        names = ", ".join(self.outdated)
+        return f"of another revision, and no part of this one (remove them): {names}" if names else ""
 
 
 def download(
@@ -70,7 +101,7 @@ def download(
 
     Raises:
         DownloadError: offline, no such repository, no access, no room on the disk, or a file that came corrupted.
-        InputError: a name that is none, or no folder given and no ComfyUI known.
+        InputError: a name that is none, no folder given and no ComfyUI known, or another run writes to the folder.
     """
     if repository is not None and not families.REPOSITORY_NAME.fullmatch(repository):
         raise InputError("this is no repository name", expected="owner/name", found=repository)
@@ -83,8 +114,8 @@ def download(
         raise InputError(
             "the target is a file", file=folder, expected="a folder", fix="choose another folder with --to"
         )
-    job = _Job(found, commit, folder, files, token, endpoint, progress)
-    return job.run()
+    with alone(folder):
+        return _Job(found, commit, folder, files, token, endpoint, progress).run()
 
 
 def default_folder(repository: str) -> Path:
@@ -143,7 +174,8 @@ def _list(
             lfs = sibling.lfs
             if _needed(sibling.rfilename):
                 check_name(sibling.rfilename, repository)
-                files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), lfs.sha256 if lfs else None))
+                sha256, blob = (lfs.sha256, None) if lfs else (None, _git_checksum(sibling.blob_id))
+                files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), sha256, blob))
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(
                 "the repository has no safetensors files",
@@ -196,6 +228,10 @@ def _failure(what: str, error: Exception) -> HLWQError:
     )
 
 
+def _git_checksum(blob: str | None) -> str | None:
+    return blob if blob is not None and re.fullmatch("[0-9a-f]{40}", blob) else None
+
+
 def _needed(name: str) -> bool:
     return name.endswith(".safetensors") or PurePosixPath(name).name in _WANTED_JSON
 
@@ -222,15 +258,10 @@ class _Counting(io.RawIOBase):
     def __init__(self, file: BinaryIO, told: Callable[[int], None]):
         self._file = file
         self._told = told
-        self.stopped: BaseException | None = None
 
     def write(self, data: Any) -> int:
         written = self._file.write(data)
-        try:
-            self._told(len(data))
-        except BaseException as error:
-            self.stopped = error
-            raise
+        self._told(len(data))
         return written
 
     def tell(self) -> int:
@@ -253,19 +284,33 @@ class _Job:
     endpoint: str | None
     progress: Progress | None
     done: int = 0
+    stopped: BaseException | None = None
 
     def __post_init__(self) -> None:
         self.total = sum(file.size for file in self.files)
 
     def run(self) -> Downloaded:
+        try:
+            finish(self.folder / JOURNAL, self.folder)
+            self._remove_old_parts()
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        noted = self._noted()
         present: list[RemoteFile] = []
         absent: list[RemoteFile] = []
         for file in self.files:
             (present if self._intact(self.folder / file.name, file) else absent).append(file)
         self._check_space(absent)
+        # What replaces another file waits until all of it is there: two revisions mixed would be loaded as one model.
+        waiting = [file for file in absent if (self.folder / file.name).exists()]
         for file in absent:
-            self._fetch(file)
-        self._write_record()
+            self._fetch(file, stay=file in waiting)
+        try:
+            self._put_in_place(waiting)
+            self._write_record()
+        except OSError as error:
+            raise _failure(self.repository, error) from error
+        there = {file.name for file in self.files}
         return Downloaded(
             repository=self.repository,
             revision=self.commit,
@@ -273,31 +318,58 @@ class _Job:
             fetched=[file.name for file in absent],
             present=[file.name for file in present],
             nbytes=self.total,
+            outdated=sorted(name for name in noted if name not in there and (self.folder / name).is_file()),
         )
+
+    def _noted(self) -> list[str]:
+        """The names in the record of an earlier download."""
+        try:
+            return list(read_record(self.folder))
+        except HLWQError:
+            return []  # it is written anew
+
+    def _remove_old_parts(self) -> None:
+        """Parts of files of earlier revisions: nobody would go on with them."""
+        current = {self._partial(file) for file in self.files}
+        for folder in {(self.folder / file.name).parent for file in self.files}:
+            for path in folder.glob(".*.partial") if folder.is_dir() else ():
+                if path not in current and re.fullmatch(r"\..+\.[0-9a-f]{12}\.partial", path.name):
+                    path.unlink(missing_ok=True)
+
+    def _put_in_place(self, files: list[RemoteFile]) -> None:
+        if files:
+            replace_all(
+                self.folder / JOURNAL,
+                self.folder,
+                into=[(self._partial(file), self.folder / file.name) for file in files],
+            )
 
     def _tell(self, nbytes: int, text: str) -> None:
         self.done += nbytes
-        if self.progress is not None:
+        if self.progress is None:
+            return
+        try:
             self.progress(min(self.done, self.total), self.total, text)
+        except BaseException as error:
+            self.stopped = error  # the caller's own, which is no failure of the hub
+            raise
 
     def _intact(self, path: Path, file: RemoteFile) -> bool:
         # A `git clone` without LFS leaves pointers of 130 bytes under these names: size and checksum tell.
         if not path.is_file() or path.stat().st_size != file.size:
             return False
         start = self.done
-        if (
-            file.sha256 is not None
-            and file_sha256(path, lambda n: self._tell(n, f"checking {file.name}")) != file.sha256
-        ):
-            self.done = start
-            return False
+        told = file.digest(path, lambda n: self._tell(n, f"checking {file.name}"))
         self.done = start
+        # The size alone does not tell a file from another revision's; without a checksum it is fetched again, being small.
+        if told is None or told != file.checksum:
+            return False
         self._tell(file.size, file.name)
         return True
 
     def _partial(self, file: RemoteFile) -> Path:
         path = self.folder / file.name
-        return path.with_name(f".{path.name}.{(file.sha256 or self.commit)[:12]}.partial")
+        return path.with_name(f".{path.name}.{(file.checksum or self.commit)[:12]}.partial")
 
     def _check_space(self, absent: list[RemoteFile]) -> None:
         try:
@@ -316,7 +388,8 @@ class _Job:
                 fix="free some space, or choose a folder on another disk with --to",
             )
 
-    def _fetch(self, file: RemoteFile) -> None:
+    def _fetch(self, file: RemoteFile, stay: bool) -> None:
+        """Fetch a file to its place; `stay`: only beside it."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
@@ -329,7 +402,6 @@ class _Job:
         partial = self._partial(file)
         url = hf_hub_url(self.repository, file.name, revision=self.commit, endpoint=self.endpoint)
         start = self.done
-        growing: _Counting | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "ab") as raw:
@@ -350,34 +422,35 @@ class _Job:
                         break
                     except Exception as error:
                         # Older hub libraries give up where a connection breaks in the middle of a file.
-                        if growing.stopped is error or raw.tell() == begun or not left:
+                        if self.stopped is error or raw.tell() == begun or not left:
                             raise
                 raw.flush()
                 os.fsync(raw.fileno())
         except HLWQError:
             raise
         except Exception as error:
-            if growing is not None and growing.stopped is error:
+            if self.stopped is error:
                 raise
             raise _failure(f"{self.repository}: {file.name}", error) from error
         self._compare(partial, file)
-        os.replace(partial, target)
+        if not stay:
+            os.replace(partial, target)
         self.done = start
         self._tell(file.size, file.name)
 
     def _compare(self, partial: Path, file: RemoteFile) -> None:
         size = partial.stat().st_size
         digest = None
-        if size == file.size and file.sha256 is not None:
+        if size == file.size:
             # No progress of its own, but Cancel works here too.
-            digest = file_sha256(partial, lambda n: self._tell(0, f"checking {file.name}"))
-        if size != file.size or digest != file.sha256:
+            digest = file.digest(partial, lambda n: self._tell(0, f"checking {file.name}"))
+        if size != file.size or digest != file.checksum:
             partial.unlink()
             raise DownloadError(
                 "a file came corrupted and was thrown away",
                 file=f"{self.repository}: {file.name}",
-                expected=f"{file.size} bytes, sha256 {file.sha256 or 'not told'}",
-                found=f"{size} bytes, sha256 {digest or 'not computed'}",
+                expected=f"{file.size} bytes, checksum {file.checksum or 'not told'}",
+                found=f"{size} bytes, checksum {digest or 'not computed'}",
                 fix="start the download again; if it happens again, a proxy or the disk damages files",
             )
 

@@ -36,6 +36,7 @@ class Hub:
         self.token: str | None = None
         self.listed_sha256: dict[str, str] = {}
         self.cut_after: int | None = None
+        self.git_checksums = True
         self.gone = False
         self.gated = False
         self.ranges = True
@@ -95,7 +96,10 @@ class Hub:
         self.send(request, 404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, body)
 
     def sibling(self, name: str, data: bytes) -> dict[str, Any]:
-        found: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        found: dict[str, Any] = {"rfilename": name, "size": len(data)}
+        if self.git_checksums:
+            found["blobId"] = blob
         if name.endswith(".safetensors"):
             digest = self.listed_sha256.get(name, hashlib.sha256(data).hexdigest())
             found["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 130}
@@ -441,3 +445,108 @@ def test_command_in_its_own_process(hub: Hub, files: dict[str, bytes], tmp_path:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["repository"] == HLWQ
     assert on_disk(tmp_path / "x") == needed(files)
+
+
+def test_two_into_one_folder(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """The panel's and the command's: both would append to one file. The second is refused, the first ends well."""
+    hub.models[HLWQ] = files
+    refused = []
+
+    def second(done: int, total: int, text: str) -> None:
+        if not refused:
+            with pytest.raises(InputError, match="another run is writing") as error:
+                download(HLWQ, tmp_path / "x")
+            refused.append(str(error.value))
+
+    result = download(HLWQ, tmp_path / "x", progress=second)
+    assert refused and on_disk(tmp_path / "x") == {name: files[name] for name in result.fetched}
+
+
+def test_two_processes_into_one_folder(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    hub.models[HLWQ] = files
+    command = [sys.executable, "-m", "hlwq_core", "download", HLWQ, "--to", str(tmp_path / "x")]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "0"}
+    ended: list[subprocess.CompletedProcess[str]] = []
+
+    def second(done: int, total: int, text: str) -> None:
+        if not ended:
+            ended.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=False))
+
+    result = download(HLWQ, tmp_path / "x", progress=second)
+    assert ended[0].returncode == 2 and "another run is writing" in ended[0].stderr
+    assert on_disk(tmp_path / "x") == {name: files[name] for name in result.fetched}
+
+
+def test_parts_of_an_earlier_revision_go(hub: Hub, tmp_path: Path) -> None:
+    """And nothing else that is called like one."""
+    first, second = os.urandom(300_000), os.urandom(300_000)
+    hub.models["we/model"] = {"big.safetensors": first}
+
+    def stop(done: int, total: int, text: str) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        download("we/model", tmp_path / "x", progress=stop)
+    (part,) = (tmp_path / "x").iterdir()
+    (tmp_path / "x" / ".mine.partial").write_bytes(b"mine")
+    hub.models["we/model"] = {"big.safetensors": second}
+    download("we/model", tmp_path / "x")
+    assert not part.exists()
+    assert on_disk(tmp_path / "x") == {"big.safetensors": second, ".mine.partial": b"mine"}
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("name", ["big.safetensors", "config.json"])
+def test_another_file_of_the_same_size_is_noticed(hub: Hub, tmp_path: Path, name: str, checksums: bool) -> None:
+    """At the hub and in the folder: small files have git's checksum; where the hub tells none they are fetched anew."""
+    hub.git_checksums = checksums
+    hub.models["we/model"] = {"weights.safetensors": b"w" * 100, name: b"a" * 1000}
+    download("we/model", tmp_path / "x")
+    hub.models["we/model"][name] = b"b" * 1000
+    assert name in download("we/model", tmp_path / "x").fetched
+    assert (tmp_path / "x" / name).read_bytes() == b"b" * 1000
+    (tmp_path / "x" / name).write_bytes(b"c" * 1000)
+    assert download("we/model", tmp_path / "x").fetched == [name]
+    assert (tmp_path / "x" / name).read_bytes() == b"b" * 1000
+    again = download("we/model", tmp_path / "x").fetched
+    assert again == ([] if checksums or name.endswith(".safetensors") else [name])
+
+
+def test_a_small_file_that_came_damaged(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.models["we/model"] = {"weights.safetensors": b"w" * 100, "config.json": b"{}"}
+    monkeypatch.setattr(hub, "file", lambda request, data, body: hub.send(request, 200, b"x" * len(data), {}, body))
+    with pytest.raises(DownloadError, match="corrupted"):
+        download("we/model", tmp_path / "x")
+    assert not list((tmp_path / "x").glob("*.json")) and not list((tmp_path / "x").glob("*.safetensors"))
+
+
+def test_files_that_the_new_revision_has_not(hub: Hub, tmp_path: Path) -> None:
+    """They are the user's to remove, but they are named: a loader would take them for a part of the model."""
+    hub.models["we/model"] = {"a.safetensors": b"a" * 100, "b.safetensors": b"b" * 100}
+    assert download("we/model", tmp_path / "x").outdated == []
+    hub.models["we/model"] = {"a.safetensors": b"c" * 100}
+    assert download("we/model", tmp_path / "x").outdated == ["b.safetensors"]
+    assert (tmp_path / "x" / "b.safetensors").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_killed_at_any_rename_no_revisions_are_mixed(hub: Hub, tmp_path: Path) -> None:
+    """The files of a newer revision take their places together, in the killed run or in the next."""
+    from .test_replacing import killed_at
+
+    def revision(letter: bytes) -> dict[str, bytes]:
+        return {f"{name}.safetensors": letter * 2000 + name.encode() for name in ("a", "b", "c")}
+
+    for number in range(1, 30):
+        folder = tmp_path / f"try{number}"
+        hub.models["we/model"] = old = revision(b"o")
+        download("we/model", folder)
+        hub.models["we/model"] = new = revision(b"n")
+        killed = killed_at(number, lambda folder=folder: download("we/model", folder))  # type: ignore[misc]
+        found = {name: data for name, data in on_disk(folder).items() if name.endswith(".safetensors")}
+        assert found in (old, new) or (folder / ".hlwq.replacing.json").is_file(), f"change {number}"
+        download("we/model", folder)
+        assert on_disk(folder) == new, f"change {number}"
+        if not killed:
+            break
+    assert 5 < number < 29

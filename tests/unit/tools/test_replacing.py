@@ -162,3 +162,27 @@ def test_a_refusal_names_what_lies_hidden_beside_the_target(tmp_path: Path, sour
     (tmp_path / ".out.quantizing.old").mkdir()
     with pytest.raises(InputError, match=r"\.out\.quantizing\.old"):
         quantize(source, tmp_path / "out", rules="plain", force=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_a_repair_killed_at_any_rename_goes_on(tmp_path: Path, source: Path) -> None:
+    """It adds files, one for codes and one for the rest: the second of them comes with the next run."""
+    from hlwq_core.tools.repair import repair
+
+    quantize(source, tmp_path / "whole", rules="plain", chunk_bytes=1)
+    for number in range(1, 20):
+        target = tmp_path / f"try{number}"
+        shutil.copytree(tmp_path / "whole", target)
+        chunks = sorted((target / "polarquant" / "codes").iterdir())
+        chunks[0].unlink()
+        shutil.rmtree(target / "polarquant" / "bf16")
+        killed = killed_at(number, lambda target=target: repair(target, source))  # type: ignore[misc]
+        if killed:
+            repair(target, source)
+        opened = open_checkpoint(target)
+        whole = open_checkpoint(tmp_path / "whole")
+        assert set(opened.names()) == set(whole.names()) and set(opened.plain_names()) == set(whole.plain_names())
+        assert not [path for path in target.rglob(".*") if path.is_file()], f"change {number}"
+        if not killed:
+            break
+    assert 2 < number < 19
