@@ -27,7 +27,10 @@ Workflow = dict[str, dict[str, Any]]
 Watch = Callable[[str, dict[str, Any]], None]
 
 SILENCE = 10.0  # seconds without a message after which the history is asked
+POLL = 1.0  # seconds between two questions where there is no websocket
 _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+# What a proxy says of a server that it cannot reach, or not now.
+_AWAY = (429, 502, 503, 504)
 
 
 def title(workflow: Workflow, node_id: str) -> str:
@@ -126,13 +129,23 @@ class Client:
         patience: seconds that the server may be out of reach before that is an error.
         check: called while the server is out of reach; raises if it is known to be gone for good
             (a process of our own that ended).
+        say: takes a line when something works less well than it could.
     """
 
-    def __init__(self, url: str, *, patience: float = 120.0, check: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience: float = 120.0,
+        check: Callable[[], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.patience = patience
         self.client_id = uuid.uuid4().hex
         self._check = check or (lambda: None)
+        self._say = say or (lambda line: None)
+        self._said = False
         self._info: dict[str, dict[str, Any]] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -164,10 +177,12 @@ class Client:
         """GET a JSON route. A single failure is an error: the caller decides about patience."""
         try:
             async with self.session.get(self.url + path) as answer:
+                if answer.status in _AWAY:
+                    raise aiohttp.ClientError(f"{answer.status} {answer.reason}")
                 if answer.status != 200:
                     raise ServerError(f"{self.url}{path} answered {answer.status} {answer.reason}")
                 return await answer.json(content_type=None)
-        except json.JSONDecodeError as e:
+        except ValueError as e:  # no JSON, or no text
             raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server") from e
         except _LOST as e:
             self._check()
@@ -256,14 +271,19 @@ class Client:
 
     async def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The entry of a prompt that has ended, or None while it waits or runs."""
-        return (await self.get(f"/history/{prompt_id}")).get(prompt_id)
+        found = await self.get(f"/history/{prompt_id}")
+        return found.get(prompt_id) if isinstance(found, dict) else None
 
     async def _ended(self, prompt_id: str) -> dict[str, Any] | None:
         entry = await self.history(prompt_id)
         if entry is not None:
             return entry
         queue = await self.get("/queue")
-        if any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"]):
+        try:
+            waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server") from error
+        if waits:
             return None
         # It may have ended between the two questions.
         if (entry := await self.history(prompt_id)) is not None:
@@ -276,7 +296,8 @@ class Client:
     async def _messages(self, prompt_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The websocket's messages until it closes; `("silence", {})` whenever none comes for a while."""
         url = f"{self.url}/ws?clientId={self.client_id}".replace("http", "ws", 1)
-        async with self.session.ws_connect(url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2)) as ws:
+        connecting = self.session.ws_connect(url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2))
+        async with await asyncio.wait_for(connecting, SILENCE) as ws:
             yield "connected", {}
             while True:
                 try:
@@ -285,16 +306,20 @@ class Client:
                     yield "silence", {}
                     continue
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    parsed = json.loads(message.data)
-                    data = parsed.get("data") or {}
-                    # After a reconnect ComfyUI repeats `executing` without a prompt's id: not for us.
-                    if data.get("prompt_id") == prompt_id:
-                        yield parsed["type"], data
+                    try:
+                        parsed = json.loads(message.data)
+                        kind, data = parsed["type"], parsed.get("data") or {}
+                        # After a reconnect ComfyUI repeats `executing` without a prompt's id: not for us.
+                        ours = data.get("prompt_id") == prompt_id
+                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                        continue  # of a custom node, in a form of its own
+                    if ours:
+                        yield kind, data
                 elif message.type is not aiohttp.WSMsgType.BINARY:  # binary: preview pictures
                     return
 
     async def follow(self, prompt_id: str, workflow: Workflow, watch: Watch | None = None) -> dict[str, Any]:
-        """Wait for the end of a prompt; returns its history entry.
+        """Wait for the end of a prompt; returns its history entry. Where the websocket is refused, the history is asked.
 
         Args:
             watch: called with each message about this prompt (`progress_state`, `executing`,
@@ -327,13 +352,27 @@ class Client:
                     raise
                 error = e.__cause__
             self._check()
+            try:
+                if (entry := await self._ended(prompt_id)) is not None:
+                    return self._judge(entry, workflow, blocked)
+                self._tell_polling(error)
+                lost = None
+            except ServerError as e:
+                if not isinstance(e.__cause__, _LOST):
+                    raise
+                error = e.__cause__
             lost = lost or time.monotonic()
             if time.monotonic() - lost > self.patience:
                 raise ServerError(
                     f"ComfyUI at {self.url} has been out of reach for {self.patience:.0f} s: {error}",
                     fix="look at its log; a finished video is in its output folder",
                 ) from error
-            await asyncio.sleep(min(1.0, self.patience / 10))
+            await asyncio.sleep(min(POLL, self.patience / 10))
+
+    def _tell_polling(self, error: BaseException) -> None:
+        if not self._said and isinstance(error, aiohttp.WSServerHandshakeError):
+            self._said = True
+            self._say(f"the websocket is refused ({error.status}): no progress is shown, the history tells of the end")
 
     def _judge(self, entry: dict[str, Any], workflow: Workflow, blocked: dict[str, Any] | None) -> dict[str, Any]:
         status = entry.get("status") or {}
@@ -378,7 +417,8 @@ class Client:
         except OSError as e:  # of the file, not of the connection
             raise write_error(target, e) from e
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                partial.unlink()
         return target
 
 

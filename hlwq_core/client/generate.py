@@ -382,7 +382,7 @@ async def generate(
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     target = target_of(output, requests)
-    async with Client(url, check=check) as client:
+    async with Client(url, check=check, say=say) as client:
         await client.system()
         jobs: list[tuple[str, Nodes]] = []
         for request in requests:
@@ -409,7 +409,7 @@ async def queue(
         raise InputError("the number of runs must be at least 1", found=count, fix="--count 1")
     target = Target.of(output, count, None)
     nodes = graph.load(workflow)
-    async with Client(url, check=check) as client:
+    async with Client(url, check=check, say=say) as client:
         await client.system()
         info = await client.object_info(graph.classes(nodes))
         for setting in settings:

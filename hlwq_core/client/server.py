@@ -1,4 +1,4 @@
-"""A ComfyUI of our own for the time of one call: start it headless, wait until it answers, end all of it."""
+"""A ComfyUI of our own for the time of one call: start it headless, wait until it answers, end all of it, also if we are killed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import InputError, ServerError
+from .lifeline import Lifeline, bound
 
 _WINDOWS = os.name == "nt"
 
@@ -115,6 +116,7 @@ class LocalServer:
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._lifeline: Lifeline | None = None
 
     def __enter__(self) -> LocalServer:
         if self.base is not None and not (self.base / "custom_nodes").is_dir():
@@ -183,7 +185,7 @@ class LocalServer:
         self.say(f"starting ComfyUI ({self.comfyui}{', on the CPU' if cpu else ''})")
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
-                self.command(port, cpu),
+                bound(self.command(port, cpu)),
                 cwd=self.comfyui,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -192,6 +194,7 @@ class LocalServer:
                 start_new_session=not _WINDOWS,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
+        self._lifeline = Lifeline(self._process, self._folder)
         begun = time.monotonic()
         while not self._answers():
             self.check()
@@ -224,6 +227,9 @@ class LocalServer:
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            lifeline.release()
 
     def _end(self, process: subprocess.Popen[bytes], hard: bool) -> None:
         if _WINDOWS:  # taskkill walks the tree from the parent, so it has to come while that lives

@@ -36,6 +36,8 @@ class FakeComfy:
         self.cut = 0
         self.sockets: list[web.WebSocketResponse] = []
         self.connections = 0
+        self.socket: str | int = "open"  # or a status that refuses it, "closes", "hangs", "garbage"
+        self.away = 0  # so many questions are answered as a proxy answers whose server is away
         self.asked = False
         self.pending: list[str] = []
         self.running: list[str] = []
@@ -149,6 +151,9 @@ class FakeComfy:
         return web.Response()
 
     async def _history(self, request: web.Request) -> web.Response:
+        if self.away:
+            self.away -= 1
+            return web.Response(status=502 + self.away % 3)
         prompt_id = request.match_info["id"]
         return web.json_response({prompt_id: self.history[prompt_id]} if prompt_id in self.history else {})
 
@@ -172,11 +177,21 @@ class FakeComfy:
             request.transport.close()
         return answer
 
-    async def _ws(self, request: web.Request) -> web.WebSocketResponse:
+    async def _ws(self, request: web.Request) -> web.StreamResponse:
+        if isinstance(self.socket, int):
+            return web.Response(status=self.socket)
+        if self.socket == "hangs":
+            await asyncio.sleep(60)
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         self.connections += 1
         self.asked = False
+        if self.socket == "closes":
+            await ws.close()
+            return ws
+        if self.socket == "garbage":
+            for text in ("", "x", "[]", "5", '{"type": 5, "data": 7}', '{"data": {}}', "[" * 100_000):
+                await ws.send_str(text)
         self.sockets.append(ws)
         await ws.send_json({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}}})
         async for _ in ws:

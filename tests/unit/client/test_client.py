@@ -218,6 +218,52 @@ def test_a_lost_message_is_made_good_by_the_history(monkeypatch: pytest.MonkeyPa
     assert result_files(play(go()))
 
 
+@pytest.mark.parametrize("socket", [403, 404, 426, 500, "closes", "hangs", "garbage"])
+def test_without_a_websocket_the_history_tells_of_the_end(socket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that lets none through, whatever it says instead: the finished video was reported as lost."""
+    monkeypatch.setattr(module, "SILENCE", 0.2)
+    monkeypatch.setattr(module, "POLL", 0.05)
+    said: list[str] = []
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await asyncio.sleep(0.6)  # longer than the patience
+        await fake.end(prompt_id, **{"2": {"images": [{"filename": "a.mp4", "type": "output"}]}})
+
+    async def go() -> dict[str, Any]:
+        async with FakeComfy(run) as fake, Client(fake.url, patience=0.3, say=said.append) as client:
+            fake.socket = socket
+            return await client.follow(await client.queue(WORKFLOW), WORKFLOW)
+
+    assert result_files(play(go()))
+    assert len(said) == (1 if isinstance(socket, int) else 0)
+
+
+def test_without_a_websocket_an_error_is_told_as_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL", 0.05)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await asyncio.sleep(0.1)
+        data = {"node_id": "2", "node_type": "Sampler", "exception_type": "ValueError", "exception_message": "too wide"}
+        await fake.end(prompt_id, [["execution_error", data]])
+
+    assert "Sample it" in (text := error_of(run, socket=403)) and "too wide" in text
+
+
+def test_a_proxy_whose_server_is_away_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL", 0.05)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        fake.away = 3
+        await fake.end(prompt_id, **{"2": {"images": [{"filename": "a.mp4", "type": "output"}]}})
+
+    async def go() -> dict[str, Any]:
+        async with FakeComfy(run) as fake, Client(fake.url) as client:
+            fake.socket = 502
+            return await client.follow(await client.queue(WORKFLOW), WORKFLOW)
+
+    assert result_files(play(go()))
+
+
 def test_a_server_that_dies_is_given_up_after_the_patience() -> None:
     async def go() -> float:
         fake = FakeComfy(lambda fake, prompt_id: asyncio.sleep(60))

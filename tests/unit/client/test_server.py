@@ -107,6 +107,102 @@ def test_stopping_the_command_ends_the_server(fake_folder: Path, tmp_path: Path,
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("whom", ["process", "group", "while it starts", "from a thread"])
+def test_killing_the_command_ends_the_server_too(fake_folder: Path, tmp_path: Path, whom: str) -> None:
+    """kill -9 is seen by no handler: the server, its children and its folder would stay."""
+    code = (
+        "import sys, threading, time; from pathlib import Path; from hlwq_core.client.server import LocalServer\n"
+        "def run():\n"
+        "    with LocalServer(Path(sys.argv[1]), extra=sys.argv[2:], timeout=60) as server:\n"
+        "        print(server.url, flush=True); time.sleep(100)\n"
+    )
+    code += "threading.Thread(target=run).start()" if whom == "from a thread" else "run()"
+    folders = tmp_path / "temp"
+    folders.mkdir()
+    extra = ["--cpu", *(["--hang"] if whom == "while it starts" else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(fake_folder), *extra],
+        cwd=REPO,
+        env={**os.environ, "TMPDIR": str(folders)},
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 40
+        while not (tmp_path / "pids").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert len(alive(tmp_path / "pids")) == 2 and list(folders.glob("hlwq-comfyui-*"))
+        if whom == "group":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+        assert gone(tmp_path / "pids")
+        end = time.monotonic() + 10
+        while list(folders.glob("hlwq-comfyui-*")) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not list(folders.glob("hlwq-comfyui-*"))
+    finally:
+        process.kill()
+        for pid in alive(tmp_path / "pids") if (tmp_path / "pids").exists() else ():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_server_outlives_the_thread_that_started_it(fake_folder: Path, tmp_path: Path) -> None:
+    """The kernel takes the end of a thread for the parent's."""
+    import threading
+
+    server = LocalServer(fake_folder, extra=["--cpu"], timeout=30)
+    thread = threading.Thread(target=server.__enter__)
+    thread.start()
+    thread.join()
+    try:
+        time.sleep(0.3)
+        assert len(alive(tmp_path / "pids")) == 2
+        server.check()
+    finally:
+        server.stop()
+    assert gone(tmp_path / "pids")
+
+
+def test_the_watcher_spares_a_process_that_has_the_number_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours ended before we did, and another one began since."""
+    import io
+
+    from hlwq_core.client import watcher
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    began = iter(["100", "200"])
+    monkeypatch.setattr(watcher, "began", lambda pid: next(began))
+    monkeypatch.setattr(watcher, "end", lambda pid: pytest.fail("another process"))
+    monkeypatch.setattr(sys, "argv", ["watcher.py", "4711", str(folder)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    watcher.main()
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ends a process group")
+def test_the_watcher_acts_only_where_nobody_said_that_it_is_done(tmp_path: Path) -> None:
+    from hlwq_core.client import watcher
+
+    assert watcher.__file__
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        command = [sys.executable, "-I", "-S", watcher.__file__, str(other.pid), str(folder)]
+        subprocess.run(command, input=b"done", check=True, timeout=20)
+        assert other.poll() is None and folder.is_dir()
+        subprocess.run(command, input=b"", check=True, timeout=20)
+        assert other.wait(10) != 0 and not folder.exists()
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_no_comfyui_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     with pytest.raises(InputError, match="not a ComfyUI"):

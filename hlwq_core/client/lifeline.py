@@ -1,0 +1,104 @@
+"""A child process that does not outlive us, whatever ends us: kill -9 included, which no handler of ours sees.
+
+Three ways, because none reaches everywhere: on Linux the kernel signals the child (`PR_SET_PDEATHSIG`), on Windows it lies in a
+job that ends with our last handle, and everywhere a watcher waits at the end of a pipe, ends the child's whole group and removes
+its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Asks the kernel to be killed with its parent, and becomes the command. The parent may be gone by then.
+_BOUND = """
+import ctypes, os, sys
+try:
+    ctypes.CDLL(None).prctl(1, 9)
+except (OSError, AttributeError):
+    pass
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """The command as one that the kernel kills with us, where it can. The kernel counts threads, not processes, so only the main
+    thread binds a child to itself."""
+    if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
+
+
+class Lifeline:
+    """Watches over a child.
+
+    Args:
+        process: the child, the first of a process group of its own.
+        folder: what is removed with it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path):
+        self._close_job = _windows_job(process) if os.name == "nt" else None
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py")), str(process.pid), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # What is sent to our group, Ctrl-C or a kill, does not reach it.
+            start_new_session=os.name != "nt",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+    def release(self) -> None:
+        """The child has been ended and its folder removed: nothing is left to do."""
+        try:
+            self._watcher.communicate(b"done", timeout=10)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            self._watcher.kill()
+            self._watcher.wait()
+        if self._close_job is not None:
+            self._close_job()
+
+
+def _windows_job(process: subprocess.Popen[bytes]) -> Callable[[], object] | None:
+    """Put the child into a job that Windows ends when the last handle of it is closed: ours, whatever closes it.
+
+    Written from the documentation of `AssignProcessToJobObject` and `JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE`; not tried.
+    """
+    import ctypes
+    from ctypes import wintypes
+
+    class Limits(ctypes.Structure):
+        _fields_ = (
+            ("user_times", ctypes.c_int64 * 2),
+            ("flags", wintypes.DWORD),
+            ("working_set", ctypes.c_size_t * 2),
+            ("processes", wintypes.DWORD),
+            ("affinity", ctypes.c_size_t),
+            ("classes", wintypes.DWORD * 2),
+            ("io", ctypes.c_uint64 * 6),
+            ("memory", ctypes.c_size_t * 4),
+        )
+
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
+    kernel.CreateJobObjectW.restype = wintypes.HANDLE
+    handle = kernel.CreateJobObjectW(None, None)
+    limits = Limits(flags=0x2000)  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+    extended = 9
+    child = wintypes.HANDLE(int(process._handle))  # type: ignore[attr-defined]
+    if not (
+        handle
+        and kernel.SetInformationJobObject(
+            wintypes.HANDLE(handle), extended, ctypes.byref(limits), ctypes.sizeof(limits)
+        )
+        and kernel.AssignProcessToJobObject(wintypes.HANDLE(handle), child)
+    ):
+        return None  # in a job that allows none inside: the watcher is left
+
+    return lambda: kernel.CloseHandle(wintypes.HANDLE(handle))

@@ -1,0 +1,57 @@
+"""A process that outlives us by a moment: it ends our ComfyUI and removes its folder if we are gone without having done so.
+
+Started by `LocalServer` as a script, with nothing but the standard library. Its standard input is a pipe that we alone write to:
+`done` says that there is nothing to do, its end without a word that we were killed.
+
+    python watcher.py PID FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+
+def began(pid: int) -> str | None:
+    """What tells a process from a later one of the same number, on Linux: when it began."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return None
+
+
+def end(pid: int) -> None:
+    """End a process and its group (on Windows: its tree), and wait until they are gone."""
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
+        return
+    for _ in range(100):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # nobody left (macOS says it the second way)
+            return
+        time.sleep(0.05)
+
+
+def main() -> None:
+    """Wait for the pipe's end."""
+    pid, folder = int(sys.argv[1]), sys.argv[2]
+    own = began(pid)
+    if b"done" in sys.stdin.buffer.read():
+        return
+    if began(pid) == own:
+        end(pid)
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
