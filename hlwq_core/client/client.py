@@ -22,6 +22,7 @@ import aiohttp
 
 from ..errors import InputError, ServerError
 from ..format.writer import write_error
+from . import graph
 
 Workflow = dict[str, dict[str, Any]]
 Watch = Callable[[str, dict[str, Any]], None]
@@ -33,14 +34,8 @@ _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 _AWAY = (429, 502, 503, 504)
 
 
-def title(workflow: Workflow, node_id: str) -> str:
-    """The title of a node as the user knows it: from `_meta`, else its class, else its id."""
-    node = workflow.get(node_id, {})
-    return node.get("_meta", {}).get("title") or node.get("class_type") or f"node {node_id}"
-
-
 def _where(workflow: Workflow, node_id: str, class_type: str | None) -> str:
-    name = title(workflow, node_id)
+    name = graph.name_of(workflow, node_id)
     kind = class_type or workflow.get(node_id, {}).get("class_type", "")
     return f"{name} (node {node_id})" if name == kind else f"{name} ({kind}, node {node_id})"
 
@@ -380,7 +375,7 @@ class Client:
             if kind == "execution_error":
                 raise failure(workflow, data)
             if kind == "execution_interrupted":
-                where = title(workflow, str(data.get("node_id")))
+                where = graph.name_of(workflow, str(data.get("node_id")))
                 raise ServerError(f"the work was stopped in ComfyUI (at {where})", fix="queue it again")
         if blocked is not None:
             raise failure(workflow, blocked)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import HLWQError, InputError, ServerError
 from ..media import MediaInfo, probe
-from . import graph
+from . import graph, grid
 from .client import Client, result_files
 from .graph import Nodes
 from .node_progress import NodeProgress
@@ -99,54 +99,10 @@ def workflow_path(request: Request) -> Path:
     return graph.SHIPPED / f"{_STEM}{kind}.json"
 
 
-def nearest(value: int, step: int, offset: int = 0, least: int = 1) -> tuple[int, ...]:
-    """The valid values `step * n + offset` next to `value`, the nearer one first."""
-    low = (value - offset) // step * step + offset
-    both = sorted((low, low + step), key=lambda v: abs(v - value))
-    return tuple(v for v in both if v >= least)
-
-
-def check_size(width: int, height: int, frames: int, step: int) -> None:
-    """LTX works on 32-pixel squares (64 in the result when it starts at half size) and on 8 n + 1 frames."""
-    for name, value in (("width", width), ("height", height)):
-        if value < step or value % step:
-            raise InputError(
-                f"the {name} {value} is not a multiple of {step}",
-                expected=" or ".join(map(str, nearest(value, step, least=step))),
-                found=value,
-                fix=f"--{name} {nearest(value, step, least=step)[0]}",
-            )
-    if frames < 1 or frames % 8 != 1:
-        valid = nearest(frames, 8, 1)
-        raise InputError(
-            f"{frames} frames cannot be made: LTX needs 8 n + 1",
-            expected=" or ".join(map(str, valid)),
-            found=frames,
-            fix=f"--frames {valid[0]}",
-        )
-
-
-def frames_of(seconds: float, fps: float) -> int:
-    """The valid number of frames nearest to a length."""
-    if not seconds > 0:
-        raise InputError("the length must be more than 0 seconds", found=seconds, fix="--seconds 5")
-    return 8 * max(1, round((seconds * fps - 1) / 8)) + 1
-
-
-def resample(sigmas: str, steps: int) -> str:
-    """The same noise schedule in another number of steps (linear between its points; its own number: itself)."""
-    if steps < 1:
-        raise InputError("a video needs at least one step", found=steps, fix="--steps 8, or leave it out")
-    points = [float(p) for p in sigmas.split(",")]
-    at = [i * (len(points) - 1) / steps for i in range(steps + 1)]
-    low = [min(int(a), len(points) - 2) for a in at]
-    values = [points[i] + (points[i + 1] - points[i]) * (a - i) for a, i in zip(at, low, strict=True)]
-    return ", ".join(f"{v:.6g}" if v else "0.0" for v in values)
-
-
 def build(request: Request, say: Say = lambda line: None) -> Nodes:
     """The request as a workflow, as far as that goes without asking the server."""
     nodes = graph.load(workflow_path(request))
+    _check_numbers(request)
     for title, name, value in (
         ("Prompt", "text", request.prompt),
         ("Negative prompt", "text", request.negative),
@@ -165,12 +121,29 @@ def build(request: Request, say: Say = lambda line: None) -> Nodes:
     if request.steps is not None:
         sigmas = graph.find(nodes, "Sigmas")
         own = nodes[sigmas]["inputs"].get("sigmas") if sigmas else None
-        graph.put(nodes, "Sigmas", "sigmas", resample(own, request.steps) if isinstance(own, str) else None)
+        graph.put(nodes, "Sigmas", "sigmas", grid.resample(own, request.steps) if isinstance(own, str) else None)
     _set_length(nodes, request, say)
     graph.add_loras(nodes, request.loras)
-    if not request.settings:  # they may change what is checked; then `prepare` is the first to know
-        _check(nodes)
+    # What the settings change is known here, except inputs that only the server knows: `prepare` checks again.
+    changed = copy.deepcopy(nodes)
+    for setting in request.settings:
+        graph.assign(changed, setting, lenient=True)
+    grid.check(changed, options=True)
     return nodes
+
+
+def _check_numbers(request: Request) -> None:
+    """Refuse what no option's range has, before anything rests on it."""
+    if request.seed is not None and not 0 <= request.seed < 2**64:
+        raise InputError("this seed is out of range", expected="0 to 2**64 - 1", found=request.seed, fix="--seed 42")
+    for name, strength in request.loras:
+        if not -100 <= strength <= 100:
+            raise InputError(
+                "this strength of a LoRA is out of range",
+                expected="-100 to 100",
+                found=f"{name}:{strength}",
+                fix=f"--lora {name}:1",
+            )
 
 
 def _value(nodes: Nodes, title: str) -> Any:
@@ -188,6 +161,14 @@ def _sound_seconds(path: Path) -> float:
         raise InputError(
             "the sound has 0 samples", file=path, expected="at least one sample", fix="give another file with --audio"
         )
+    if sound.duration < grid.SHORTEST_SOUND:
+        raise InputError(
+            "the sound is too short for LTX's audio VAE",
+            file=path,
+            expected=f"at least {grid.SHORTEST_SOUND:g} s",
+            found=f"{sound.duration:.3f} s",
+            fix="give a longer sound with --audio",
+        )
     return sound.duration
 
 
@@ -204,7 +185,7 @@ def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
             raise InputError("--frames and --seconds say the same thing twice", fix="use one of them")
         if fps is None:
             raise InputError("the workflow has no 'Frame rate' to make frames of seconds", fix="use --frames")
-        frames = frames_of(request.seconds, fps)
+        frames = grid.frames_of(request.seconds, fps)
         say(f"{request.seconds:g} s at {fps:g} frames a second: {frames} frames, {frames / fps:.3f} s")
     elif frames is None and sound is not None and fps and _value(nodes, "Length"):
         fitting = max(9, (math.floor(sound * fps) - 1) // 8 * 8 + 1)
@@ -213,12 +194,8 @@ def _set_length(nodes: Nodes, request: Request, say: Say) -> None:
             say(f"the sound lasts {sound:.2f} s: {frames} frames")
     if frames is not None:
         graph.put(nodes, "Length", "value", frames)
-
-
-def _check(nodes: Nodes) -> None:
-    width, height, length = (_value(nodes, t) for t in ("Width", "Height", "Length"))
-    if all(isinstance(v, int) for v in (width, height, length)):
-        check_size(width, height, length, 64 if graph.find(nodes, "Spatial upscaler") else 32)
+    if sound is not None and fps:
+        grid.check_sound(_value(nodes, "Length"), fps)
 
 
 async def prepare(client: Client, request: Request, say: Say = lambda line: None) -> Nodes:
@@ -230,7 +207,7 @@ async def prepare(client: Client, request: Request, say: Say = lambda line: None
     info = await client.object_info(graph.classes(nodes))
     for setting in request.settings:
         graph.assign(nodes, setting, info)
-    _check(nodes)
+    grid.check(nodes, options=True)
     asked = {request.checkpoint, request.text_encoder, *(name for name, _ in request.loras)}
     asked |= {s.partition("=")[2] for s in request.settings}
     graph.resolve(nodes, info, say, asked={a for a in asked if a})
@@ -391,6 +368,25 @@ async def generate(
         return await run_all(client, jobs, target, say=say, quiet=quiet)
 
 
+def check_queue(
+    workflow: Path, count: int, settings: Sequence[str], output: str | os.PathLike[str] | None
+) -> tuple[Target, Nodes]:
+    """Where the results go, and the workflow; what is wrong with either is said before there is a server.
+
+    Raises:
+        InputError: it cannot be read, a setting does not fit, sizes or lengths are off LTX's grid, or no place for results.
+    """
+    if count < 1:
+        raise InputError("the number of runs must be at least 1", found=count, fix="--count 1")
+    target = Target.of(output, count, None)
+    nodes = graph.load(workflow)
+    changed = copy.deepcopy(nodes)
+    for setting in settings:
+        graph.assign(changed, setting, lenient=True)
+    grid.check(changed, options=False)
+    return target, nodes
+
+
 async def queue(
     url: str,
     workflow: Path,
@@ -405,15 +401,13 @@ async def queue(
 ) -> list[Result]:
     """Run any workflow in API form `count` times, each time with its seeds one further, and fetch the files."""
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    if count < 1:
-        raise InputError("the number of runs must be at least 1", found=count, fix="--count 1")
-    target = Target.of(output, count, None)
-    nodes = graph.load(workflow)
+    target, nodes = check_queue(workflow, count, settings, output)
     async with Client(url, check=check, say=say) as client:
         await client.system()
         info = await client.object_info(graph.classes(nodes))
         for setting in settings:
             graph.assign(nodes, setting, info)
+        grid.check(nodes, options=False)
         graph.resolve(nodes, info, say, asked={s.partition("=")[2] for s in settings})
         steps = [0] * count if same_seed else range(count)
         jobs = [(f"{workflow.name}, run {n}", graph.reseed(nodes, step)) for n, step in enumerate(steps, 1)]

@@ -27,7 +27,7 @@ def load(path: str | os.PathLike[str]) -> Nodes:
         nodes = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError("the workflow cannot be read", file=path, found=e.strerror, fix="correct the path") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(
             "the workflow is not JSON", file=path, found=e, fix="choose Export (API) in ComfyUI's workflow menu"
         ) from e
@@ -56,9 +56,11 @@ def classes(nodes: Nodes) -> list[str]:
 
 
 def name_of(nodes: Nodes, node_id: str) -> str:
-    """The title of a node, or its class if it has none."""
-    node = nodes[node_id]
-    return node.get("_meta", {}).get("title") or node["class_type"]
+    """The title of a node as the user knows it: from `_meta`, else its class, else its id."""
+    node = nodes.get(node_id, {})
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, dict) else None
+    return str(title or node.get("class_type") or f"node {node_id}")
 
 
 def find(nodes: Nodes, title: str) -> str | None:
@@ -104,11 +106,12 @@ def settable(nodes: Nodes) -> list[str]:
     ]
 
 
-def assign(nodes: Nodes, assignment: str, info: Info | None = None) -> None:
+def assign(nodes: Nodes, assignment: str, info: Info | None = None, *, lenient: bool = False) -> None:
     """Carry out `Title.input=value` (or `id.input=value`).
 
     The text is read as the kind of value that stands there; where none stands, as JSON if it is JSON.
-    A connected input is replaced by the value. An input that the file leaves out is taken if `info` has it.
+    A connected input is replaced by the value. An input that the file leaves out is taken if `info` has it; `lenient` passes
+    over it, because the server may know it.
     """
     left, equals, text = assignment.partition("=")
     left = left.strip()
@@ -127,6 +130,8 @@ def assign(nodes: Nodes, assignment: str, info: Info | None = None) -> None:
             found=assignment,
             fix='write it as --set "Title.input=value"',
         )
+    if not known and lenient:
+        return
     if not known:
         node_id, name = candidates[0]
         inputs = dict.fromkeys([*nodes[node_id]["inputs"], *_inputs(nodes, node_id, info)])

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from .client import Workflow, title
+from .graph import Nodes, name_of
 
 
 class NodeProgress:
@@ -20,7 +20,7 @@ class NodeProgress:
         quiet: show nothing, only keep the times.
     """
 
-    def __init__(self, workflow: Workflow, stream: TextIO | None = None, quiet: bool = False):
+    def __init__(self, workflow: Nodes, stream: TextIO | None = None, quiet: bool = False):
         self.workflow = workflow
         self.stream = stream or sys.stderr
         self.quiet = quiet
@@ -89,7 +89,7 @@ class NodeProgress:
             self._line(f"{self._label(node_id, len(self._done))} {self.seconds[node_id]:6.1f} s")
 
     def _label(self, node_id: str, number: int) -> str:
-        return f"[{number:2d}/{self.total}] {title(self.workflow, node_id)[:32]:32}"
+        return f"[{number:2d}/{self.total}] {name_of(self.workflow, node_id)[:32]:32}"
 
     def _line(self, text: str) -> None:
         if self.bars:

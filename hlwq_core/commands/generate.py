@@ -153,6 +153,8 @@ def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
             )
         yield args.server, None
         return
+    if not 0 < args.start_timeout < float("inf"):
+        raise InputError("this is no time to wait", found=args.start_timeout, fix="--start-timeout 300")
     server = LocalServer(
         find_comfyui(args.comfyui),
         base=args.base_directory,
@@ -176,6 +178,14 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         except OSError as e:
             raise InputError(
                 "the prompts cannot be read", file=args.prompts, found=e.strerror, fix="correct the path"
+            ) from e
+        except UnicodeDecodeError as e:
+            raise InputError(
+                "the prompts cannot be read",
+                file=args.prompts,
+                expected="text in UTF-8",
+                found=e,
+                fix="save it as UTF-8",
             ) from e
         prompts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts and not args.workflow:

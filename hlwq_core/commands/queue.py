@@ -31,6 +31,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the workflow; 0 if every run ended well, 1 if some failed, 130 if it was stopped."""
+    from ..client.generate import check_queue
+
+    # What is wrong with the options is said before ComfyUI is started.
+    check_queue(args.workflow, args.count, args.settings, args.output)
     return execute(args, lambda url, **how: _queue(url, args, **how))
 
 

@@ -22,14 +22,12 @@ from hlwq_core.client.generate import (
     Target,
     as_json,
     build,
-    check_size,
     describe,
-    frames_of,
     queue,
-    resample,
     run_all,
     workflow_path,
 )
+from hlwq_core.client.grid import check_size, frames_of, resample
 from hlwq_core.errors import InputError, MediaError, ServerError
 from hlwq_core.media import probe
 
