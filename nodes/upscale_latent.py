@@ -23,7 +23,8 @@ class HLWQUpscaleLatent(io.ComfyNode):
             display_name="HLWQ Upscale Latent",
             category="HLWQ",
             description="Doubles width and height, or the frame rate, or both, of an LTX video latent. "
-            "The sound of a joint audio-video latent passes through untouched.",
+            "The sound of a joint audio-video latent passes through untouched. ComfyUI begins latents at multiples of 32 pixels "
+            "and 8 n + 1 frames: other sizes were rounded down before they come here.",
             search_aliases=[
                 "latent upsampler",
                 "spatial upscaler",
