@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from common import REPO, parser, save, seconds
 
@@ -18,8 +19,9 @@ import torch
 
 from hlwq_core import backends
 from hlwq_core.codec.codec import encode
-from hlwq_core.format.codebook import BLOCK, centroids, scaled_table
+from hlwq_core.format.codebook import BLOCK, centroids
 from hlwq_core.format.hadamard import hadamard
+from hlwq_core.format.packed import PackedLayer
 
 SHAPES = ((2048, 2048), (4096, 4096), (16384, 4096))
 
@@ -38,14 +40,14 @@ def plain_torch(packed: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
 def measure(shape: tuple[int, int], device: str) -> dict[str, float]:
     """Figures of one layer of a shape."""
     made = encode((torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02).to(device))
-    packed, table = made.packed(), scaled_table("infinite", 5, device)
+    packed = made.layer()
     backend = backends.choose(device)
 
     def ours() -> torch.Tensor:
-        return backend.decode(packed, made.norms, table, 5, "msb", shape[1], torch.bfloat16)
+        return backend.decode(packed, torch.bfloat16)
 
     def plain() -> torch.Tensor:
-        return plain_torch(packed, made.norms)
+        return plain_torch(packed.codes, packed.norms)
 
     decoded = ours()
     same = float((decoded == plain()).float().mean())
@@ -61,22 +63,19 @@ def measure(shape: tuple[int, int], device: str) -> dict[str, float]:
         "speedup_over_plain_torch": time_plain / time,
     }
     if device == "cuda":
-        result |= against_copy(packed, made.norms, table, shape)
+        result |= against_copy(packed)
     return result
 
 
-def against_copy(
-    packed: torch.Tensor, norms: torch.Tensor, table: torch.Tensor, shape: tuple[int, int]
-) -> dict[str, float]:
+def against_copy(packed: PackedLayer) -> dict[str, float]:
     """The kernel against a copy that reads and writes as many bytes, both replayed from graphs over more than the cache holds."""
-    moved = packed.nbytes + norms.nbytes + shape[0] * shape[1] * 2
+    moved = packed.codes.nbytes + packed.norms.nbytes + packed.shape[0] * packed.shape[1] * 2
     sets = max(8, -(-(1 << 30) // moved))
     runs, copies = [], []
     for _ in range(sets):
-        out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
-        codes = packed.clone()
-        prepare = backends.choose("cuda").prepare
-        runs.append((prepare(codes, norms.clone(), table, 5, "msb", shape[1], torch.bfloat16), out))
+        out = torch.empty(packed.shape, dtype=torch.bfloat16, device="cuda")
+        copied = replace(packed, codes=packed.codes.clone(), norms=packed.norms.clone())
+        runs.append((backends.choose("cuda").prepare(copied, torch.bfloat16), out))
         source = torch.randint(0, 255, (moved // 2,), dtype=torch.uint8, device="cuda")
         copies.append((source, torch.empty_like(source)))
 
@@ -128,7 +127,7 @@ def main() -> None:
         summary["decode_speedup_vs_author"] = large["speedup_over_plain_torch"]
     else:
         summary = {"cpu_decode_vs_author": large["speedup_over_plain_torch"]}
-    save(f"decode_{device}", {"backend": backends.choose(device).NAME, "shapes": figures}, summary)
+    save(f"decode_{device}", {"backend": backends.choose(device).name, "shapes": figures}, summary)
 
 
 if __name__ == "__main__":

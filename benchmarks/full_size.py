@@ -201,9 +201,7 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
     device = compat.model_management.get_torch_device()
 
     def encode(dense: torch.Tensor) -> PackedLayer:
-        made = codec.encode(dense.to(device))
-        shape = (dense.shape[0], dense.shape[1])
-        return PackedLayer(made.packed().cpu(), made.norms.cpu(), 5, "msb", "infinite", shape)
+        return codec.encode(dense.to(device)).layer().to("cpu")
 
     encoded = once(encode)
     if kind == "hlwq_packed":
@@ -222,9 +220,9 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
     )
     model_loading.decode_where_no_linear(model.model)
     if kind.startswith("hlwq_fast"):
-        from comfyui_hlwq.hlwq_core.running import fast
+        from comfyui_hlwq.hlwq_core import backends
 
-        chosen, reason = fast.choose(device)
+        chosen, reason = backends.choose_fast(device)
         if chosen is None and device.type == "cuda":
             raise SystemExit(f"fast mode is not available: {reason}")
         model_loading.make_fast(model.model, chosen or "fp8")

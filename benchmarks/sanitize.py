@@ -14,22 +14,24 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import torch
 from common import REPO, parser, save
 
 sys.path.insert(0, str(REPO))
-from hlwq_core.backends import cuda, cuda_fast, eager, proof
-from hlwq_core.format.codebook import BLOCK
-from hlwq_core.running import fast
+from hlwq_core.backends import eager, eight_bit, proof
+from hlwq_core.backends.cuda import decode as cuda_decode
+from hlwq_core.backends.cuda import eight_bit as cuda_eight_bit
+from hlwq_core.backends.eight_bit import EightBit
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 VARIANTS = [(bits, p) for bits in range(2, 9) for p in ("msb", "lsb", "byte", "nibble") if p != "nibble" or bits <= 4]
 SIZES = ((1, 1, 128), (33, 3, 300))
 
 
-def _compare_pairs(what: str, found: fast.EightBit, expected: fast.EightBit) -> None:
-    proof.compare(what, cuda_fast._dense(found).cpu(), cuda_fast._dense(expected), 3e-2)
+def _compare_pairs(what: str, found: EightBit, expected: EightBit) -> None:
+    proof.compare(what, found.dense().cpu(), expected.dense(), 3e-2)
 
 
 def run() -> int:
@@ -37,32 +39,34 @@ def run() -> int:
     generator = torch.Generator().manual_seed(0)
     launches = 0
     for (bits, packing), (rows, num_blocks, in_features) in itertools.product(VARIANTS, SIZES):
-        layer = proof.random_layer(rows, num_blocks, bits, packing, generator)
-        on_card = [part.cuda() for part in layer]
-        exact = eager.decode(*layer, bits, packing, in_features, torch.float32)
-        for dtype, add in itertools.product(fast.INPUTS, (False, True)):
+        layer = replace(proof.random_layer(rows, num_blocks, bits, packing, generator), shape=(rows, in_features))
+        on_card = layer.to("cuda")
+        exact = eager.decode(layer, torch.float32)
+        for dtype, add in itertools.product(eight_bit.INPUTS, (False, True)):
             out = torch.ones(rows, in_features, dtype=dtype, device="cuda")
-            cuda._launch(cuda._kernel(0, bits, packing, dtype, add), *on_card, out, in_features)()
+            kernel = cuda_decode._kernel(0, bits, packing, dtype, add)
+            cuda_decode._launch(kernel, on_card, on_card.table("cuda"), out)()
             proof.compare(f"{bits} bits, {packing}, {dtype}, add {add}", out.float().cpu(), exact + add, 1e-2)
             launches += 1
-        for kind in fast.KINDS:
-            values = torch.empty(rows, num_blocks * BLOCK, dtype=fast.DTYPES[kind], device="cuda")
-            found = fast.EightBit(values, torch.empty(rows, 1, device="cuda"))
-            cuda_fast.weight(*on_card, bits, packing, kind, found)
-            expected = fast.weight_reference(*layer, bits, packing, kind)
+        for kind in eight_bit.KINDS:
+            found = eight_bit.empty(rows, layer.padded, kind, "cuda")
+            cuda_eight_bit.once(on_card, found, kind)
+            expected = eight_bit.weight(layer, kind)
             _compare_pairs(f"{bits} bits, {packing}, {kind}", found, expected)
             launches += 1
-    for (rows, columns), dtype, kind in itertools.product(((1, 128), (48, 328), (3, 4096)), fast.INPUTS, fast.KINDS):
+    for (rows, columns), dtype, kind in itertools.product(
+        ((1, 128), (48, 328), (3, 4096)), eight_bit.INPUTS, eight_bit.KINDS
+    ):
         x = torch.randn(rows, columns, generator=generator).to(dtype)
-        found, expected = cuda_fast.rotate(x.cuda(), kind), fast.rotate_reference(x, kind)
+        found, expected = cuda_eight_bit.rotate(x.cuda(), kind), eight_bit.rotate(x, kind)
         _compare_pairs(f"rotate {dtype} {kind}", found, expected)
         launches += 1
-    for dtype, with_bias in itertools.product(fast.INPUTS, (False, True)):
+    for dtype, with_bias in itertools.product(eight_bit.INPUTS, (False, True)):
         sums = torch.randint(-9999, 9999, (7, 200), dtype=torch.int32, generator=generator)
         row, column = torch.rand(7, 1, generator=generator), torch.rand(200, 1, generator=generator)
         bias = torch.randn(200, generator=generator).to(dtype) if with_bias else None
         out = torch.empty(7, 200, dtype=dtype, device="cuda")
-        cuda_fast.scale(sums.cuda(), row.cuda(), column.cuda(), None if bias is None else bias.cuda(), out)
+        cuda_eight_bit.scale(sums.cuda(), row.cuda(), column.cuda(), None if bias is None else bias.cuda(), out)
         expected = sums * row * column.t() + (bias.float() if with_bias else 0)
         proof.compare(f"scale {dtype}", out.float().cpu(), expected, 1e-2)
         launches += 1

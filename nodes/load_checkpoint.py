@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.find import files_of
 from ..hlwq_core.models import ltx
-from ..hlwq_core.running import attention, fast
+from ..hlwq_core.running import attention
 from . import compat, locations, model_loading
 from .absent import AbsentPart, connected, no_part
 from .loader_inputs import AUTO, decoding_inputs
@@ -93,7 +93,7 @@ def load_checkpoint(
                 (str(path), version, order, tuple(prefixes.items()), part),
             )
     bar.update_absolute(len(opened.names))
-    report = describe(opened, model, chosen.NAME, device, mode)
+    report = describe(opened, model, chosen.name, device, mode)
     _log.info("%s", report)
     return model, vae, audio_vae, report
 
@@ -120,7 +120,7 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         *reasons,
     ]
     if mode == model_loading.FAST:
-        kind, reason = fast.choose(device)
+        kind, reason = backends.choose_fast(device)
         lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
         reason = attention.unavailable_reason(device)
         lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")

@@ -14,6 +14,7 @@ from typing import Any
 import comfyui_version
 import torch
 
+from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refuse_incomplete, some, whole
 from ..hlwq_core.codec import codec
@@ -186,7 +187,7 @@ def diffusion_model(
     kind = None
     if mode == FAST:
         device = compat.model_management.get_torch_device()
-        kind, reason = fast.choose(device)
+        kind, reason = backends.choose_fast(device)
         if kind is None:
             _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
         else:

@@ -28,7 +28,6 @@ from ..hlwq_core.checkpoints.completeness import Whole, whole
 from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from ..hlwq_core.models import families
-from ..hlwq_core.running import fast
 from ..hlwq_core.tools import download, inspect, verify
 from . import compat, listing, locations
 from .model_loading import refuse_unloadable
@@ -179,13 +178,13 @@ def _backend() -> dict[str, Any]:
     device = compat.model_management.get_torch_device()
     reasons = backends.unavailable_reasons(device)
     return {
-        "name": backends.choose(device).NAME,
+        "name": backends.choose(device).name,
         "unavailable": {name: reason for name, reason in reasons.items() if reason is not None},
     }
 
 
 def _fast() -> dict[str, Any]:
-    reason = fast.unavailable_reason(compat.model_management.get_torch_device())
+    reason = backends.fast_unavailable_reason(compat.model_management.get_torch_device())
     return {"available": reason is None, "reason": reason}
 
 

@@ -1,6 +1,7 @@
-"""Backends that decode packed weights. Each is a module with `NAME`, `unavailable_reason(device)`, `decode(...)` and `prepare(...)`.
+"""What decodes packed weights, exactly and to 8 bits: a module a backend, each with its `BACKEND` (see contract.py).
 
-`eager` is the reference that every other one must agree with. A new backend is a file here and a line in `_TABLE`.
+`eager` is the definition that every other one must agree with; `eight_bit` is the definition of fast mode. A new backend is a
+file here and its name in `_TABLE`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import functools
 import importlib
 import logging
 import os
-from types import ModuleType
 
 import torch
 
 from ..errors import InputError
+from ..format.packed import PackedLayer
+from .contract import Backend, Fast
+from .eight_bit import KINDS
 
-# In order of preference.
+# In order of preference; the last one is the definition, and runs everywhere.
 _TABLE = ("cuda", "triton", "eager")
 ENVIRONMENT_VARIABLE = "HLWQ_BACKEND"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("hlwq")
 
 
 def names() -> tuple[str, ...]:
@@ -27,8 +30,8 @@ def names() -> tuple[str, ...]:
     return _TABLE
 
 
-def get(name: str) -> ModuleType:
-    """The module of a backend.
+def get(name: str) -> Backend:
+    """A backend by its name.
 
     Raises:
         InputError: no backend has this name.
@@ -40,16 +43,15 @@ def get(name: str) -> ModuleType:
             found=name,
             fix=f"choose one of these in the loader, or in the environment variable {ENVIRONMENT_VARIABLE}",
         )
-    return importlib.import_module(f".{name}", __name__)
+    return importlib.import_module(f".{name}", __name__).BACKEND
 
 
 def unavailable_reasons(device: torch.device | str) -> dict[str, str | None]:
     """For each backend why it cannot run on `device`, or None if it can."""
-    device = torch.device(device)
     return {name: get(name).unavailable_reason(device) for name in _TABLE}
 
 
-def choose(device: torch.device | str, forced: str | None = None) -> ModuleType:
+def choose(device: torch.device | str, forced: str | None = None) -> Backend:
     """The best backend for a device.
 
     Args:
@@ -59,15 +61,15 @@ def choose(device: torch.device | str, forced: str | None = None) -> ModuleType:
     Raises:
         InputError: the forced backend is unknown or cannot run on this device.
     """
-    device = torch.device(device)
+    if not isinstance(device, torch.device):
+        device = torch.device(device)
     if forced in (None, "", "auto"):
         forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
-    return _choose(device.type, device.index, None if forced == "auto" else forced)
+    return _choose(device, None if forced == "auto" else forced)
 
 
 @functools.lru_cache(maxsize=64)
-def _choose(device_type: str, index: int | None, forced: str | None) -> ModuleType:
-    device = torch.device(device_type, index) if index is not None else torch.device(device_type)
+def _choose(device: torch.device, forced: str | None) -> Backend:
     if forced is not None:
         backend = get(forced)
         reason = backend.unavailable_reason(device)
@@ -80,9 +82,55 @@ def _choose(device_type: str, index: int | None, forced: str | None) -> ModuleTy
             )
         _log.info("HLWQ: decoding on %s with the backend %s (forced)", device, forced)
         return backend
-    for name in _TABLE:
-        backend = get(name)
-        if backend.unavailable_reason(device) is None:
-            _log.info("HLWQ: decoding on %s with the backend %s", device, name)
-            return backend
-    raise AssertionError("the eager backend runs everywhere")
+    backend = next(backend for backend in map(get, _TABLE) if backend.unavailable_reason(device) is None)
+    _log.info("HLWQ: decoding on %s with the backend %s", device, backend.name)
+    return backend
+
+
+def decode(packed: PackedLayer, dtype: torch.dtype, backend: str | None = None) -> torch.Tensor:
+    """Decode a weight where it lies, with the backend that `choose` gives: `[out_features, in_features]` of `dtype`."""
+    return choose(packed.codes.device, backend).decode(packed, dtype)
+
+
+def fast_unavailable_reason(device: torch.device | str) -> str | None:
+    """Why fast mode cannot run on `device`, as far as its capabilities tell; None if it should. Builds nothing."""
+    device = torch.device(device)
+    reason = None
+    for kind in KINDS:
+        for fast in _fast(kind):
+            reason = fast.constraints.refuses(device)
+            if reason is None:
+                return None
+    return reason
+
+
+@functools.lru_cache(maxsize=16)
+def choose_fast(device: torch.device) -> tuple[str | None, str | None]:
+    """The kind of 8 bits for a device, or None and why. Builds what it needs and proves it, once."""
+    refusal = fast_unavailable_reason(device)
+    if refusal is not None:
+        return None, refusal
+    reasons = []
+    for kind in KINDS:
+        for fast in _fast(kind):
+            if fast.constraints.refuses(device) is not None:
+                continue
+            try:
+                fast.prove(device)
+            except (OSError, RuntimeError) as error:
+                reasons.append(f"{kind}: {str(error).splitlines()[0]}")
+                continue
+            return kind, None
+    return None, "; ".join(reasons)
+
+
+def _fast(kind: str) -> list[Fast]:
+    """Fast mode of this kind in the backends that gain by it: the definition does not."""
+    return [backend.fast[kind] for backend in map(get, _TABLE[:-1]) if kind in backend.fast]
+
+
+@functools.lru_cache(maxsize=16)
+def fast_mode(device: torch.device, kind: str) -> Fast:
+    """What multiplies in this kind of 8 bits on `device`: a backend's, or the definition where none is to be had."""
+    definition = get(_TABLE[-1]).fast[kind]
+    return next((fast for fast in _fast(kind) if fast.constraints.refuses(device) is None), definition)

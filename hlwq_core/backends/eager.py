@@ -1,74 +1,57 @@
-"""The reference backend: plain torch, on any device."""
+"""The definition of decoding: plain torch, on any device."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ..format.codebook import BLOCK
 from ..format.hadamard import hadamard
+from ..format.packed import PackedLayer
 from ..format.packing import unpack
+from . import eight_bit
+from .contract import Backend, Constraints, EightBitRun, Fast, Run
+from .eight_bit import EightBit
 
-NAME = "eager"
 # Values decoded at a time: the temporaries of one pass stay within the CPU's caches and a small part of a layer.
 CHUNK_VALUES = {"cpu": 1 << 18}
 CHUNK_VALUES_ACCELERATOR = 1 << 24
 
 
-def unavailable_reason(device: torch.device) -> str | None:
-    """Why this backend cannot run on `device`; None, it always can."""
-    return None
-
-
-def decode(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    out: torch.Tensor | None = None,
-    accumulate: bool = False,
-) -> torch.Tensor:
-    """Decode rows of a packed weight: `w = (table[code] · H) · norm`, in float32, rounded to `dtype` at the end.
+def decode_into(packed: PackedLayer, out: torch.Tensor, accumulate: bool) -> None:
+    """Decode a weight: `w = (table[code] · H) · norm`, in float32, rounded at the end. Padding of rows is cut.
 
     Args:
-        codes: uint8 `[rows, row_bytes]`.
-        norms: float16 `[rows, num_blocks]`.
-        table: float32 `[2**bits]`, the codebook / √128.
-        bits, packing: how codes lie in their bytes (`packing.PACKINGS`).
-        in_features: width of the weight; padding to a multiple of 128 is cut.
-        dtype: of the result.
-        out: `[rows, in_features]` of `dtype` to write into.
-        accumulate: add to what `out` holds (a patch of the weight), before the one rounding.
-
-    Returns:
-        `[rows, in_features]` of `dtype`, on the device of `codes`.
+        packed: the weight.
+        out: `[out_features, in_features]` of any floating dtype, on its device.
+        accumulate: add to what `out` holds, before the one rounding.
     """
-    rows, num_blocks = norms.shape
-    device = codes.device
-    if out is None:
-        out = torch.empty((rows, in_features), dtype=dtype, device=device)
+    rows, num_blocks = packed.norms.shape
+    device = packed.codes.device
+    in_features = packed.shape[1]
     h = hadamard(str(device))
-    table = table.to(device)
+    table = packed.table(device)
     step = max(1, CHUNK_VALUES.get(device.type, CHUNK_VALUES_ACCELERATOR) // max(1, num_blocks * BLOCK))
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        values = _look_up(codes[start:stop], table, bits, packing).reshape(-1, BLOCK)
+        values = _look_up(packed.codes[start:stop], table, packed.bits, packed.packing).reshape(-1, BLOCK)
         weight = torch.mm(values, h)
-        weight *= norms[start:stop].reshape(-1, 1).float()
+        weight *= packed.norms[start:stop].reshape(-1, 1).float()
         part = weight.reshape(stop - start, -1)[:, :in_features]
         out[start:stop] = part + out[start:stop] if accumulate else part
-    return out
 
 
-def prepare(*packed: Any) -> Callable[[torch.Tensor, bool], object]:
-    """`decode` with all but `out` and `accumulate` laid down, for a weight that is decoded again and again."""
-    return functools.partial(decode, *packed)
+def prepare(packed: PackedLayer, dtype: torch.dtype) -> Run:
+    """See `Backend.prepare`."""
+    return functools.partial(decode_into, packed)
+
+
+def decode(
+    packed: PackedLayer, dtype: torch.dtype, out: torch.Tensor | None = None, accumulate: bool = False
+) -> torch.Tensor:
+    """See `Backend.decode`."""
+    return BACKEND.decode(packed, dtype, out, accumulate)
 
 
 def _look_up(codes: torch.Tensor, table: torch.Tensor, bits: int, packing: str) -> torch.Tensor:
@@ -95,3 +78,28 @@ def _cached_pair_table(bits: int, levels: tuple[float, ...]) -> torch.Tensor:
     pairs[:, :size, 0] = table[:size]
     pairs[:, :size, 1] = table[:size, None]
     return pairs.reshape(-1).view(torch.int64)
+
+
+def prepare_eight_bit(packed: PackedLayer, kind: str) -> EightBitRun:
+    """See `Fast.prepare`."""
+
+    def run(out: EightBit) -> None:
+        made = eight_bit.weight(packed, kind)
+        out.values.copy_(made.values)
+        out.scales.copy_(made.scales)
+
+    return run
+
+
+def _fast(kind: str) -> Fast:
+    return Fast(
+        kind,
+        Constraints(),
+        prove=lambda device: None,
+        rotate=lambda x: eight_bit.rotate(x, kind),
+        prepare=lambda packed: prepare_eight_bit(packed, kind),
+        multiply=lambda x, w, bias, dtype: eight_bit.multiply(x, w, bias, dtype),
+    )
+
+
+BACKEND = Backend("eager", Constraints(), prepare, {kind: _fast(kind) for kind in eight_bit.KINDS})

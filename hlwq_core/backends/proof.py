@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 
-from ..format.codebook import BLOCK
+from ..format.codebook import BLOCK, register_stored
+from ..format.packed import PackedLayer
 from ..format.packing import pack
 from . import eager
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def random_layer(
-    rows: int, num_blocks: int, bits: int, packing: str, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes that this packing can hold, uint8 `[rows, row_bytes]`, norms float16 `[rows, num_blocks]` and a table."""
+def random_layer(rows: int, num_blocks: int, bits: int, packing: str, generator: torch.Generator) -> PackedLayer:
+    """A weight of any codes that this packing can hold, with a codebook of its own: no two levels are alike."""
     size = (rows, num_blocks * BLOCK)
     codes = pack(torch.randint(0, 1 << bits, size, generator=generator, dtype=torch.uint8), bits, packing)
     norms = (torch.rand(rows, num_blocks, generator=generator) + 0.5).half()
-    return codes, norms, torch.randn(1 << bits, generator=generator)
+    codebook = register_stored(torch.randn(1 << bits, generator=generator))
+    return PackedLayer(codes, norms, bits, packing, codebook, size)
 
 
 def prove(
-    launch: Callable[..., object], device: torch.device, bits: int, packing: str, dtype: torch.dtype, accumulate: bool
+    launch: Callable[[PackedLayer, torch.Tensor, bool], object],
+    device: torch.device,
+    bits: int,
+    packing: str,
+    dtype: torch.dtype,
+    accumulate: bool,
 ) -> None:
     """Decode a small random layer with a kernel and with eager.
 
     Args:
-        launch: `launch(codes, norms, table, bits, packing, in_features, out, accumulate)`.
+        launch: `launch(packed, out, accumulate)`.
         device: where the kernel runs.
         bits, packing, dtype, accumulate: the kernel's variant.
 
@@ -38,14 +44,14 @@ def prove(
     """
     generator = torch.Generator().manual_seed(0)
     rows, num_blocks = 33, 3
-    codes, norms, table = random_layer(rows, num_blocks, bits, packing, generator)
-    on_device = codes.to(device), norms.to(device), table.to(device)
+    whole = random_layer(rows, num_blocks, bits, packing, generator)
     for in_features in (num_blocks * BLOCK, 2 * BLOCK + 72):
+        packed = dataclasses.replace(whole, shape=(rows, in_features))
         before = torch.randn(rows, in_features, generator=generator).to(dtype)
-        expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
+        expected = eager.decode(packed, torch.float32)
         expected += before.float() if accumulate else 0
         found = before.to(device)
-        launch(*on_device, bits, packing, in_features, found, accumulate)
+        launch(packed.to(device), found, accumulate)
         allowed = float(expected.abs().max()) * ALLOWED[dtype]
         difference = float((found.float().cpu() - expected).abs().max())
         if not difference <= allowed:

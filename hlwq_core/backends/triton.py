@@ -7,34 +7,27 @@ decodes a small random layer first and is compared with eager.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..format.codebook import BLOCK
 from ..format.hadamard import hadamard
+from ..format.packed import PackedLayer
 from ..format.packing import PACKINGS, block_bytes
 from . import eager, proof
-from .prepared import decode_with
+from .contract import Backend, Constraints, Run
 
-NAME = "triton"
 BLOCKS_A_PROGRAM = 32
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CONSTRAINTS = Constraints(
+    devices=("cuda", "xpu"),
+    no_device="is no GPU that Triton compiles for",
+    packages=("triton",),
+    dtypes=(torch.float32, torch.float16, torch.bfloat16),
+)
 
-_log = logging.getLogger(__name__)
-
-
-@functools.lru_cache(maxsize=16)
-def unavailable_reason(device: torch.device) -> str | None:
-    """Why this backend cannot run on `device`; None if it can."""
-    if device.type not in ("cuda", "xpu"):
-        return f"{device.type} is no GPU that Triton compiles for"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    return None
+_log = logging.getLogger("hlwq")
 
 
 @functools.lru_cache(maxsize=1)
@@ -94,31 +87,23 @@ def kernel() -> Any:
     return hlwq_decode
 
 
-def launch(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    out: torch.Tensor,
-    accumulate: bool,
-) -> None:
+def launch(packed: PackedLayer, out: torch.Tensor, accumulate: bool) -> None:
     """Decode contiguous rows into a contiguous `out`, unproven."""
+    codes, norms = packed.codes, packed.norms
     total = norms.numel()
     grid = (-(-total // BLOCKS_A_PROGRAM),)
     kernel()[grid](
         codes,
         norms,
-        table,
+        packed.table(codes.device),
         hadamard(str(codes.device)),
         out,
         total,
         norms.shape[1],
-        in_features,
-        BITS=bits,
-        PACKING=PACKINGS.index(packing),
-        BYTES=block_bytes(bits, packing),
+        packed.shape[1],
+        BITS=packed.bits,
+        PACKING=PACKINGS.index(packed.packing),
+        BYTES=block_bytes(packed.bits, packed.packing),
         ADD=accumulate,
         COUNT=BLOCKS_A_PROGRAM,
     )
@@ -137,32 +122,23 @@ def _proven(device: torch.device, bits: int, packing: str, dtype: torch.dtype, a
     return True
 
 
-def prepare(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-) -> Callable[[torch.Tensor, bool], object]:
-    """As `eager.prepare`."""
-    fallback = eager.prepare(codes, norms, table, bits, packing, in_features, dtype)
-    if dtype not in DTYPES:
+def prepare(packed: PackedLayer, dtype: torch.dtype) -> Run:
+    """See `Backend.prepare`."""
+    fallback = eager.prepare(packed, dtype)
+    if not CONSTRAINTS.takes(packed, dtype):
         return fallback
-    table = table.to(codes.device)
-    codes, norms = codes.contiguous(), norms.contiguous()
+    device, bits, packing = packed.codes.device, packed.bits, packed.packing
+    whole = packed.contiguous()
 
     def run(out: torch.Tensor, accumulate: bool) -> object:
-        if not out.is_contiguous() or not _proven(codes.device, bits, packing, dtype, accumulate):
+        if not out.is_contiguous() or not _proven(device, bits, packing, dtype, accumulate):
             return fallback(out, accumulate)
-        launch(codes, norms, table, bits, packing, in_features, out, accumulate)
+        launch(whole, out, accumulate)
         return None
 
     return run
 
 
-decode = decode_with(prepare)
-
+BACKEND = Backend("triton", CONSTRAINTS, prepare)
 
 assert BLOCK == 128, "the kernel is written for blocks of 128"

@@ -276,17 +276,9 @@ class Checkpoint:
                 found=rows,
                 fix="decode the range and take every n-th row of it",
             )
-        packed = self.packed(name)
-        self._check_codes(name, packed.codes[rows])
-        return backends.choose(device).decode(
-            packed.codes[rows].to(device),
-            packed.norms[rows].to(device),
-            packed.table(device),
-            packed.bits,
-            packed.packing,
-            packed.shape[1],
-            dtype,
-        )
+        packed = self.packed(name).rows(rows)
+        self._check_codes(name, packed.codes)
+        return backends.decode(packed.to(device), dtype)
 
     # -- the report --------------------------------------------------------------------------------------------------
 

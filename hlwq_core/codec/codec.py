@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from .. import backends
 from ..errors import InputError
-from ..format.codebook import BLOCK, SQRT_BLOCK, centroids, scaled_table
+from ..format.codebook import BLOCK, SQRT_BLOCK, centroids
 from ..format.hadamard import hadamard
+from ..format.packed import PackedLayer
 from ..format.packing import BITS, pack
 
 MIN_NORM = 1e-10
@@ -42,11 +43,17 @@ class Encoded:
         """The codes as bytes, uint8 `[out_features, row_bytes]`."""
         return pack(self.codes, self.bits, packing)
 
+    def layer(self, packing: str = "msb") -> PackedLayer:
+        """The weight as it lies in files."""
+        return self._layer(self.packed(packing), packing)
+
+    def _layer(self, codes: torch.Tensor, packing: str) -> PackedLayer:
+        shape = self.codes.shape[0], self.in_features
+        return PackedLayer(codes, self.norms, self.bits, packing, self.version, shape)
+
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that a decoder gets back, `[out_features, in_features]`."""
-        table = scaled_table(self.version, self.bits, str(self.codes.device))
-        backend = backends.get("eager")
-        return backend.decode(self.codes, self.norms, table, self.bits, "byte", self.in_features, dtype)
+        return backends.decode(self._layer(self.codes, "byte"), dtype, "eager")
 
 
 def to_blocks(weight: torch.Tensor) -> torch.Tensor:

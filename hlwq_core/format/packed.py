@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,9 +56,31 @@ class PackedLayer:
     codebook: str
     shape: tuple[int, int]
 
+    @property
+    def padded(self) -> int:
+        """Width of a row in whole blocks."""
+        return self.norms.shape[1] * BLOCK
+
     def table(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """The codebook / √128, float32 `[2**bits]`."""
         return scaled_table(self.codebook, self.bits, str(device))
+
+    def to(self, device: torch.device | str) -> PackedLayer:
+        """The same weight on a device."""
+        return replace(self, codes=self.codes.to(device), norms=self.norms.to(device))
+
+    def rows(self, rows: slice) -> PackedLayer:
+        """A range of its rows, as views."""
+        norms = self.norms[rows]
+        return replace(self, codes=self.codes[rows], norms=norms, shape=(norms.shape[0], self.shape[1]))
+
+    def contiguous(self) -> PackedLayer:
+        """The same weight as a kernel reads it: without gaps, the codes at an even address."""
+        even = self.codes.data_ptr() % 2 == 0
+        if even and self.codes.is_contiguous() and self.norms.is_contiguous():
+            return self
+        codes = self.codes.contiguous() if even else self.codes.clone(memory_format=torch.contiguous_format)
+        return replace(self, codes=codes, norms=self.norms.contiguous())
 
 
 def encoded_bytes(shape: tuple[int, ...], bits: int) -> tuple[int, int]:

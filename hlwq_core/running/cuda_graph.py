@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..backends import proof
-from . import operators
+from . import scratch
 
 # The same kernels on the same numbers: what differs by more is no rounding.
 TOLERANCE = 1e-2
@@ -160,7 +160,7 @@ class Recording:
         try:
             self._record(run)
             # The layers' scratch goes back after sampling, or is replaced by a larger one: not while this may be replayed.
-            self._held = operators.scratch_buffers(self._device)
+            self._held = scratch.buffers(self._device)
             recorded = self._now()
             replayed = self.replay(leaves)
             ended = self._now()

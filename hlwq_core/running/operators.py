@@ -1,110 +1,136 @@
-"""`torch.ops.hlwq.decode`: decoding as an operator that torch.compile sees as one piece, and the scratch it decodes into."""
+"""Decoding and fast mode as operators of torch, which compiled code sees as one piece each.
+
+Compiled code cannot hold tensors that are not its inputs, as a codebook is, and takes no objects of ours: hence operators that
+take the fields of a `PackedLayer` one by one, the codebook by its name. They are declared here and nowhere else.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from .. import backends
+from ..backends.eight_bit import DTYPES, EightBit
+from ..format.codebook import BLOCK
+from ..format.packed import PackedLayer
+from . import scratch
+
+# Operators go when their library does.
+_libraries: list[torch.library.Library] = []
 
 
-def _decode(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    backend: str = "auto",
-) -> torch.Tensor:
-    return backends.choose(codes.device, backend).decode(codes, norms, table, bits, packing, in_features, dtype)
+def _operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Register an operator of torch under the function's name; `fake` makes results of the same shapes from its arguments.
+
+    Each copy of the pack in a process has its own, because each has its own stored codebooks. Not by
+    `torch.library.custom_op`, whose checks of every call take 3 of its 15 µs on the host.
+    """
+
+    def declare(function: Callable[..., Any]) -> Any:
+        namespace, name = "hlwq", function.__name__.strip("_")
+        while hasattr(getattr(torch.ops, namespace), name):
+            namespace += "_"
+        library = torch.library.Library(namespace, "FRAGMENT")
+        _libraries.append(library)
+        library.define(name + torch.library.infer_schema(function, mutates_args=()))
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+        return getattr(getattr(torch.ops, namespace), name).default
+
+    return declare
 
 
-def _register() -> None:
-    # The pack may be imported twice in a process (as a custom node and as a library); the operator exists once.
-    if hasattr(torch.ops.hlwq, "decode"):
-        return
-    operator = torch.library.custom_op("hlwq::decode", _decode, mutates_args=())
-
-    @operator.register_fake
-    def _(
-        codes: torch.Tensor,
-        norms: torch.Tensor,
-        table: torch.Tensor,
-        bits: int,
-        packing: str,
-        in_features: int,
-        dtype: torch.dtype,
-        backend: str = "auto",
-    ) -> torch.Tensor:
-        return codes.new_empty((codes.shape[0], in_features), dtype=dtype)
+def _layer(
+    codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: str, codebook: str, columns: int
+) -> PackedLayer:
+    return PackedLayer(codes, norms, bits, packing, codebook, (codes.shape[0], columns))
 
 
-_register()
+def fields(packed: PackedLayer) -> tuple[torch.Tensor, torch.Tensor, int, str, str, int]:
+    """A packed weight as the operators take it."""
+    return packed.codes, packed.norms, packed.bits, packed.packing, packed.codebook, packed.shape[1]
 
 
+@_operator(
+    lambda codes, norms, bits, packing, codebook, columns, dtype, backend: codes.new_empty(
+        (codes.shape[0], columns), dtype=dtype
+    )
+)
 def decode(
     codes: torch.Tensor,
     norms: torch.Tensor,
-    table: torch.Tensor,
     bits: int,
     packing: str,
-    in_features: int,
+    codebook: str,
+    columns: int,
     dtype: torch.dtype,
-    backend: str = "auto",
+    backend: str,
 ) -> torch.Tensor:
-    """Decode packed rows; arguments and result as `backends.eager.decode`, `backend` as in `backends.choose`."""
-    return torch.ops.hlwq.decode(codes, norms, table, bits, packing, in_features, dtype, backend)
+    """The weight `[out, in]` of `dtype`, by the backend that `backends.choose` gives."""
+    return backends.decode(_layer(codes, norms, bits, packing, codebook, columns), dtype, backend)
 
 
-# One buffer a device and use, as bytes: layers run one after another, so the next may overwrite the last.
-_scratch: dict[tuple[torch.device, str], torch.Tensor] = {}
-# Views of it by shape and dtype: making one costs the host more than launching a decode.
-_views: dict[tuple[torch.device, str, torch.dtype, int, int], torch.Tensor] = {}
+def _rotated_shape(x: torch.Tensor) -> tuple[int, int]:
+    return math.prod(x.shape[:-1]), -(-x.shape[-1] // BLOCK) * BLOCK
 
 
-def scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device, use: str = "weights") -> torch.Tensor:
-    """A `[rows, columns]` view of the device's scratch buffer, valid until the next call; grown to the largest layer.
-
-    Args:
-        use: `weights`, or `scales` for the small buffer of 8-bit weights' scales.
-    """
-    key = (device, use, dtype, rows, columns)
-    view = _views.get(key)
-    if view is not None:
-        return view
-    size = rows * columns * dtype.itemsize
-    buffer = _scratch.get((device, use))
-    # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
-    with torch.inference_mode(False):
-        if buffer is None or buffer.numel() < size:
-            del buffer
-            _release(device, use)
-            buffer = _scratch[device, use] = torch.empty(size, dtype=torch.uint8, device=device)
-        view = _views[key] = buffer[:size].view(dtype).view(rows, columns)
-    return view
+@_operator(
+    lambda x, kind: (
+        x.new_empty(_rotated_shape(x), dtype=DTYPES[kind]),
+        x.new_empty((_rotated_shape(x)[0], 1), dtype=torch.float32),
+    )
+)
+def rotate_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations `[..., in]` in 8 bits: values `[rows, padded]` and scales `[rows, 1]`."""
+    values, scales = backends.fast_mode(x.device, kind).rotate(x.reshape(-1, x.shape[-1]))
+    return values, scales
 
 
-def _release(device: torch.device | None, use: str | None) -> None:
-    def meant(key: tuple) -> bool:
-        return device in (None, key[0]) and use in (None, key[1])
-
-    for view in filter(meant, list(_views)):
-        del _views[view]
-    for buffer in filter(meant, list(_scratch)):
-        del _scratch[buffer]
-
-
-def release_scratch(device: torch.device | None = None) -> None:
-    """Give the scratch buffers of a device (or of all) back to torch's allocator."""
-    _release(device, None)
+def _multiply(
+    rotated: EightBit, packed: PackedLayer, bias: torch.Tensor | None, kind: str, dtype: torch.dtype
+) -> torch.Tensor:
+    fast = backends.fast_mode(packed.codes.device, kind)
+    weight = scratch.eight_bit(packed.shape[0], packed.padded, kind, packed.codes.device)
+    fast.weight(packed, weight)
+    return fast.multiply(rotated, weight, bias, dtype)
 
 
-def scratch_bytes(device: torch.device) -> int:
-    """Size of the device's scratch buffers."""
-    return sum(buffer.numel() for buffer in scratch_buffers(device))
+@_operator(lambda values, scales, codes, *rest: values.new_empty((values.shape[0], codes.shape[0]), dtype=rest[-1]))
+def fast_linear(
+    values: torch.Tensor,
+    scales: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    packing: str,
+    codebook: str,
+    columns: int,
+    bias: torch.Tensor | None,
+    kind: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The product of rotated activations with a packed weight, `[rows, out]` of `dtype`."""
+    packed = _layer(codes, norms, bits, packing, codebook, columns)
+    return _multiply(EightBit(values, scales), packed, bias, kind, dtype)
 
 
-def scratch_buffers(device: torch.device) -> list[torch.Tensor]:
-    """The device's scratch buffers, for whoever needs them to stay where they are."""
-    return [buffer for (owner, _), buffer in _scratch.items() if owner == device]
+@_operator(lambda x, codes, *rest: x.new_empty((math.prod(x.shape[:-1]), codes.shape[0])))
+def rotate_and_multiply(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    norms: torch.Tensor,
+    bits: int,
+    packing: str,
+    codebook: str,
+    columns: int,
+    bias: torch.Tensor | None,
+    kind: str,
+) -> torch.Tensor:
+    """Both in one, for layers that share their input with no other: getting in and out of an operator is half of its time on
+    the host."""
+    packed = _layer(codes, norms, bits, packing, codebook, columns)
+    rotated = backends.fast_mode(x.device, kind).rotate(x.reshape(-1, x.shape[-1]))
+    return _multiply(rotated, packed, bias, kind, x.dtype)

@@ -8,119 +8,17 @@ ones. A packed weight is never quantized again: the format is not idempotent, an
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layout_class
 from comfy_kitchen.tensor.base import LAYOUTS, BaseLayoutParams
 
-from .. import backends
 from ..errors import InputError
-from ..format.codebook import BLOCK, scaled_table
-from . import fast, operators
-
-if TYPE_CHECKING:
-    from ..format.packed import PackedLayer
-
-
-def _decode_by_name(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    codebook: str,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-    backend: str,
-) -> torch.Tensor:
-    table = scaled_table(codebook, bits, str(codes.device))
-    return backends.choose(codes.device, backend).decode(codes, norms, table, bits, packing, in_features, dtype)
-
-
-# Operators go when their library does.
-_libraries: list[torch.library.Library] = []
-
-
-def _operator(function: Callable, fake: Callable) -> Any:
-    """Register an operator of torch under the function's name.
-
-    Compiled code cannot hold tensors that are not its inputs, as the codebook is: hence operators that take its name. Each
-    copy of the pack in a process has its own, because each has its own stored codebooks. Not by `torch.library.custom_op`,
-    whose checks of every call take 3 of its 15 µs on the host.
-    """
-    namespace, name = "hlwq", function.__name__.strip("_")
-    while hasattr(getattr(torch.ops, namespace), name):
-        namespace += "_"
-    library = torch.library.Library(namespace, "FRAGMENT")
-    _libraries.append(library)
-    library.define(name + torch.library.infer_schema(function, mutates_args=()))
-    library.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
-    return getattr(getattr(torch.ops, namespace), name).default
-
-
-_decode_named = _operator(
-    _decode_by_name,
-    lambda codes, *rest: codes.new_empty((codes.shape[0], rest[-3]), dtype=rest[-2]),
-)
-
-
-def _rotate_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    values, scales = fast.rotate(x.reshape(-1, x.shape[-1]), kind)
-    return values, scales
-
-
-def _fake_rotate(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = math.prod(x.shape[:-1])
-    values = x.new_empty((rows, -(-x.shape[-1] // BLOCK) * BLOCK), dtype=fast.DTYPES[kind])
-    return values, x.new_empty((rows, 1), dtype=torch.float32)
-
-
-def _fast_linear(
-    values: torch.Tensor,
-    scales: torch.Tensor,
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    bias: torch.Tensor | None,
-    codebook: str,
-    bits: int,
-    packing: str,
-    kind: str,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    table = scaled_table(codebook, bits, str(codes.device))
-    weight = fast.weight(codes, norms, table, bits, packing, kind)
-    return fast.multiply(fast.EightBit(values, scales), weight, bias, dtype)
-
-
-def _rotate_and_multiply(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    bias: torch.Tensor | None,
-    codebook: str,
-    bits: int,
-    packing: str,
-    kind: str,
-) -> torch.Tensor:
-    return _fast_linear(*_rotate_rows(x, kind), codes, norms, bias, codebook, bits, packing, kind, x.dtype)
-
-
-_rotate_operator = _operator(_rotate_rows, _fake_rotate)
-_fast_linear_operator = _operator(
-    _fast_linear,
-    lambda values, scales, codes, *rest: values.new_empty((values.shape[0], codes.shape[0]), dtype=rest[-1]),
-)
-# For layers that share their input with no other: getting in and out of an operator is half of its time on the host.
-_rotate_and_multiply_operator = _operator(
-    _rotate_and_multiply,
-    lambda x, codes, *rest: x.new_empty((math.prod(x.shape[:-1]), codes.shape[0])),
-)
-_rotations = {kind: functools.partial(_rotate_rows, kind=kind) for kind in fast.KINDS}
+from ..format.codebook import BLOCK
+from ..format.packed import PackedLayer
+from . import operators
 
 
 class HLWQLayout(QuantizedLayout):
@@ -163,16 +61,7 @@ class HLWQLayout(QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
         """The weight `[out, in]` in the logical dtype, in memory of its own."""
-        return _decode_named(
-            qdata,
-            params.scale,
-            params.codebook,
-            params.bits,
-            params.packing,
-            params.orig_shape[1],
-            params.orig_dtype,
-            params.backend,
-        )
+        return decode(qdata, params, params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
@@ -183,6 +72,21 @@ class HLWQLayout(QuantizedLayout):
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Any) -> dict[str, torch.Tensor]:
         """Saved files are dense: HLWQ files are written by the quantizer."""
         return {"": cls.dequantize(qdata, params)}
+
+
+def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Codes and parameters of a quantized tensor as `[out, in]` of `dtype`, in memory of its own."""
+    columns = params.orig_shape[1]
+    return operators.decode(
+        qdata, params.scale, params.bits, params.packing, params.codebook, columns, dtype, params.backend
+    )
+
+
+def layer_of(weight: QuantizedTensor) -> PackedLayer:
+    """A packed tensor's layer: the same codes and norms."""
+    params = weight._params
+    shape = tuple(params.orig_shape)
+    return PackedLayer(weight._qdata, params.scale, params.bits, params.packing, params.codebook, shape)
 
 
 # The pack may be imported twice in a process; each copy's tensors must find that copy's tables.
@@ -281,147 +185,3 @@ def fits(tensor: HLWQTensor, shape: tuple[int, int]) -> bool:
 def is_packed(weight: object) -> bool:
     """Whether a weight is an HLWQ tensor of this copy of the pack."""
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
-
-
-class ScratchDecoder:
-    """Decodes one packed weight into its device's scratch buffer, again and again: its launch is prepared once.
-
-    Args:
-        weight: the packed tensor.
-        dtype: of the result.
-
-    Attributes:
-        shape, dtype, device: of the result.
-    """
-
-    __slots__ = ("_run", "device", "dtype", "shape")
-
-    def __init__(self, weight: QuantizedTensor, dtype: torch.dtype):
-        codes, params = weight._qdata, weight._params
-        self.shape: tuple[int, int] = params.orig_shape
-        self.dtype, self.device = dtype, codes.device
-        table = scaled_table(params.codebook, params.bits, str(codes.device))
-        self._run = backends.choose(codes.device, params.backend).prepare(
-            codes, params.scale, table, params.bits, params.packing, self.shape[1], dtype
-        )
-
-    def __call__(
-        self, low_rank: tuple[torch.Tensor, torch.Tensor] | None = None, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The weight `[out, in]`, valid until the next layer is decoded.
-
-        Args:
-            low_rank: `up [out, rank]` and `down [rank, in]` of `dtype`; their product is added before the result is rounded.
-            out: where to decode it to instead of the scratch buffer.
-        """
-        if out is None:
-            out = operators.scratch(*self.shape, self.dtype, self.device)
-        if low_rank is None:
-            self._run(out, False)
-        else:
-            torch.mm(*low_rank, out=out)
-            self._run(out, True)
-        return out
-
-
-def scratch_decoder(weight: QuantizedTensor, dtype: torch.dtype) -> ScratchDecoder:
-    """The decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
-    decoder = weight.__dict__.get("_decoder")
-    if decoder is None or decoder.dtype is not dtype:
-        decoder = weight._decoder = ScratchDecoder(weight, dtype)
-    return decoder
-
-
-class EightBitDecoder:
-    """As ScratchDecoder, but to 8 bits, still rotated (see fast.py).
-
-    Args:
-        weight: the packed tensor.
-        kind: `fp8` or `int8`.
-
-    Attributes:
-        rows, padded, kind, device: of the result.
-    """
-
-    __slots__ = ("_run", "device", "kind", "padded", "rows")
-
-    def __init__(self, weight: QuantizedTensor, kind: str):
-        codes, params = weight._qdata, weight._params
-        self.rows, self.padded = params.scale.shape[0], params.scale.shape[1] * BLOCK
-        self.kind, self.device = kind, codes.device
-        table = scaled_table(params.codebook, params.bits, str(codes.device))
-        self._run = fast.prepare_weight(codes, params.scale, table, params.bits, params.packing, kind)
-
-    def __call__(self, out: fast.EightBit | None = None) -> fast.EightBit:
-        """The weight `[out, padded]`, in the scratch buffer (valid until the next layer is decoded) unless told where to."""
-        if out is None:
-            out = fast.scratch(self.rows, self.padded, self.kind, self.device)
-        self._run(out)
-        return out
-
-
-def eight_bit_decoder(weight: QuantizedTensor, kind: str) -> EightBitDecoder:
-    """The 8-bit decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
-    decoder = weight.__dict__.get("_eight_bit_decoder")
-    if decoder is None or decoder.kind != kind:
-        decoder = weight._eight_bit_decoder = EightBitDecoder(weight, kind)
-    return decoder
-
-
-def decode(qdata: torch.Tensor, params: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Decode codes and parameters of a quantized tensor to `[out, in]` of `dtype`, in memory of its own."""
-    table = scaled_table(params.codebook, params.bits, str(qdata.device))
-    return operators.decode(
-        qdata, params.scale, table, params.bits, params.packing, params.orig_shape[1], dtype, params.backend
-    )
-
-
-def fast_linear(
-    x: torch.Tensor,
-    weight: QuantizedTensor,
-    bias: torch.Tensor | None,
-    kind: str,
-    shared: fast.SharedInput | None = None,
-    last: bool = True,
-    decoded: fast.EightBit | None = None,
-) -> torch.Tensor:
-    """`x · Wᵀ + bias` in 8 bits (see fast.py).
-
-    Args:
-        x: `[..., in]` of one of `fast.INPUTS`.
-        weight: packed, `[out, in]`.
-        bias: `[out]`.
-        kind: `fp8` or `int8`.
-        shared: of the layers that read the same input, in turn.
-        last: whether this is the last of them.
-        decoded: the weight in 8 bits, where somebody kept it.
-
-    Returns:
-        `[..., out]` in the dtype of `x`.
-    """
-    # An operator of torch costs the host 30 µs; only compiled code needs it.
-    if torch.compiler.is_compiling():
-        result = _compiled_fast_linear(x, weight, bias, kind, shared, last)
-    else:
-        rotate = _rotations[kind]
-        values, scales = rotate(x) if shared is None else shared.rotate(x, last, rotate)
-        if decoded is None:
-            decoded = eight_bit_decoder(weight, kind)()
-        result = fast.multiply(fast.EightBit(values, scales), decoded, bias, x.dtype)
-    return result.view(*x.shape[:-1], result.shape[1])
-
-
-def _compiled_fast_linear(
-    x: torch.Tensor,
-    weight: QuantizedTensor,
-    bias: torch.Tensor | None,
-    kind: str,
-    shared: fast.SharedInput | None,
-    last: bool,
-) -> torch.Tensor:
-    codes, params = weight._qdata, weight._params
-    named = params.codebook, params.bits, params.packing, kind
-    if shared is None:
-        return _rotate_and_multiply_operator(x, codes, params.scale, bias, *named)
-    values, scales = shared.rotate(x, last, functools.partial(_rotate_operator, kind=kind))
-    return _fast_linear_operator(values, scales, codes, params.scale, bias, *named, x.dtype)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from ...hlwq_core.backends import eight_bit
 from ...hlwq_core.format.codebook import BLOCK
-from ...hlwq_core.running import fast, packed_tensor
+from ...hlwq_core.running import decoders
 from .. import compat
 
 ENVIRONMENT_VARIABLE = "HLWQ_KEEP_DECODED"
@@ -40,7 +41,7 @@ class Place:
         self._view: Any = None
         self._holds: tuple = ()
 
-    def take(self, decode: packed_tensor.ScratchDecoder, low_rank: Any) -> torch.Tensor | None:
+    def take(self, decode: decoders.ScratchDecoder, low_rank: Any) -> torch.Tensor | None:
         """The decoded weight, decoded into its place if it is not there; None if no memory is lent. `release` after use.
 
         Args:
@@ -59,7 +60,7 @@ class Place:
             self._holds = holds
         return self._view
 
-    def take_eight_bit(self, decode: packed_tensor.EightBitDecoder) -> fast.EightBit | None:
+    def take_eight_bit(self, decode: decoders.EightBitDecoder) -> eight_bit.EightBit | None:
         """As `take`, in 8 bits."""
         holds = self._fault(decode.kind, None)
         if holds is None:
@@ -67,9 +68,9 @@ class Place:
         if self._view is None:
             rows, padded = decode.rows, decode.padded
             memory = compat.aimdo_to_tensor(self._allocation, decode.device)
-            values = memory[: rows * padded].view(fast.DTYPES[decode.kind]).view(rows, padded)
+            values = memory[: rows * padded].view(eight_bit.DTYPES[decode.kind]).view(rows, padded)
             scales = memory[rows * padded : rows * (padded + 4)].view(torch.float32).view(rows, 1)
-            self._view = fast.EightBit(values, scales)
+            self._view = eight_bit.EightBit(values, scales)
         if self._holds != holds:
             decode(self._view)
             self._holds = holds

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ...hlwq_core.backends import eight_bit
 from ...hlwq_core.errors import is_refusal
-from ...hlwq_core.running import cuda_graph, fast, packed_tensor
+from ...hlwq_core.running import cuda_graph, decoders, fast, packed_tensor
 from .. import compat
 from . import kept_decoded
 from .low_rank import LowRank
@@ -168,7 +169,7 @@ class PackedOperations(compat.manual_cast):
             bias: torch.Tensor | None,
             input: torch.Tensor,
         ) -> torch.Tensor:
-            dense = place.take(packed_tensor.scratch_decoder(weight, input.dtype), self.low_rank)
+            dense = place.take(decoders.scratch_decoder(weight, input.dtype), self.low_rank)
             if dense is None:
                 return torch.nn.functional.linear(input, self._dense(weight, input), bias)
             try:
@@ -179,7 +180,7 @@ class PackedOperations(compat.manual_cast):
         def _can_be_fast(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
             return (
                 packed_tensor.is_packed(weight)
-                and input.dtype in fast.INPUTS
+                and input.dtype in eight_bit.INPUTS
                 and input.numel() >= fast.MIN_ROWS * self.in_features
                 and self.out_features % 16 == 0
                 and not _keeps_weight(input)
@@ -188,13 +189,9 @@ class PackedOperations(compat.manual_cast):
         def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
             """The product in 8 bits; None, from now on, where the device's library has none for this layer."""
             place = self._lent_place()
-            kept = (
-                None if place is None else place.take_eight_bit(packed_tensor.eight_bit_decoder(weight, self.eight_bit))
-            )
+            kept = None if place is None else place.take_eight_bit(decoders.eight_bit_decoder(weight, self.eight_bit))
             try:
-                output = packed_tensor.fast_linear(
-                    input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept
-                )
+                output = fast.linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)
             except RuntimeError as error:
                 if not is_refusal(error):
                     raise
@@ -217,7 +214,7 @@ class PackedOperations(compat.manual_cast):
             low_rank = self.low_rank
             if packed_tensor.is_packed(weight) and not _keeps_weight(input) and not torch.compiler.is_compiling():
                 # Straight from the cast weight's codes: the wrapper's dispatch costs 20 µs a layer on the host.
-                decode = packed_tensor.scratch_decoder(weight, input.dtype)
+                decode = decoders.scratch_decoder(weight, input.dtype)
                 return decode(None if low_rank is None else low_rank.factors(input.device, input.dtype))
             if low_rank is None:
                 return weight.to(input.dtype)

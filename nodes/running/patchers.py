@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...hlwq_core.running import operators, packed_tensor
+from ...hlwq_core.running import packed_tensor, scratch
 from .. import compat
 from ..compat.saving import StateDict
 from . import first_load, fitting, kept_decoded, recorded_blocks
@@ -107,7 +107,7 @@ def eject_misfits(patcher: Any) -> None:
 def release_scratch(patcher: Any, *unused: Any) -> None:
     """After sampling the scratch buffer goes back, and what was recorded."""
     recorded_blocks.release(patcher.model)
-    operators.release_scratch(patcher.load_device)
+    scratch.release(patcher.load_device)
 
 
 # What core keeps of a weight that it replaces for a while.

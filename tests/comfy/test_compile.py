@@ -8,13 +8,12 @@ import torch
 
 def test_the_operator_passes_torchs_own_checks(pack):
     from comfyui_hlwq.hlwq_core.codec import codec
-    from comfyui_hlwq.hlwq_core.format.codebook import scaled_table
     from comfyui_hlwq.hlwq_core.running import operators
 
     encoded = codec.encode(torch.randn(4, 200, generator=torch.Generator().manual_seed(0)))
-    arguments = (encoded.packed(), encoded.norms, scaled_table("infinite", 5), 5, "msb", 200, torch.bfloat16, "eager")
+    arguments = (*operators.fields(encoded.layer()), torch.bfloat16, "eager")
     assert operators.decode(*arguments).shape == (4, 200)
-    torch.library.opcheck(torch.ops.hlwq.decode.default, arguments)
+    torch.library.opcheck(operators.decode, arguments)
 
 
 def test_a_compiled_part_samples_the_same(load, sample, distance):

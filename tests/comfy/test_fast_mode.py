@@ -29,16 +29,16 @@ def fast_model(load, pack, monkeypatch):
 @pytest.fixture
 def rotations(monkeypatch, pack):
     """The inputs that were rotated, in order."""
-    from comfyui_hlwq.hlwq_core.running import fast
+    from comfyui_hlwq.hlwq_core.backends import eight_bit
 
     seen = []
-    original = fast.rotate
+    original = eight_bit.rotate
 
     def rotate(x, kind):
         seen.append(tuple(x.shape))
         return original(x, kind)
 
-    monkeypatch.setattr(fast, "rotate", rotate)
+    monkeypatch.setattr(eight_bit, "rotate", rotate)
     return seen
 
 
@@ -92,7 +92,7 @@ def test_few_rows_and_gradients_stay_exact(fast_model, rotations):
 
 
 def test_a_layer_without_a_fast_product_stays_exact(fast_model, monkeypatch, caplog):
-    from comfyui_hlwq.hlwq_core.running import fast
+    from comfyui_hlwq.hlwq_core.backends import eight_bit
 
     module = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1.to_q
     x = torch.randn(1, 64, module.in_features).bfloat16()
@@ -107,11 +107,11 @@ def test_a_layer_without_a_fast_product_stays_exact(fast_model, monkeypatch, cap
         raise torch.OutOfMemoryError("full")
 
     with torch.inference_mode():
-        monkeypatch.setattr(fast, "multiply", no_memory)
+        monkeypatch.setattr(eight_bit, "multiply", no_memory)
         with pytest.raises(torch.OutOfMemoryError):
             module(x)
         assert module.eight_bit == kind
-        monkeypatch.setattr(fast, "multiply", refuse)
+        monkeypatch.setattr(eight_bit, "multiply", refuse)
         assert torch.equal(module(x), exact)
     assert module.eight_bit is None and "stays exact: not supported" in caplog.text
 
@@ -166,26 +166,6 @@ def test_a_fast_linear_compiles_without_graph_breaks(fast_model):
     assert len(operators) == 2  # once for the first size, once for any
     names = [name.split(".")[1] for name in operators[0]]
     assert names == ["rotate_rows", "fast_linear", "rotate_and_multiply", "rotate_rows", *["fast_linear"] * 3]
-
-
-def test_the_operators_pass_torchs_own_checks(pack):
-    from comfyui_hlwq.hlwq_core.codec import codec
-    from comfyui_hlwq.hlwq_core.running import packed_tensor
-
-    generator = torch.Generator().manual_seed(0)
-    made = codec.encode(torch.randn(16, 256, generator=generator))
-    codes, norms, x = made.packed(), made.norms, torch.randn(3, 7, 256, generator=generator).bfloat16()
-    bias = torch.randn(16, generator=generator).bfloat16()
-    named = "infinite", 5, "msb"
-    values, scales = packed_tensor._rotate_operator(x, "int8")
-    layer = codes, norms, bias, *named, "int8"
-    for operator, arguments in (
-        (packed_tensor._decode_named, (codes, norms, *named, 256, torch.bfloat16, "eager")),
-        (packed_tensor._rotate_operator, (x, "int8")),
-        (packed_tensor._fast_linear_operator, (values, scales, *layer, torch.bfloat16)),
-        (packed_tensor._rotate_and_multiply_operator, (x, *layer)),
-    ):
-        torch.library.opcheck(operator, arguments)
 
 
 def test_without_a_gpu_the_report_says_why_and_decoding_is_exact(load, sample, distance):

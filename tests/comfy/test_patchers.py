@@ -50,23 +50,23 @@ def test_codes_and_norms_are_counted(load):
 
 
 def test_sampling_leaves_no_scratch(load, sample):
-    from comfyui_hlwq.hlwq_core.running import operators
+    from comfyui_hlwq.hlwq_core.running import scratch
 
     sample(load()[0], steps=1)
-    assert operators.scratch_bytes(torch.device("cpu")) == 0
+    assert scratch.nbytes(torch.device("cpu")) == 0
 
 
 def test_scratch_is_the_largest_layer(load):
-    from comfyui_hlwq.hlwq_core.running import operators
+    from comfyui_hlwq.hlwq_core.running import scratch
 
     model = load()[0]
-    operators.release_scratch()
+    scratch.release()
     with torch.inference_mode():
         for weight in packed_weights(model):
-            operators.scratch(*weight.shape, torch.bfloat16, torch.device("cpu"))
+            scratch.view(*weight.shape, torch.bfloat16, torch.device("cpu"))
     largest = max(weight.numel() * 2 for weight in packed_weights(model))
-    assert operators.scratch_bytes(torch.device("cpu")) == largest
-    operators.release_scratch()
+    assert scratch.nbytes(torch.device("cpu")) == largest
+    scratch.release()
 
 
 def test_gradients_do_not_use_the_scratch(load):

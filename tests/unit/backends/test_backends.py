@@ -1,39 +1,30 @@
-"""Backends agree with eager. The CUDA kernel is also run on the CPU: its source is C++ but for a handful of intrinsics."""
+"""Which backend decodes, and which multiplies in 8 bits: the table."""
 
 from __future__ import annotations
 
-import ctypes
-import itertools
+import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hlwq_core import backends
-from hlwq_core.backends import cuda, eager, nvrtc, proof
-from hlwq_core.codec.codec import encode
+from hlwq_core.backends.contract import Constraints
+from hlwq_core.backends.eight_bit import KINDS
 from hlwq_core.errors import InputError
-from hlwq_core.format.codebook import scaled_table
-from hlwq_core.format.packing import BITS, PACKINGS, pack, row_bytes
-from hlwq_core.running import operators
 
-from .host_kernel import kernel_on_the_host
+from .layers import layer
 
-VARIANTS = [(bits, packing) for bits in BITS for packing in PACKINGS if packing != "nibble" or bits <= 4]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def layer(bits: int, packing: str, rows: int, in_features: int):
-    made = encode(torch.randn(rows, in_features, generator=torch.Generator().manual_seed(bits)), bits)
-    return pack(made.codes, bits, packing), made.norms, scaled_table("infinite", bits)
+REPO = Path(__file__).resolve().parents[3]
 
 
 def test_choice(monkeypatch):
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
-    assert backends.choose("cpu").NAME == "eager"
+    assert backends.choose("cpu").name == "eager"
     assert "CUDA" in backends.unavailable_reasons("cpu")["cuda"]
     assert "Triton" in backends.unavailable_reasons("cpu")["triton"]
     with pytest.raises(InputError, match="cannot run on cpu"):
@@ -41,158 +32,118 @@ def test_choice(monkeypatch):
     with pytest.raises(InputError, match="unknown HLWQ backend"):
         backends.choose("cpu", "quick")
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "eager")
-    assert backends.choose("cpu", "auto").NAME == "eager"
+    assert backends.choose("cpu", "auto").name == "eager"
 
 
-def test_the_operator_compiles_without_a_graph_break():
-    codes, norms, table = layer(5, "msb", 8, 200)
-
-    def double(codes, norms, table):
-        return operators.decode(codes, norms, table, 5, "msb", 200, torch.float32) * 2
-
-    compiled = torch.compile(double, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(codes, norms, table), double(codes, norms, table))
-    torch.library.opcheck(torch.ops.hlwq.decode, (codes, norms, table, 5, "msb", 200, torch.float32))
+def test_every_backend_bears_its_files_name():
+    assert [backends.get(name).name for name in backends.names()] == list(backends.names())
 
 
-RUN = r"""
-extern "C" void run(const unsigned char* codes, const unsigned short* norms, const float* table, void* out,
-                    unsigned total, unsigned num_blocks, unsigned in_features) {
-    launch((total + 3) / 4, 32, [=] {
-        hlwq_decode(codes, norms, table, (value_t*)out, total, num_blocks, in_features);
-    });
-}
-"""
+def test_no_gpu_no_fast_mode():
+    device = torch.device("cpu")
+    kind, reason = backends.choose_fast(device)
+    assert kind is None and "CUDA" in reason and backends.fast_unavailable_reason(device) == reason
+    assert backends.fast_mode(device, "int8") is backends.get("eager").fast["int8"]
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kernel")
-
-    def make(bits: int, packing: str, dtype: torch.dtype, accumulate: bool = False):
-        return kernel_on_the_host(folder, cuda.SOURCE, cuda.options(bits, packing, dtype, accumulate), RUN)
-
-    return make
-
-
-@pytest.mark.parametrize("bits, packing", VARIANTS)
-def test_the_cuda_kernels_source_computes_what_eager_does(build, bits, packing):
-    dtype = DTYPES[(bits + len(packing)) % 3] if bits != 5 else torch.bfloat16
-    library = build(bits, packing, dtype)
-    for rows, in_features in ((3, 256), (2, 200)):
-        codes, norms, table = layer(bits, packing, rows, in_features)
-        found = torch.zeros((rows, in_features), dtype=dtype)
-        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (codes, norms, table, found)]
-        library.run(*pointers, norms.numel(), norms.shape[1], in_features)
-        expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
-        step = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
-        assert torch.allclose(found.float(), expected, rtol=step, atol=1e-5), (rows, in_features)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_cuda_kernels_source_adds_to_a_patch_with_one_rounding(build, dtype):
-    library = build(5, "msb", dtype, accumulate=True)
-    for rows, in_features in ((3, 256), (2, 200)):
-        codes, norms, table = layer(5, "msb", rows, in_features)
-        patch = torch.randn(rows, in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
-        found = patch.clone()
-        pointers = [ctypes.c_void_p(x.data_ptr()) for x in (codes, norms, table, found)]
-        library.run(*pointers, norms.numel(), norms.shape[1], in_features)
-        exact = eager.decode(codes, norms, table, 5, "msb", in_features, torch.float32) + patch.float()
-        step = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
-        assert torch.allclose(found.float(), exact, rtol=step, atol=1e-5)
-        by_eager = eager.decode(codes, norms, table, 5, "msb", in_features, dtype, patch.clone(), accumulate=True)
-        assert torch.equal(by_eager, exact.to(dtype))
-
-
-def test_a_launch_hands_its_arguments_to_the_driver(monkeypatch):
-    """Without a GPU: a stand-in for cuLaunchKernel reads what it is given, as the driver does."""
-    calls = []
-
-    def driver(function, *numbers):
-        *shape, stream, addresses, extra = numbers
-        cells = ctypes.cast(addresses, ctypes.POINTER(ctypes.c_void_p))
-        pointed = ctypes.c_uint64.from_address(cells[0]).value, ctypes.c_uint32.from_address(cells[1]).value
-        calls.append((function, *shape, stream, *pointed, extra))
-        return 0
-
-    signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3)
-    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: signature(driver))
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 77)
-    kernel = SimpleNamespace(function=123, device_index=0)
-    target = torch.zeros(4)
-    launch = nvrtc.Launch(kernel, 10, 256, nvrtc.pointer(target), ctypes.c_uint32(5))
-    launch()
-    launch.arguments[0].value = 99
-    launch()
-    assert calls[0] == (123, 10, 1, 1, 256, 1, 1, 0, 77, target.data_ptr(), 5, None)
-    assert calls[1][9] == 99
-    monkeypatch.setattr(nvrtc, "_driver_launch", lambda: lambda *arguments: 719)
-    with pytest.raises(RuntimeError, match="719"):
-        nvrtc.Launch(kernel, 1, 32)()
-
-
-@pytest.mark.parametrize("arch", ["sm_75", "sm_89", "sm_90"])
-def test_nvrtc_builds_every_variant(arch):
-    pytest.importorskip("cuda.bindings.nvrtc")
+@pytest.mark.parametrize(
+    ("capability", "kind", "says"),
+    [((6, 1), None, "Volta|8-bit"), ((7, 0), None, "Turing"), ((7, 5), "int8", ""), ((8, 9), "fp8", "")],
+)
+def test_fast_mode_follows_from_the_cards_capability(monkeypatch, capability, kind, says):
+    card = torch.device("cuda", 0)
+    cuda = backends.get("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    without = {k: dataclasses.replace(f, constraints=dataclasses.replace(f.constraints, imports=()), prove=lambda d: None)
+               for k, f in cuda.fast.items()}  # fmt: skip
+    monkeypatch.setattr(backends, "get", lambda name: dataclasses.replace(cuda, fast=without))
+    backends.choose_fast.cache_clear()
     try:
-        for bits, packing in VARIANTS if arch == "sm_90" else VARIANTS[:2]:
-            for dtype, add in itertools.product(DTYPES, (False, True)):
-                cubin = nvrtc.compile_cubin(cuda.SOURCE, cuda.options(bits, packing, dtype, add), arch)
-                assert cuda.FUNCTION.encode() in cubin
-    except RuntimeError as error:
-        if "library" in str(error).lower():
-            pytest.skip(f"NVRTC is not installed: {error}")
-        raise
+        chosen, reason = backends.choose_fast(card)
+    finally:
+        backends.choose_fast.cache_clear()
+    assert chosen == kind and (reason is None if kind else __import__("re").search(says, reason))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_agrees_with_eager(dtype):
-    sizes = ((1, 128), (33, 200), (512, 4096))
-    for (bits, packing), (rows, in_features) in itertools.product(VARIANTS, sizes):
-        codes, norms, table = layer(bits, packing, rows, in_features)
-        assert cuda._kernel(0, bits, packing, dtype) is not None
-        found = cuda.decode(codes.cuda(), norms.cuda(), table.cuda(), bits, packing, in_features, dtype)
-        expected = eager.decode(codes, norms, table, bits, packing, in_features, torch.float32)
-        step = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
-        assert torch.allclose(found.float().cpu(), expected, rtol=step, atol=1e-5)
+def test_constraints_say_what_is_not_met():
+    cpu = torch.device("cpu")
+    assert Constraints().refuses(cpu) is None
+    assert Constraints(devices=("cuda",), no_device="is no card").refuses(cpu) == "cpu is no card"
+    assert "no_such_package is not installed" in str(Constraints(packages=("no_such_package",)).refuses(cpu))
+    assert "no_such_package" in str(Constraints(imports=("no_such_package.inner",)).refuses(cpu))
+    packed = layer(4, 256)
+    assert not Constraints(dtypes=(torch.float16,)).takes(packed, torch.bfloat16)
+    assert not Constraints(blocks=8).takes(packed, torch.bfloat16) and Constraints(blocks=9).takes(
+        packed, torch.float64
+    )
 
 
-TRITON = """
-import os
-os.environ["TRITON_INTERPRET"] = "1"
+BACKEND = '''"""A backend as a stranger would write it: it negates what eager decodes, so that its work is seen."""
+
+from . import eager
+from .contract import Backend, Constraints, Fast
+
+CPU = Constraints(devices=("cpu",), no_device="is no CPU")
+
+
+def prepare(packed, dtype):
+    run = eager.prepare(packed, dtype)
+
+    def negated(out, accumulate):
+        run(out, accumulate)
+        out.neg_()
+
+    return negated
+
+
+def fast(kind):
+    by_eager = eager.BACKEND.fast[kind]
+
+    def multiply(x, w, bias, dtype):
+        return -by_eager.multiply(x, w, bias, dtype)
+
+    return Fast(kind, CPU, lambda device: None, by_eager.rotate, by_eager.prepare, multiply)
+
+
+BACKEND = Backend("negative", CPU, prepare, {"int8": fast("int8")})
+'''
+USE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
 import torch
-from hlwq_core.backends import proof, triton
-for bits, packing in {variants}:
-    for dtype, add in ((torch.bfloat16, False), (torch.float16, True)):
-        proof.prove(triton.launch, torch.device("cpu"), bits, packing, dtype, add)
-print("proven")
+from hlwq_core import backends
+from hlwq_core.codec.codec import encode
+from hlwq_core.running import fast, packed_tensor
+made = encode(torch.randn(32, 256, generator=torch.Generator().manual_seed(0)))
+weight = packed_tensor.quantized_tensor(made.layer())
+x = torch.randn(16, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+exact = x.float() @ made.decode().t()
+kind, _ = backends.choose_fast(torch.device("cpu"))
+product = fast.linear(x, weight, None, kind).float()
+print(json.dumps({
+    "names": backends.names(),
+    "chosen": backends.choose("cpu").name,
+    "kind": kind,
+    "decoded": float((weight.dequantize().float() + made.decode()).abs().max()),
+    "product": float((product + exact).norm() / exact.norm()),
+}))
 """
 
 
-def test_the_triton_kernel_computes_what_eager_does():
-    """In Triton's interpreter, which a process chooses as it imports the package."""
-    pytest.importorskip("triton")
-    command = [sys.executable, "-c", TRITON.format(variants=VARIANTS)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200)
-    assert done.stdout.strip() == "proven", done.stderr[-2000:]
-
-
-@pytest.mark.parametrize("bits, packing", VARIANTS)
-def test_a_wrong_kernel_is_not_proven(bits, packing):
-    def right(codes, norms, table, bits, packing, in_features, out, accumulate):
-        eager.decode(codes, norms, table, bits, packing, in_features, out.dtype, out, accumulate)
-
-    def wrong(codes, norms, table, bits, packing, in_features, out, accumulate):
-        right(codes, norms, table.flip(0), bits, packing, in_features, out, accumulate)
-
-    for accumulate in (False, True):
-        proof.prove(right, torch.device("cpu"), bits, packing, torch.bfloat16, accumulate)
-        with pytest.raises(RuntimeError, match="differs from eager"):
-            proof.prove(wrong, torch.device("cpu"), bits, packing, torch.bfloat16, accumulate)
-
-
-def test_row_bytes():
-    assert row_bytes(2, 5, "msb") == 160 and row_bytes(2, 4, "nibble") == 128 and row_bytes(2, 6, "byte") == 256
+def test_a_new_backend_is_a_file_and_its_name(tmp_path):
+    """In a copy of the library: exact decoding and fast mode go through it, with nothing else touched."""
+    shutil.copytree(REPO / "hlwq_core", tmp_path / "hlwq_core", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "hlwq_core" / "backends"
+    (folder / "negative.py").write_text(BACKEND)
+    table = (folder / "__init__.py").read_text()
+    line = next(line for line in table.splitlines() if line.startswith("_TABLE = "))
+    (folder / "__init__.py").write_text(table.replace(line, line.replace("(", '("negative", ', 1)))
+    done = subprocess.run(
+        [sys.executable, "-c", USE, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["names"][0] == found["chosen"] == "negative" and found["kind"] == "int8" and "int8" in KINDS
+    assert found["decoded"] < 0.02 and found["product"] < 0.05

@@ -11,12 +11,13 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_core.backends import cuda, cuda_fast, eager, nvrtc
-from hlwq_core.codec.codec import encode
-from hlwq_core.format.codebook import scaled_table
-from hlwq_core.running import fast
+from hlwq_core.backends import cuda, eager, eight_bit
+from hlwq_core.backends.cuda import decode, nvrtc
+from hlwq_core.backends.cuda import eight_bit as kernels
+from hlwq_core.backends.eight_bit import KINDS
 
 from .host_kernel import kernel_on_the_host
+from .layers import layer
 
 TYPES = {
     "hlwq_decode": ["const unsigned char*", "const unsigned short*", "const float*", "value_t*", *["unsigned"] * 3],
@@ -54,7 +55,7 @@ def on_host(monkeypatch, tmp_path):
         library.run(ctypes.c_uint(blocks), ctypes.c_uint(threads), addresses)
         return 0
 
-    for module in (cuda, cuda_fast):
+    for module in (decode, kernels):
         monkeypatch.setattr(module, "Kernel", HostKernel)
     monkeypatch.setattr(nvrtc, "_driver_launch", lambda: driver)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0)
@@ -62,8 +63,8 @@ def on_host(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     # The proofs name a CUDA device; here it is the CPU.
     monkeypatch.setattr(torch, "device", lambda *arguments: CPU)
-    caches = (cuda._kernel, cuda_fast._kernel, cuda_fast._rotate_launch, cuda_fast._shared_weight_launch)
-    caches += (cuda_fast._scale_launch, cuda_fast._weight_proven)
+    caches = (decode._kernel, kernels._kernel, kernels._rotate_launch, kernels._shared_weight_launch)
+    caches += (kernels._scale_launch, kernels._weight_proven)
     for cache in caches:
         cache.cache_clear()
     yield launched
@@ -74,19 +75,14 @@ def on_host(monkeypatch, tmp_path):
 CPU = torch.device("cpu")
 
 
-def layer(rows, columns):
-    made = encode(torch.randn(rows, columns, generator=torch.Generator().manual_seed(3)))
-    return made.packed(), made.norms, scaled_table("infinite", 5)
-
-
 def test_decode(on_host):
     for columns in (256, 200):
-        codes, norms, table = layer(4, columns)
-        expected = eager.decode(codes, norms, table, 5, "msb", columns, torch.bfloat16)
-        found = cuda.decode(codes, norms, table, 5, "msb", columns, torch.bfloat16)
+        packed = layer(4, columns)
+        expected = eager.decode(packed, torch.bfloat16)
+        found = cuda.BACKEND.decode(packed, torch.bfloat16)
         assert torch.allclose(found.float(), expected.float(), rtol=8e-3, atol=1e-5)
         # A prepared launch writes wherever it is told to, also between other things.
-        run = cuda.prepare(codes, norms, table, 5, "msb", columns, torch.bfloat16)
+        run = cuda.BACKEND.prepare(packed, torch.bfloat16)
         wide = torch.zeros(4, columns + 8, dtype=torch.bfloat16)
         run(wide[:, 8:], False)
         assert torch.equal(wide[:, 8:], found) and not wide[:, :8].any()
@@ -98,39 +94,52 @@ def test_decode(on_host):
 
 
 def test_a_kernel_that_is_wrong_is_not_used(on_host, monkeypatch, caplog):
-    monkeypatch.setattr(cuda, "options", lambda *variant, original=cuda.options: original(5, "lsb", *variant[2:]))
-    codes, norms, table = layer(4, 256)
-    found = cuda.decode(codes, norms, table, 5, "msb", 256, torch.bfloat16)
-    assert torch.equal(found, eager.decode(codes, norms, table, 5, "msb", 256, torch.bfloat16))
+    monkeypatch.setattr(decode, "options", lambda *variant, original=decode.options: original(5, "lsb", *variant[2:]))
+    packed = layer(4, 256)
+    found = cuda.BACKEND.decode(packed, torch.bfloat16)
+    assert torch.equal(found, eager.decode(packed, torch.bfloat16))
     assert "decoding with eager" in caplog.text and "differs from eager" in caplog.text
 
 
-@pytest.mark.parametrize("kind", fast.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_fast_mode(on_host, kind):
-    codes, norms, table = layer(48, 200)
+    fast = cuda.BACKEND.fast[kind]
+    packed = layer(48, 200)
     x = torch.randn(33, 200, generator=torch.Generator().manual_seed(4)).bfloat16()
-    made = fast.EightBit(torch.empty(48, 256, dtype=fast.DTYPES[kind]), torch.empty(48, 1))
-    cuda_fast.prepare_weight(codes, norms, table, 5, "msb", kind)(made)
+    made = eight_bit.empty(48, 256, kind, "cpu")
+    fast.prepare(packed)(made)
     # Prepared or not, it is the same.
-    again = fast.EightBit(torch.empty_like(made.values), torch.empty_like(made.scales))
-    assert cuda_fast.weight(codes, norms, table, 5, "msb", kind, again)
+    again = eight_bit.empty(48, 256, kind, "cpu")
+    fast.weight(packed, again)
     assert torch.equal(again.values.view(torch.uint8), made.values.view(torch.uint8))
     assert torch.equal(again.scales, made.scales)
-    rotated = cuda_fast.rotate(x, kind)
+    rotated = fast.rotate(x)
     assert on_host == ["hlwq_eight_bit"] * 3 + ["hlwq_rotate"]
-    exact = x.float() @ eager.decode(codes, norms, table, 5, "msb", 200, torch.float32).t()
-    found = fast.multiply_reference(rotated, made, None, torch.float32)
+    exact = x.float() @ eager.decode(packed, torch.float32).t()
+    found = eight_bit.multiply(rotated, made, None, torch.float32)
     assert float((found - exact).norm() / exact.norm()) < 0.05
 
 
+def test_a_kernel_for_weights_that_is_wrong_is_not_used(on_host, monkeypatch, caplog):
+    right = kernels.weight_options
+    monkeypatch.setattr(kernels, "weight_options", lambda bits, packing, kind: right(bits, "lsb", kind))
+    fast, packed = cuda.BACKEND.fast["int8"], layer(16, 256)
+    expected = eight_bit.weight(packed, "int8")
+    for write in (fast.prepare(packed), lambda out: fast.weight(packed, out)):
+        made = eight_bit.empty(16, 256, "int8", "cpu")
+        write(made)
+        assert torch.equal(made.values, expected.values) and torch.equal(made.scales, expected.scales)
+    assert "the kernel for int8 weights (5 bits, msb) cannot be used" in caplog.text
+
+
 def test_int8_products_in_pieces(on_host, monkeypatch):
-    codes, norms, table = layer(48, 256)
-    monkeypatch.setattr(fast, "SUMS", 48 * 40)
+    packed = layer(48, 256)
+    monkeypatch.setattr(kernels, "SUMS", 48 * 40)
     x = torch.randn(100, 256, generator=torch.Generator().manual_seed(5)).bfloat16()
     bias = torch.randn(48, generator=torch.Generator().manual_seed(6)).bfloat16()
-    weight = fast.weight_reference(codes, norms, table, 5, "msb", "int8")
-    rotated = fast.rotate_reference(x, "int8")
-    expected = fast.multiply_reference(rotated, weight, bias, torch.bfloat16)
-    found = fast._multiply_int8(rotated, weight, bias, torch.bfloat16)
+    weight = eight_bit.weight(packed, "int8")
+    rotated = eight_bit.rotate(x, "int8")
+    expected = eight_bit.multiply(rotated, weight, bias, torch.bfloat16)
+    found = kernels.multiply_int8(rotated, weight, bias, torch.bfloat16)
     assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2)
     assert on_host == ["hlwq_scale"] * 3

@@ -449,13 +449,14 @@ import sys, threading, torch
 sys.path.insert(0, sys.argv[2])
 import hlwq_core
 from hlwq_core import backends, codec
+from hlwq_core.format.packed import PackedLayer
 torch.set_num_threads(1)
 def anonymous():
     for line in open("/proc/self/status"):
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
 codes, norms = torch.zeros(1, 80, dtype=torch.uint8), torch.ones(1, 1).half()
-backends.get("eager").decode(codes, norms, torch.zeros(32), 5, "msb", 128, torch.bfloat16)
+backends.decode(PackedLayer(codes, norms, 5, "msb", "infinite", (1, 128)), torch.bfloat16, "eager")
 before = anonymous()
 samples, done = [], threading.Event()
 def watch():

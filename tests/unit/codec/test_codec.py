@@ -13,8 +13,9 @@ from hlwq_core.backends import eager
 from hlwq_core.codec.codec import encode
 from hlwq_core.errors import HLWQError, UnsupportedError
 from hlwq_core.format import codebook
-from hlwq_core.format.codebook import BLOCK, scaled_table
+from hlwq_core.format.codebook import BLOCK, register_stored
 from hlwq_core.format.hadamard import hadamard, rotate
+from hlwq_core.format.packed import PackedLayer
 from hlwq_core.format.packing import BITS, pack, row_bytes, unpack
 
 SKILL = [
@@ -57,7 +58,7 @@ def test_author_quantizer_both_directions(golden, name, bits):
     assert torch.equal(made.packed().reshape(-1), packed)
     rows = packed.reshape(len(norms), -1)
     assert torch.equal(unpack(rows, bits), data[f"q{bits}_codes"])
-    decoded = eager.decode(rows, norms, scaled_table(version, bits), bits, "msb", weight.shape[1], torch.float32)
+    decoded = eager.decode(PackedLayer(rows, norms, bits, "msb", version, tuple(weight.shape)), torch.float32)
     assert_decodes(decoded, data[f"q{bits}_dequant_f32"], norms)
 
 
@@ -70,7 +71,8 @@ def test_author_engine_files(golden, name, bits, packing):
     assert torch.equal(unpack(codes, bits, packing), unpacked)
     assert torch.equal(pack(unpacked, bits, packing), codes.view(torch.uint8))
     author = data[f"q{bits}_dequant_f32"]
-    found = eager.decode(codes, norms, table, bits, packing, author.shape[1], torch.float32)
+    stored = PackedLayer(codes, norms, bits, packing, register_stored(table), (len(codes), author.shape[1]))
+    found = eager.decode(stored, torch.float32)
     finite = torch.isfinite(author).all(1)
     assert_decodes(found[: len(author)][finite], author[finite], norms[: len(author)][finite])
 
@@ -125,10 +127,9 @@ def test_packing_is_a_bit_stream(bits, packing, rows, blocks, seed):
 @given(rows=st.integers(1, 40), width=st.integers(1, 400), start=st.integers(0, 39), bits=st.sampled_from(BITS))
 def test_a_range_of_rows_is_the_same_as_the_whole(rows, width, start, bits):
     made = encode(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows * 1000 + width)), bits)
-    table = scaled_table("infinite", bits)
-    packed = made.packed()
-    whole = eager.decode(packed, made.norms, table, bits, "msb", width, torch.float32)
-    part = eager.decode(packed[start:], made.norms[start:], table, bits, "msb", width, torch.float32)
+    packed = made.layer()
+    whole = eager.decode(packed, torch.float32)
+    part = eager.decode(packed.rows(slice(start, None)), torch.float32)
     # A matrix product of another height may sum in another order: equal but for float32 rounding.
     assert part.shape == whole[start:].shape and torch.allclose(whole[start:], part, rtol=0, atol=1e-5)
 

@@ -18,24 +18,6 @@ import torch
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("packed.cuh", "eight_bit.cuh"))
 
 
-@functools.lru_cache(maxsize=16)
-def unavailable_reason(device: torch.device) -> str | None:
-    """Why no kernel can be built for `device`; None if it can."""
-    if device.type != "cuda":
-        return f"{device.type} is no CUDA device"
-    if torch.version.cuda is None:
-        return "this torch is built for ROCm, not for CUDA"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if torch.cuda.get_device_capability(device) < (7, 0):
-        return "the card is older than Volta (compute capability 7.0)"
-    try:
-        from cuda.bindings import driver, nvrtc  # noqa: F401
-    except ImportError as error:
-        return f"the package cuda-bindings, which torch brings, cannot be imported: {error}"
-    return None
-
-
 def compile_cubin(source: Path, definitions: Sequence[str], arch: str) -> bytes:
     """Compile a kernel for an architecture such as `sm_90`. Needs no GPU.
 

@@ -1,8 +1,4 @@
-"""The CUDA backend: kernels built at run time (see nvrtc.py), for every way of packing and three output types.
-
-Before a variant of a kernel is used, it decodes a small random layer and is compared with the eager backend: a driver or a
-card that would give wrong weights gives a warning and eager decoding instead.
-"""
+"""Decoding by `hlwq_decode`, the kernel of decode.cu."""
 
 from __future__ import annotations
 
@@ -10,26 +6,23 @@ import ctypes
 import functools
 import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..format.packing import PACKINGS
-from . import eager, proof
-from .nvrtc import Kernel, Launch, pointer, unavailable_reason
-from .prepared import decode_with
+from ...format.packed import PackedLayer
+from ...format.packing import PACKINGS
+from .. import eager, proof
+from ..contract import Constraints, Run
+from .nvrtc import Kernel, Launch, pointer
 
-__all__ = ["NAME", "decode", "prepare", "unavailable_reason"]
-
-NAME = "cuda"
 SOURCE = Path(__file__).with_name("decode.cu")
 FUNCTION = "hlwq_decode"
 THREADS = 256
 OUTPUTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _BLOCKS_A_GRID_BLOCK = THREADS // 8
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("hlwq")
 _build_lock = threading.Lock()
 
 
@@ -55,46 +48,31 @@ def _kernel(device_index: int, bits: int, packing: str, dtype: torch.dtype, accu
 
 
 def _prove(kernel: Kernel, bits: int, packing: str, dtype: torch.dtype, accumulate: bool) -> None:
-    def launch(codes, norms, table, bits, packing, in_features, out, accumulate):  # type: ignore[no-untyped-def]
-        _launch(kernel, codes, norms, table, out, in_features)()
+    def launch(packed: PackedLayer, out: torch.Tensor, accumulate: bool) -> None:
+        _launch(kernel, packed, packed.table(out.device), out)()
 
     proof.prove(launch, torch.device("cuda", kernel.device_index), bits, packing, dtype, accumulate)
 
 
-def _launch(
-    kernel: Kernel,
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    out: torch.Tensor | None,
-    in_features: int,
-) -> Launch:
+def _launch(kernel: Kernel, packed: PackedLayer, table: torch.Tensor, out: torch.Tensor | None) -> Launch:
     """A launch of `hlwq_decode`; its argument 3 is the address to write to."""
-    total = norms.numel()
+    total, num_blocks = packed.norms.numel(), packed.norms.shape[1]
     grid = (total + _BLOCKS_A_GRID_BLOCK - 1) // _BLOCKS_A_GRID_BLOCK
     target = ctypes.c_uint64(0) if out is None else pointer(out)
-    numbers = map(ctypes.c_uint32, (total, norms.shape[1], in_features))
-    return Launch(kernel, grid, THREADS, pointer(codes), pointer(norms), pointer(table), target, *numbers)
+    numbers = map(ctypes.c_uint32, (total, num_blocks, packed.shape[1]))
+    return Launch(kernel, grid, THREADS, pointer(packed.codes), pointer(packed.norms), pointer(table), target, *numbers)
 
 
-def prepare(
-    codes: torch.Tensor,
-    norms: torch.Tensor,
-    table: torch.Tensor,
-    bits: int,
-    packing: str,
-    in_features: int,
-    dtype: torch.dtype,
-) -> Callable[[torch.Tensor, bool], object]:
-    """As `eager.prepare`: `run(out, accumulate)` then costs the host one call into the driver."""
-    fallback = eager.prepare(codes, norms, table, bits, packing, in_features, dtype)
-    if dtype not in OUTPUTS or norms.numel() >= 1 << 31:
+def prepare(packed: PackedLayer, dtype: torch.dtype, constraints: Constraints) -> Run:
+    """See `Backend.prepare`: `run(out, accumulate)` then costs the host one call into the driver."""
+    fallback = eager.prepare(packed, dtype)
+    if not constraints.takes(packed, dtype):
         return fallback
-    device_index = codes.device.index or 0
-    table = table.to(codes.device)
-    codes, norms = codes.contiguous(), norms.contiguous()
-    if codes.data_ptr() % 2:
-        codes = codes.clone()
+    device = packed.codes.device
+    device_index = device.index or 0
+    bits, packing = packed.bits, packed.packing
+    table = packed.table(device)
+    whole = packed.contiguous()
     launches: list[Launch | None] = [None, None]  # plain and accumulating, built at their first use
 
     def run(out: torch.Tensor, accumulate: bool) -> object:
@@ -103,7 +81,7 @@ def prepare(
             kernel = _kernel(device_index, bits, packing, dtype, accumulate)
             if kernel is None:
                 return fallback(out, accumulate)
-            launch = launches[accumulate] = _launch(kernel, codes, norms, table, None, in_features)
+            launch = launches[accumulate] = _launch(kernel, whole, table, None)
         address = out.data_ptr()
         if address % 16 or not out.is_contiguous():
             aligned = out.clone(memory_format=torch.contiguous_format)
@@ -114,6 +92,3 @@ def prepare(
         return None
 
     return run
-
-
-decode = decode_with(prepare)

@@ -1,0 +1,64 @@
+"""The buffers that layers are decoded into: layers run one after another, so the next may overwrite the last."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends.eight_bit import DTYPES, EightBit
+
+# One buffer a device and use, as bytes.
+_buffers: dict[tuple[torch.device, str], torch.Tensor] = {}
+# Views of it by shape and dtype: making one costs the host more than launching a decode.
+_views: dict[tuple[torch.device, str, torch.dtype, int, int], torch.Tensor] = {}
+
+
+def view(rows: int, columns: int, dtype: torch.dtype, device: torch.device, use: str = "weights") -> torch.Tensor:
+    """A `[rows, columns]` view of the device's buffer, valid until the next call; grown to the largest layer.
+
+    Args:
+        use: `weights`, or `scales` for the small buffer of 8-bit weights' scales.
+    """
+    key = (device, use, dtype, rows, columns)
+    found = _views.get(key)
+    if found is not None:
+        return found
+    size = rows * columns * dtype.itemsize
+    buffer = _buffers.get((device, use))
+    # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
+    with torch.inference_mode(False):
+        if buffer is None or buffer.numel() < size:
+            del buffer
+            _release(device, use)
+            buffer = _buffers[device, use] = torch.empty(size, dtype=torch.uint8, device=device)
+        found = _views[key] = buffer[:size].view(dtype).view(rows, columns)
+    return found
+
+
+def eight_bit(rows: int, padded: int, kind: str, device: torch.device) -> EightBit:
+    """A weight's place in 8 bits, valid until the next layer is decoded."""
+    return EightBit(view(rows, padded, DTYPES[kind], device), view(rows, 1, torch.float32, device, "scales"))
+
+
+def _release(device: torch.device | None, use: str | None) -> None:
+    def meant(key: tuple) -> bool:
+        return device in (None, key[0]) and use in (None, key[1])
+
+    for key in filter(meant, list(_views)):
+        del _views[key]
+    for buffer in filter(meant, list(_buffers)):
+        del _buffers[buffer]
+
+
+def release(device: torch.device | None = None) -> None:
+    """Give the buffers of a device (or of all) back to torch's allocator."""
+    _release(device, None)
+
+
+def nbytes(device: torch.device) -> int:
+    """Size of the device's buffers."""
+    return sum(buffer.numel() for buffer in buffers(device))
+
+
+def buffers(device: torch.device) -> list[torch.Tensor]:
+    """The device's buffers, for whoever needs them to stay where they are."""
+    return [buffer for (owner, _), buffer in _buffers.items() if owner == device]
