@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
 from comfy_api.latest import ComfyExtension, io
 
 from . import routes  # noqa: F401  the routes of the front end register themselves
 from .frontend_floor import old_frontend
-from .load_checkpoint import HLWQLoadCheckpoint
-from .load_diffusion_model import HLWQLoadDiffusionModel
-from .load_upscaler import HLWQLoadUpscaler
-from .save_audio_video import HLWQSaveAudioVideo
-from .text_encoder import HLWQLoadTextEncoder
-from .tools import HLWQDownload, HLWQInspect, HLWQQuantize, HLWQRepair, HLWQVerify
-from .upscale_latent import HLWQUpscaleLatent
+
+# The modules of the nodes, one each, in the order of a workflow.
+NODES = (
+    "load_checkpoint",
+    "load_diffusion_model",
+    "text_encoder",
+    "load_upscaler",
+    "upscale_latent",
+    "save_audio_video",
+    "inspect_checkpoint",
+    "verify_checkpoint",
+    "quantize_model",
+    "repair_checkpoint",
+    "download_checkpoint",
+)
+
+
+def node_of(name: str) -> type[io.ComfyNode]:
+    """The one node class that a module defines."""
+    module = importlib.import_module(f".{name}", __package__)
+    (node,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, io.ComfyNode) and value.__module__ == module.__name__
+    )
+    return node
 
 
 class HLWQExtension(ComfyExtension):
@@ -27,16 +47,4 @@ class HLWQExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes, in the order of a workflow."""
-        return [
-            HLWQLoadCheckpoint,
-            HLWQLoadDiffusionModel,
-            HLWQLoadTextEncoder,
-            HLWQLoadUpscaler,
-            HLWQUpscaleLatent,
-            HLWQSaveAudioVideo,
-            HLWQInspect,
-            HLWQVerify,
-            HLWQQuantize,
-            HLWQRepair,
-            HLWQDownload,
-        ]
+        return [node_of(name) for name in NODES]

@@ -25,7 +25,6 @@ from server import PromptServer
 from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.completeness import Whole, whole
-from ..hlwq_core.commands.verify import text as as_text
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from ..hlwq_core.models import families
 from ..hlwq_core.tools import download, inspect, verify
@@ -206,8 +205,8 @@ def _refusal(error: HLWQError) -> web.Response:
 def _verify(job: Job, path: Path) -> str:
     result = verify.verify(path, progress=lambda done, total, text: job.tick(f"Verifying {text}", done, total))
     if not result.ok:
-        raise FormatError(as_text(result))
-    return as_text(result)
+        raise FormatError(result.text())
+    return result.text()
 
 
 def _download(job: Job, repository: str) -> str:

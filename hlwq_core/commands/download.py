@@ -31,12 +31,6 @@ def run(args: argparse.Namespace) -> int:
         result = download(args.repository, args.to, revision=args.revision, progress=progress)
     if args.json:
         print(as_json(result.to_dict()))
-        return 0
-    print(f"{result.repository} at {result.revision[:12]} → {result.folder}")
-    print(
-        f"  {len(result.fetched)} files fetched, {len(result.present)} were there, {result.nbytes / 1e9:.2f} GB in all"
-    )
-    if result.note():
-        print(f"  {result.note()}")
-    print(f"next: python -m hlwq_core inspect {result.folder}")
+    else:
+        print(f"{result.text()}\nnext: python -m hlwq_core inspect {result.folder}")
     return 0

@@ -7,7 +7,7 @@ from ..checkpoints.source import open_source
 from ..models.recipes import AUTO, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
-from ..tools.quantize import LAYOUTS, NORMS, contents_text, quantize, recipe_for
+from ..tools.quantize import LAYOUTS, NORMS, as_size, quantize, recipe_for
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -64,19 +64,7 @@ def run(args: argparse.Namespace) -> int:
             force=args.force,
             progress=progress,
         )
-    if args.json:
-        print(as_json(report.to_dict()))
-        return 0
-    print(
-        f"{report.target}: {report.layers} layers, {report.weights / 1e9:.3f} billion weights, recipe {report.recipe}"
-    )
-    print(f"  quantized  {_gb(report.bytes_codes)}  ({report.bits_a_weight:.3f} bits a weight, {report.norms} norms)")
-    print(f"  kept       {_gb(report.bytes_kept)}  ({report.kept} tensors)")
-    print(f"  quality    cosine {report.cosine:.5f}, relative squared error {report.relative_error:.3e}")
-    for name, error in report.worst[:3]:
-        print(f"  worst      {error:.3e}  {name}")
-    if holds := contents_text(report):
-        print(holds)
+    print(as_json(report.to_dict()) if args.json else report.text())
     return 0
 
 
@@ -88,10 +76,6 @@ def _print_plan(args: argparse.Namespace) -> int:
     else:
         print(f"{size.layers} layers, {size.weights / 1e9:.3f} billion weights")
         print(
-            f"  quantized  {_gb(size.codes + size.norms)}\n  kept       {_gb(size.kept)}\n  in all     {_gb(size.total)}"
+            f"  quantized  {as_size(size.codes + size.norms)}\n  kept       {as_size(size.kept)}\n  in all     {as_size(size.total)}"
         )
     return 0
-
-
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:8.3f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:8.3f} MB"

@@ -6,7 +6,7 @@ from typing import Any
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
 from ..tools.quantize import NORMS
-from ..tools.repair import Repaired, repair
+from ..tools.repair import repair
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -31,25 +31,5 @@ def run(args: argparse.Namespace) -> int:
         result = repair(
             args.path, args.original, rules=args.rules, norms=args.norms, device=args.device, progress=progress
         )
-    print(as_json(result.to_dict()) if args.json else text(result, args.original))
+    print(as_json(result.to_dict()) if args.json else result.text(args.original))
     return 1 if result.still_missing else 0
-
-
-def text(result: Repaired, original: str) -> str:
-    """The result for people."""
-    lines = [f"{result.path}: nothing was added"]
-    if result.files:
-        lines = [
-            f"{result.path}: {len(result.quantized)} layers quantized, {len(result.kept)} other tensors copied, into"
-        ]
-        lines += [f"  {file}" for file in result.files]
-    if result.still_missing:
-        lines += [f"  still missing: {name}" for name in result.still_missing[:10]]
-        lines.append(
-            f"{len(result.still_missing)} tensors are neither here nor in {original}: repair from the whole original"
-        )
-    elif result.files:
-        lines.append(f"next: python -m hlwq_core verify {result.path} --against {original}")
-    else:
-        lines = [f"{result.path}: nothing is missing"]
-    return "\n".join(lines)

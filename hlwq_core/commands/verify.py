@@ -5,7 +5,7 @@ from typing import Any
 
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
-from ..tools.verify import Verification, verify
+from ..tools.verify import verify
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -26,27 +26,5 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     with TerminalProgress(quiet=args.json) as progress:
         result = verify(args.path, args.against, device=args.device, progress=progress)
-    print(as_json(result.to_dict()) if args.json else text(result))
+    print(as_json(result.to_dict()) if args.json else result.text())
     return 0 if result.ok else 1
-
-
-def text(result: Verification) -> str:
-    """The result for people."""
-    lines = [f"{result.path}: {'sound' if result.ok else f'{len(result.problems)} problems'}"]
-    if result.layers:
-        rms = f", median RMS {result.median_rms:.4f}" if result.median_rms is not None else ""
-        lines.append(f"  {len(result.layers)} layers checked{rms}; {result.checksums} files match their sha256")
-    lines += [f"  note: {note}" for note in result.notes]
-    if result.overall:
-        lines.append(f"  {'':60} {'cosine':>9} {'rel. error':>11}")
-        for name, figures in [*result.components.items(), ("all", result.overall)]:
-            lines.append(f"  {name:60} {figures['cosine']:9.6f} {figures['relative_error']:11.3e}")
-        lines.append("  worst layers:")
-        for layer in result.layers[:5]:
-            if layer.relative_error is not None:
-                lines.append(f"    {layer.relative_error:.3e}  cosine {layer.cosine:.6f}  {layer.name}")
-    for problem in result.problems[:20]:
-        lines.append(f"  {problem.kind}: {problem.what}\n    {problem.where}")
-        if problem.fix:
-            lines.append(f"    what to do: {problem.fix}")
-    return "\n".join(lines)

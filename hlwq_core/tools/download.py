@@ -20,9 +20,9 @@ from ..format.record import file_sha256, read_record, save_record
 from ..format.writer import write_error
 from ..models import families
 from .alone import alone
+from .job import Progress, Tally
 from .replacing import finish, replace_all
 
-Progress = Callable[[int, int, str], None]
 # Connections that may break in one file, as long as each brings a part of it.
 ATTEMPTS = 20
 _WANTED_JSON = ("polar_config.json", "config.json")
@@ -73,6 +73,14 @@ class Downloaded:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        lines = [
+            f"{self.repository} at {self.revision[:12]} → {self.folder}",
+            f"  {len(self.fetched)} files fetched, {len(self.present)} were there, {self.nbytes / 1e9:.2f} GB in all",
+        ]
+        return "\n".join([*lines, f"  {self.note()}"] if self.outdated else lines)
 
     def note(self) -> str:
         """What the user should do about files of another revision; empty where there are none."""
@@ -283,11 +291,9 @@ class _Job:
     token: str | None
     endpoint: str | None
     progress: Progress | None
-    done: int = 0
-    stopped: BaseException | None = None
 
     def __post_init__(self) -> None:
-        self.total = sum(file.size for file in self.files)
+        self.tally = Tally(self.progress, sum(file.size for file in self.files))
 
     def run(self) -> Downloaded:
         try:
@@ -317,7 +323,7 @@ class _Job:
             folder=str(self.folder),
             fetched=[file.name for file in absent],
             present=[file.name for file in present],
-            nbytes=self.total,
+            nbytes=self.tally.total,
             outdated=sorted(name for name in noted if name not in there and (self.folder / name).is_file()),
         )
 
@@ -344,27 +350,17 @@ class _Job:
                 into=[(self._partial(file), self.folder / file.name) for file in files],
             )
 
-    def _tell(self, nbytes: int, text: str) -> None:
-        self.done += nbytes
-        if self.progress is None:
-            return
-        try:
-            self.progress(min(self.done, self.total), self.total, text)
-        except BaseException as error:
-            self.stopped = error  # the caller's own, which is no failure of the hub
-            raise
-
     def _intact(self, path: Path, file: RemoteFile) -> bool:
         # A `git clone` without LFS leaves pointers of 130 bytes under these names: size and checksum tell.
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        start = self.done
-        told = file.digest(path, lambda n: self._tell(n, f"checking {file.name}"))
-        self.done = start
+        start = self.tally.done
+        told = file.digest(path, lambda n: self.tally.add(n, f"checking {file.name}"))
+        self.tally.done = start
         # The size alone does not tell a file from another revision's; without a checksum it is fetched again, being small.
         if told is None or told != file.checksum:
             return False
-        self._tell(file.size, file.name)
+        self.tally.add(file.size, file.name)
         return True
 
     def _partial(self, file: RemoteFile) -> Path:
@@ -401,14 +397,14 @@ class _Job:
             )
         partial = self._partial(file)
         url = hf_hub_url(self.repository, file.name, revision=self.commit, endpoint=self.endpoint)
-        start = self.done
+        start = self.tally.done
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "ab") as raw:
                 if raw.tell() > file.size:
                     raw.truncate(0)
-                self._tell(raw.tell(), file.name)
-                growing = _Counting(raw, lambda n: self._tell(n, file.name))
+                self.tally.add(raw.tell(), file.name)
+                growing = _Counting(raw, lambda n: self.tally.add(n, file.name))
                 for left in reversed(range(ATTEMPTS)):
                     begun = raw.tell()
                     try:
@@ -422,28 +418,28 @@ class _Job:
                         break
                     except Exception as error:
                         # Older hub libraries give up where a connection breaks in the middle of a file.
-                        if self.stopped is error or raw.tell() == begun or not left:
+                        if self.tally.stopped is error or raw.tell() == begun or not left:
                             raise
                 raw.flush()
                 os.fsync(raw.fileno())
         except HLWQError:
             raise
         except Exception as error:
-            if self.stopped is error:
+            if self.tally.stopped is error:
                 raise
             raise _failure(f"{self.repository}: {file.name}", error) from error
         self._compare(partial, file)
         if not stay:
             os.replace(partial, target)
-        self.done = start
-        self._tell(file.size, file.name)
+        self.tally.done = start
+        self.tally.add(file.size, file.name)
 
     def _compare(self, partial: Path, file: RemoteFile) -> None:
         size = partial.stat().st_size
         digest = None
         if size == file.size:
             # No progress of its own, but Cancel works here too.
-            digest = file.digest(partial, lambda n: self._tell(0, f"checking {file.name}"))
+            digest = file.digest(partial, lambda n: self.tally.add(0, f"checking {file.name}"))
         if size != file.size or digest != file.checksum:
             partial.unlink()
             raise DownloadError(

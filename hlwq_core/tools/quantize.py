@@ -35,9 +35,9 @@ from ..models import families
 from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe, planned_size
 from .alone import alone
 from .device import choose_device
+from .job import Progress, Tally
 from .replacing import finish, replace_all
 
-Progress = Callable[[int, int, str], None]
 LAYOUTS = ("published", "single")
 NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
@@ -70,6 +70,25 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def text(self) -> str:
+        """The result for people."""
+        lines = [
+            f"{self.target}: {self.layers} layers quantized, {self.weights / 1e9:.3f} billion weights, recipe {self.recipe}",
+            f"  quantized  {as_size(self.bytes_codes)}  ({self.bits_a_weight:.3f} bits a weight, {self.norms} norms)",
+            f"  kept       {as_size(self.bytes_kept)}  ({self.kept} tensors)",
+            f"  quality    cosine {self.cosine:.5f}, relative squared error {self.relative_error:.3e}",
+        ]
+        lines += [f"  worst      {error:.3e}  {name}" for name, error in self.worst[:3]]
+        if self.model:
+            lines.append(f"{self.model}: {', '.join(self.holds)}")
+            lines += [f"  not in it: {part}; use {instead}" for part, instead in self.absent.items()]
+        return "\n".join(lines)
+
+
+def as_size(nbytes: int) -> str:
+    """Bytes for people, in a column of a table."""
+    return f"{nbytes / 1e9:8.3f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:8.3f} MB"
 
 
 def quantize(
@@ -233,7 +252,6 @@ class _Job:
     bits: int
     progress: Progress | None
     moments: SafeFile | None = None
-    done: int = 0
     resumed: int = 0
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
 
@@ -242,7 +260,7 @@ class _Job:
         self.journal_file = self.work / _JOURNAL
         self.replacing = self.work / "replacing.json"
         self.kept = [name for name in self.source.entries if name not in self.plan]
-        self.total = sum(entry.nbytes for _, entry in self.source.entries.values())
+        self.tally = Tally(self.progress, sum(entry.nbytes for _, entry in self.source.entries.values()))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -270,7 +288,7 @@ class _Job:
         except (OSError, DiskFullError) as error:
             raise self._stopped(error) from error
         self._discard_work()
-        self._tell("done")
+        self.tally.tell("done")
         return self._report()
 
     def _discard_work(self) -> None:
@@ -367,7 +385,7 @@ class _Job:
         if record and path.is_file() and path.stat().st_size == record["size"]:
             self.fidelity.update({name: Fidelity(*sums) for name, sums in record["fidelity"].items()})
             self.resumed += 1
-            self._advance(sum(self.source.entries[name][1].nbytes for name in names), path.name)
+            self.tally.add(sum(self.source.entries[name][1].nbytes for name in names), path.name)
             return
         tensors: list[Announced] = []
         for name in names:
@@ -391,7 +409,7 @@ class _Job:
             file = self.source.entries[name][0].path
 
             def told(nbytes: int) -> None:
-                self._advance(nbytes, name)
+                self.tally.add(nbytes, name)
 
             codes, made["norms"], self.fidelity[name] = encode_layer(
                 weight,
@@ -417,7 +435,7 @@ class _Job:
             found = self.source.entries[name][1]
 
             def produce() -> torch.Tensor:
-                self._advance(found.nbytes, name)
+                self.tally.add(found.nbytes, name)
                 return self.source.tensor(name)
 
             return name, DTYPES[found.dtype][0], found.shape, produce
@@ -431,7 +449,7 @@ class _Job:
             path = self.work / "polarquant" / "bf16" / f"{stem}_bf16.safetensors"
             write_safetensors(path, self._kept_tensors(), self.source.metadata | self.metadata)
         written = sorted((self.work / "polarquant").rglob("*.safetensors"))
-        write_record(self.work, written, lambda name, _: self._tell(f"sha256 of {name}"))
+        write_record(self.work, written, lambda name, _: self.tally.tell(f"sha256 of {name}"))
         self._note_replaced(journal)
         if self.target.is_dir() and not any(self.target.iterdir()):
             self.target.rmdir()
@@ -507,19 +525,9 @@ class _Job:
     def made(self) -> Report:
         """The report of an earlier run, and nothing of it left beside the target."""
         self._discard_work()
-        self.done = self.total
-        self._tell("done")
+        self.tally.done = self.tally.total
+        self.tally.tell("done")
         return self._report()
-
-    # -- telling -----------------------------------------------------------------------------------------------------
-
-    def _advance(self, nbytes: int, text: str) -> None:
-        self.done += nbytes
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress(self.done, self.total, text)
 
     def _report(self) -> Report:
         overall = Fidelity()
@@ -556,15 +564,6 @@ def _contents(source: Source) -> dict[str, Any]:
     there = [part for part in found.family.parts if any(map(part.holds, names))]
     absent = {part.name: part.instead for part in found.family.parts if part not in there}
     return {"model": found.family.name, "holds": [part.name for part in there], "absent": absent}
-
-
-def contents_text(report: Report) -> str:
-    """What the result holds and what comes from elsewhere, for people; empty for a model of no known family."""
-    if not report.model:
-        return ""
-    lines = [f"{report.model}: {', '.join(report.holds)}"]
-    lines += [f"  not in it: {part}; use {instead}" for part, instead in report.absent.items()]
-    return "\n".join(lines)
 
 
 def _identity(path: Path) -> list[int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from ..models import families
 from ..models.recipes import load_recipe, recipe_names
 from .alone import alone
 from .device import choose_device
+from .job import Progress, Tally
 
-Progress = Callable[[int, int, str], None]
 _WRITTEN = [variant.name for variant in VARIANTS if variant.written]
 
 
@@ -45,6 +44,25 @@ class Repaired:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def text(self, original: str) -> str:
+        """The result for people; `original` is how they call what it was completed from."""
+        lines = [f"{self.path}: nothing was added"]
+        if self.files:
+            lines = [
+                f"{self.path}: {len(self.quantized)} layers quantized, {len(self.kept)} other tensors copied, into"
+            ]
+            lines += [f"  {file}" for file in self.files]
+        if self.still_missing:
+            lines += [f"  still missing: {name}" for name in self.still_missing[:10]]
+            lines.append(
+                f"{len(self.still_missing)} tensors are neither here nor in {original}: repair from the whole original"
+            )
+        elif self.files:
+            lines.append(f"next: python -m hlwq_core verify {self.path} --against {original}")
+        else:
+            lines = [f"{self.path}: nothing is missing"]
+        return "\n".join(lines)
 
 
 def repair(
@@ -94,9 +112,8 @@ def repair(
             source,
             norms or checkpoint.metadata.get("hlwq.norms", "author"),
             choose_device(device),
-            progress,
+            Tally(progress, sum(source.entries[name][1].nbytes for name in missing)),
         )
-        job.total = sum(source.entries[name][1].nbytes for name in missing)
         files = []
         if plan or checkpoint.cut:
             files.append(job.write_codes(plan))
@@ -172,14 +189,7 @@ class _Job:
     source: Source
     norms: str
     device: torch.device
-    progress: Progress | None
-    done: int = 0
-    total: int = 0
-
-    def _advance(self, nbytes: int, text: str) -> None:
-        self.done += nbytes
-        if self.progress is not None:
-            self.progress(self.done, self.total, text)
+    tally: Tally
 
     def _reading(self, bits: int) -> tuple[str, str]:
         """Bit order and codebook of the checkpoint's layers of these bits: one reading is found for all of them."""
@@ -230,7 +240,7 @@ class _Job:
                 self.device,
                 name=name,
                 file=found[0].path,
-                told=lambda nbytes: self._advance(nbytes, name),
+                told=lambda nbytes: self.tally.add(nbytes, name),
             )
             if order == "lsb":
                 codes = pack(unpack(codes, bits, "msb"), bits, "lsb")
@@ -256,7 +266,7 @@ class _Job:
 
         def norms() -> torch.Tensor:
             found = rotated()
-            self._advance(entry.nbytes if "codes" in parts else 0, name)
+            self.tally.add(entry.nbytes if "codes" in parts else 0, name)
             if "codes" not in parts or self.norms == "author":
                 return found.norm(dim=-1).half()
             codes = unpack(parts["codes"].tensor().reshape(rows, -1), bits, order)
@@ -264,7 +274,7 @@ class _Job:
             return ((found * levels).sum(-1) / levels.square().sum(-1) * SQRT_BLOCK).half()
 
         def packed() -> torch.Tensor:
-            self._advance(entry.nbytes, name)
+            self.tally.add(entry.nbytes, name)
             there = parts["norms"].tensor().float() if "norms" in parts else norms().float()
             found = rotated() * SQRT_BLOCK / there.clamp(min=1e-10)[..., None]
             return pack(nearest(found, bits, version).reshape(rows, -1), bits, order).reshape(-1)
@@ -294,7 +304,7 @@ class _Job:
 
     def _copy(self, name: str, nbytes: int) -> Producer:
         def produce() -> torch.Tensor:
-            self._advance(nbytes, name)
+            self.tally.add(nbytes, name)
             return self.source.tensor(name)
 
         return produce

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from ..format.codebook import SQRT_BLOCK
 from ..format.packed import PackedLayer
 from ..format.record import RECORD, REPAIRED, file_sha256, read_record
 from .device import choose_device
+from .job import Progress, Tally
 
-Progress = Callable[[int, int, str], None]
 # Relative squared error of Gaussian weights with the author's norms; three times as much is no quantization error.
 EXPECTED_ERROR = {2: 0.116, 3: 0.034, 4: 0.0094, 5: 0.0029, 6: 0.00105, 8: 8.0e-5}
 _TOO_FAR = 3.0
@@ -70,6 +69,27 @@ class Verification:
     def add(self, kind: str, what: str, where: str, fix: str = "") -> None:
         self.ok = False
         self.problems.append(Problem(kind, what, where, fix))
+
+    def text(self) -> str:
+        """The result for people."""
+        lines = [f"{self.path}: {'sound' if self.ok else f'{len(self.problems)} problems'}"]
+        if self.layers:
+            rms = f", median RMS {self.median_rms:.4f}" if self.median_rms is not None else ""
+            lines.append(f"  {len(self.layers)} layers checked{rms}; {self.checksums} files match their sha256")
+        lines += [f"  note: {note}" for note in self.notes]
+        if self.overall:
+            lines.append(f"  {'':60} {'cosine':>9} {'rel. error':>11}")
+            for name, figures in [*self.components.items(), ("all", self.overall)]:
+                lines.append(f"  {name:60} {figures['cosine']:9.6f} {figures['relative_error']:11.3e}")
+            lines.append("  worst layers:")
+            for layer in self.layers[:5]:
+                if layer.relative_error is not None:
+                    lines.append(f"    {layer.relative_error:.3e}  cosine {layer.cosine:.6f}  {layer.name}")
+        for problem in self.problems[:20]:
+            lines.append(f"  {problem.kind}: {problem.what}\n    {problem.where}")
+            if problem.fix:
+                lines.append(f"    what to do: {problem.fix}")
+        return "\n".join(lines)
 
 
 def verify(
@@ -133,13 +153,13 @@ class _Run:
     device: torch.device
     result: Verification
     progress: Progress | None
-    done: int = 0
 
     def __post_init__(self) -> None:
         self.infos = {name: self.checkpoint.info(name) for name in self.checkpoint.names()}
         self.folder = self.checkpoint.path if self.checkpoint.path.is_dir() else self.checkpoint.path.parent
         self.record = read_record(self.folder) if self.checkpoint.path.is_dir() else {}
-        self.total = sum(info.nbytes for info in self.infos.values()) + sum(r["size"] for r in self.record.values())
+        total = sum(info.nbytes for info in self.infos.values()) + sum(r["size"] for r in self.record.values())
+        self.tally = Tally(self.progress, total)
 
     def all(self) -> None:
         self._names()
@@ -147,11 +167,6 @@ class _Run:
         self._checksums()
         if self.original is not None:
             self._plain_tensors(self.original)
-
-    def _tell(self, nbytes: int, text: str) -> None:
-        self.done += nbytes
-        if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total, text)
 
     def _names(self) -> None:
         """What the original, or the model that this is, says must be there."""
@@ -192,7 +207,7 @@ class _Run:
                 self.checkpoint.check_data(name)
             except HLWQError as error:
                 self.result.add("norms" if "norms" in error.what else "codes", error.what, name, error.fix or "")
-                self._tell(info.nbytes, name)
+                self.tally.add(info.nbytes, name)
                 continue
             rms = level_rms(packed.codes, packed.norms, packed.bits, packed.packing, packed.table() * SQRT_BLOCK)
             low, high = rms_limits(info.bits, searched)
@@ -212,7 +227,7 @@ class _Run:
                     overall.add(fidelity)
                     components.setdefault(component(name), Fidelity()).add(fidelity)
                     self._judge(check)
-            self._tell(info.nbytes, name)
+            self.tally.add(info.nbytes, name)
         self._median(searched)
         if overall.weights:
             self.result.overall = _figures(overall)
@@ -251,7 +266,7 @@ class _Run:
             rows = slice(start, start + step)
             decoded = self.checkpoint.decode(name, torch.float32, self.device, rows)
             fidelity.add(compare(weight[rows].to(self.device).float(), decoded))
-            self._tell(0, name)
+            self.tally.tell(name)
         return fidelity
 
     def _judge(self, check: LayerCheck) -> None:
@@ -272,7 +287,7 @@ class _Run:
             ours, theirs = self.checkpoint.plain(name), original.tensor(name)
             if ours.shape != theirs.shape or not torch.equal(ours.to(theirs.dtype), theirs):
                 self.result.add("original", "a tensor that was kept differs from the original's", name)
-            self._tell(0, name)
+            self.tally.tell(name)
 
     def _checksums(self) -> None:
         if not self.record:
@@ -291,7 +306,7 @@ class _Run:
                 self.result.checksums += 1
 
     def _digest(self, path: Path, name: str) -> str:
-        return file_sha256(path, lambda nbytes: self._tell(nbytes, f"sha256 of {name}"))
+        return file_sha256(path, lambda nbytes: self.tally.add(nbytes, f"sha256 of {name}"))
 
 
 def _figures(fidelity: Fidelity) -> dict[str, float]:

@@ -46,12 +46,11 @@ def seconds(call, *args, **options) -> float:
 
 
 def nodes() -> list:
-    from comfyui_hlwq.nodes import load_checkpoint, load_upscaler, text_encoder, tools
+    """Those that offer files of the model folders."""
+    from comfyui_hlwq.nodes import extension
 
-    return [
-        load_checkpoint.HLWQLoadCheckpoint, text_encoder.HLWQLoadTextEncoder, load_upscaler.HLWQLoadUpscaler,
-        tools.HLWQInspect, tools.HLWQVerify, tools.HLWQQuantize, tools.HLWQRepair, tools.HLWQDownload,
-    ]  # fmt: skip
+    without = ("upscale_latent", "save_audio_video")
+    return [extension.node_of(name) for name in extension.NODES if name not in without]
 
 
 def test_the_first_answer_has_everything_where_folders_are_sane(listing: ModuleType) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from hlwq_core.models.families import repositories
 
 from ..unit.tools.test_download import Hub
 
@@ -17,13 +19,14 @@ NODES = ("HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownloa
 
 @pytest.fixture(scope="module")
 def tools(pack: ModuleType, comfy_base: Path):
-    from comfyui_hlwq.nodes import tools
+    from comfyui_hlwq.nodes import extension
 
+    nodes = {node.GET_SCHEMA().node_id: node for node in map(extension.node_of, extension.NODES)}
     original = comfy_base / "models" / "checkpoints" / "ltx23_tiny_bf16.safetensors"
     original.parent.mkdir(parents=True, exist_ok=True)
     if not original.exists():
         original.symlink_to(comfy_base / "models" / "reference" / "ltx23_tiny_bf16.safetensors")
-    yield tools
+    yield SimpleNamespace(**{name: nodes[name] for name in NODES})
     original.unlink()
 
 
@@ -123,7 +126,7 @@ def test_cancel_stops_a_download_that_then_goes_on(tools, made: Path, tiny: Path
 
     folder = tiny / "models" / "hlwq" / CHECKPOINT
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
-    repository = tools.families.repositories()[0]
+    repository = repositories()[0]
     target = made / repository.split("/")[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
@@ -158,4 +161,4 @@ def test_download_refuses_offline(tools) -> None:
     from comfyui_hlwq.hlwq_core.errors import DownloadError
 
     with pytest.raises(DownloadError, match="offline"):
-        tools.HLWQDownload.execute(tools.families.repositories()[0])
+        tools.HLWQDownload.execute(repositories()[0])

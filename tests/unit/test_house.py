@@ -183,7 +183,7 @@ def test_errors_say_what_was_expected_and_found_and_what_to_do(path: Path) -> No
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
             told = {keyword.arg for keyword in node.keywords}
-            whole = {"expected", "found", "fix"} <= told or ast.unparse(node.args[0]).startswith("as_text(")
+            whole = {"expected", "found", "fix"} <= told or ast.unparse(node.args[0]).endswith(".text()")
             assert whole, f"{path.name}:{node.lineno} says only {sorted(filter(None, told))}"
 
 

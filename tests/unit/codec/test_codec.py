@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -90,7 +92,7 @@ def test_a_better_codebook_would_break_decoding(golden):
     made = encode(weight)
     right = made.decode()
     converged = (codebook.converged(5) / codebook.SQRT_BLOCK).float()
-    wrong = eager.decode(made.codes, made.norms, converged, 5, "byte", 1024, torch.float32)
+    wrong = eager.decode(replace(made.layer(), codebook=register_stored(converged)), torch.float32)
     error = [float(((x - weight) ** 2).sum() / (weight**2).sum()) for x in (right, wrong)]
     assert error[0] < 0.0032 and error[1] > 0.03
 
