@@ -32,32 +32,6 @@ _HAS_DEVICE = (
 _DEVICE_FLAGS = ("--cpu", "--directml", "--cuda-device", "--default-device", "--oneapi-device-selector")
 
 
-def find_comfyui(given: str | os.PathLike[str] | None = None) -> Path:
-    """The ComfyUI folder: `given`, else COMFYUI_PATH, else the one whose custom_nodes this pack lies in."""
-    own = Path(__file__).absolute().parents[4]
-    if given or os.environ.get("COMFYUI_PATH"):
-        path = Path(given or os.environ["COMFYUI_PATH"]).expanduser().absolute()
-        if not _is_comfyui(path):
-            raise InputError(
-                "this folder is not a ComfyUI",
-                file=path,
-                expected="a folder with main.py, nodes.py and comfy/",
-                fix="give the folder of ComfyUI to --comfyui or COMFYUI_PATH",
-            )
-        return path
-    if _is_comfyui(own):
-        return own
-    raise InputError(
-        "no ComfyUI to work with",
-        fix="start one and add `--server http://127.0.0.1:8188`, or give its folder (`--comfyui PATH` or the "
-        "variable COMFYUI_PATH) and one is started for the call",
-    )
-
-
-def _is_comfyui(path: Path) -> bool:
-    return (path / "main.py").is_file() and (path / "nodes.py").is_file() and (path / "comfy").is_dir()
-
-
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.socket() as s:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..client.server import LocalServer, find_comfyui
+from .. import comfyui
+from ..client.server import LocalServer
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
     if not 0 < args.start_timeout < float("inf"):
         raise InputError("this is no time to wait", found=args.start_timeout, fix="--start-timeout 300")
     server = LocalServer(
-        find_comfyui(args.comfyui),
+        comfyui.program(args.comfyui),
         base=args.base_directory,
         python=args.python,
         extra=args.comfyui_args,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from .. import comfyui
 from ..errors import DownloadError, HLWQError, InputError
 from ..format.record import file_sha256, read_record, save_record
 from ..format.writer import write_error
@@ -127,22 +128,12 @@ def download(
 
 
 def default_folder(repository: str) -> Path:
-    """`models/hlwq/NAME` of the ComfyUI whose custom_nodes holds this pack, or that COMFYUI_PATH names.
+    """`models/hlwq/NAME` of ComfyUI.
 
     Raises:
-        InputError: neither is there.
+        InputError: there is none, see `comfyui.base`.
     """
-    pack = Path(__file__).resolve().parents[2]
-    roots = [pack.parent.parent] if pack.parent.name == "custom_nodes" else []
-    if os.environ.get("COMFYUI_PATH"):
-        roots.insert(0, Path(os.environ["COMFYUI_PATH"]))
-    for root in roots:
-        if (root / "models").is_dir():
-            return root / "models" / "hlwq" / repository.split("/")[1]
-    raise InputError(
-        "no ComfyUI is known to put the checkpoint into",
-        fix="name a folder: --to ComfyUI/models/hlwq/NAME, or set COMFYUI_PATH",
-    )
+    return comfyui.base() / "models" / "hlwq" / repository.split("/")[1]
 
 
 def _refuse_offline() -> None:

@@ -17,6 +17,7 @@ LONGEST = 600
 # Who may import whom, the ground floor first: each room and the rooms that it may import from. A new room is a line here.
 LIBRARY = {
     "hlwq_core.errors": "",
+    "hlwq_core.comfyui": "errors",
     "hlwq_core.media": "errors",
     "hlwq_core.terminal": "",
     "hlwq_core.format": "errors",
@@ -25,12 +26,12 @@ LIBRARY = {
     "hlwq_core.running": "errors format backends",
     "hlwq_core.codec": "errors format backends",
     "hlwq_core.checkpoints": "errors format models backends",
-    "hlwq_core.tools": "errors format models backends codec checkpoints",
-    "hlwq_core.client": "errors format models media",
+    "hlwq_core.tools": "errors comfyui format models backends codec checkpoints",
+    "hlwq_core.client": "errors comfyui format models media",
     "hlwq_core.generate": "client",
     "hlwq_core.server": "client",
-    "hlwq_core": "errors format models backends codec checkpoints tools client media",
-    "hlwq_core.commands": "errors format models backends codec checkpoints tools client media terminal",
+    "hlwq_core": "errors comfyui format models backends codec checkpoints tools client media",
+    "hlwq_core.commands": "errors comfyui format models backends codec checkpoints tools client media terminal",
     "hlwq_core.cli": "errors commands",
     "hlwq_core.__main__": "cli",
 }

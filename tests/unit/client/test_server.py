@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hlwq_core.client.server import LocalServer, find_comfyui
-from hlwq_core.errors import InputError, ServerError
+from hlwq_core.client.server import LocalServer
+from hlwq_core.errors import ServerError
 
 REPO = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.timeout(60)
@@ -201,12 +201,3 @@ def test_the_watcher_acts_only_where_nobody_said_that_it_is_done(tmp_path: Path)
     finally:
         other.kill()
         other.wait()
-
-
-def test_no_comfyui_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    with pytest.raises(InputError, match="not a ComfyUI"):
-        find_comfyui(tmp_path)
-    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(InputError, match="not a ComfyUI"):
-        find_comfyui()
