@@ -21,7 +21,9 @@ class HLWQInspect(tool.Tool, io.ComfyNode):
             category="HLWQ",
             description="Says what a checkpoint is and whether it is whole, without loading it.",
             inputs=[
-                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP)
+                io.Combo.Input(
+                    "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP
+                )
             ],
             outputs=[
                 tool.report_output(),

@@ -22,7 +22,9 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
             description="Makes an HLWQ checkpoint from a model in safetensors, layer by layer. A run that was cancelled "
             "goes on where it was when it is queued again.",
             inputs=[
-                io.Combo.Input("source", options=list(locations.dense_models(now=False)), tooltip="The dense model to quantize."),
+                io.Combo.Input(
+                    "source", options=list(locations.dense_models(now=False)), tooltip="The dense model to quantize."
+                ),
                 io.String.Input(
                     "name", default="my-model-HLWQ-Q5", tooltip="Name of the new checkpoint under models/hlwq."
                 ),
@@ -59,7 +61,9 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
     @classmethod
     def validate_inputs(cls, source: str, name: str, layout: str) -> bool | str:  # type: ignore[override]
         """Say before anything runs that there is no such source, or that the name is none."""
-        return locations.refusal((locations.dense_model, source), (lambda given: tool.new_checkpoint(given, layout), name))
+        return locations.refusal(
+            (locations.dense_model, source), (lambda given: tool.new_checkpoint(given, layout), name)
+        )
 
     @classmethod
     def execute(cls, source: str, name: str, bits: str, norms: str, rules: str, layout: str) -> io.NodeOutput:

@@ -19,9 +19,13 @@ class HLWQRepair(tool.Tool, io.ComfyNode):
             category="HLWQ",
             description="Completes an incomplete checkpoint from the original, without touching what is there.",
             inputs=[
-                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP),
                 io.Combo.Input(
-                    "original", options=list(locations.dense_models(now=False)), tooltip="The dense model that it was made from."
+                    "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP
+                ),
+                io.Combo.Input(
+                    "original",
+                    options=list(locations.dense_models(now=False)),
+                    tooltip="The dense model that it was made from.",
                 ),
             ],
             outputs=[tool.report_output()],

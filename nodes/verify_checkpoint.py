@@ -19,7 +19,9 @@ class HLWQVerify(tool.Tool, io.ComfyNode):
             category="HLWQ",
             description="Reads every layer of a checkpoint and checks it, if wanted against the original.",
             inputs=[
-                io.Combo.Input("checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP),
+                io.Combo.Input(
+                    "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP
+                ),
                 io.Combo.Input(
                     "original",
                     options=[tool.NONE, *locations.dense_models(now=False)],
