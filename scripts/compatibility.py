@@ -246,6 +246,17 @@ def _details(row: Row, results: dict[str, dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def _to_run(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What is promised and was not run to its end, as a list of commands; empty if there is nothing."""
+    lines = []
+    for key, row in ROWS.items():
+        ran = {part for part, result in results[key].items() if not result["interrupted"]}
+        if missing := [part for part in row.parts if part not in ran]:
+            python = f"python{row.python or '3'}"
+            lines.append(f"    {python} scripts/compatibility.py run {key} {' '.join(missing)} --comfyui PATH")
+    return ["", "Still to be run:", "", *lines] if lines else []
+
+
 def _plain(text: str) -> str:
     """A message on one line of Markdown: no emphasis, HTML or table out of what a test said."""
     for special in "\\`*_<|[":
@@ -274,6 +285,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         *(f"- {part}: {about}" for part, about in ABOUT.items()),
         "",
         "Any other ComfyUI: `python3 scripts/test.py --comfyui PATH` runs all of it there.",
+        *_to_run(results),
         "",
         "## In detail",
         "",

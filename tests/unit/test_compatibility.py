@@ -35,6 +35,19 @@ def test_the_page_says_what_the_results_say(compatibility: ModuleType) -> None:
     assert compatibility.PAGE.read_text() == made, "run: python3 scripts/compatibility.py page"
 
 
+def test_the_page_says_what_is_still_to_be_run(compatibility: ModuleType) -> None:
+    done = {"passed": 1, "failed": {}, "skipped": {}, "passed_alone": [], "interrupted": False, "date": "", "pack": ""}
+    done |= {"packages": {"torch": "2"}, "python": "3.12.1", "system": ""}
+    results: dict = {key: {part: done for part in row.parts} for key, row in compatibility.ROWS.items()}
+    assert "Still to be run" not in compatibility.page(results)
+    del results["0.33.0"]["comfy"]
+    results["python-3.12"]["demo"] = done | {"interrupted": True}
+    page = compatibility.page(results)
+    assert "python3 scripts/compatibility.py run 0.33.0 comfy " in page
+    assert "python3.12 scripts/compatibility.py run python-3.12 demo " in page
+    assert page.count("scripts/compatibility.py run") == 2
+
+
 def test_results_and_rows_name_each_other(compatibility: ModuleType) -> None:
     assert {path.stem for path in compatibility.RESULTS.glob("*.json")} <= set(compatibility.ROWS)
     for key, row in compatibility.ROWS.items():
