@@ -4,7 +4,8 @@
     python3 scripts/compatibility.py page                                     docs/compatibility.md of all results
 
 A row whose Python is named is run by that Python (python3.12 scripts/compatibility.py run ...). A test that failed is
-run once more on its own; if it passes then it counts as passed, and the page says so.
+run once more on its own; if it passes then it counts as passed, and the page says so. A run that is ended is kept:
+the same command goes on where it was, as long as the pack is at the same commit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,6 @@ NEWEST = (
     "comfyui-workflow-templates==0.11.97",
     "comfyui-manager==4.3",
 )
-REASON = 300  # characters of a failure or skip that are kept
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,10 @@ ROWS = {
 }
 
 
-def outcomes(junit: Path) -> dict[str, tuple[str, str]]:
-    """What became of each test, out of pytest's JUnit file (family xunit1): id -> ("passed" | "failed" | "skipped", why)."""
-    found: dict[str, tuple[str, str]] = {}
-    for case in ElementTree.parse(junit).getroot().iter("testcase"):
-        test = f"{case.get('file')}::{case.get('name')}" if case.get("name") else str(case.get("file"))
-        state, why = "passed", ""
-        for child in case:
-            if child.tag in ("failure", "error", "skipped"):
-                state = "skipped" if child.tag == "skipped" else "failed"
-                why = " ".join((child.get("message") or "").split())[:REASON]
-        if found.get(test, ("passed",))[0] != "failed":  # a test may fail and its teardown pass
-            found[test] = (state, why)
-    return found
+def outcomes(file: Path) -> dict[str, tuple[str, str]]:
+    """What became of each test: id -> ("passed" | "failed" | "skipped", why), as tests/outcomes.py wrote it."""
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return {entry["test"]: (entry["state"], entry["why"]) for entry in map(json.loads, lines)}
 
 
 def summary(first: dict[str, tuple[str, str]], alone: dict[str, tuple[str, str]]) -> dict[str, Any]:
@@ -140,33 +130,36 @@ def summary(first: dict[str, tuple[str, str]], alone: dict[str, tuple[str, str]]
     }
 
 
-def _pytest(
-    environment: Environment, arguments: Sequence[str], deadline: float
-) -> tuple[int, dict[str, tuple[str, str]]]:
-    with tempfile.TemporaryDirectory() as folder:
-        junit = Path(folder) / "junit.xml"
-        command = [sys.executable, str(REPO / "scripts" / "test.py"), "--python", str(environment.python)]
-        command += ["--comfyui", str(environment.comfyui), "--deadline", str(deadline), *arguments]
-        # What is asked is whether it works there; a busy machine says nothing about that.
-        command += ["-q", "--timeout=1200", "-o", "junit_family=xunit1", f"--junitxml={junit}"]
-        code = subprocess.run(command, cwd=REPO, env=os.environ | {"HLWQ_CACHE": str(environment.cache)}).returncode
-        if not junit.is_file():
-            raise SetupError(f"pytest ended with {code} and left no result: nothing is recorded")
-        return code, outcomes(junit)
+def _pytest(environment: Environment, arguments: Sequence[str], deadline: float, file: Path) -> int:
+    command = [sys.executable, str(REPO / "scripts" / "test.py"), "--python", str(environment.python)]
+    command += ["--comfyui", str(environment.comfyui), "--deadline", str(deadline), *arguments]
+    # What is asked is whether it works there; a busy machine says nothing about that.
+    command += ["-q", "--timeout=1200"]
+    variables = os.environ | {"HLWQ_CACHE": str(environment.cache), "HLWQ_OUTCOMES": str(file.absolute())}
+    return subprocess.run(command, cwd=REPO, env=variables).returncode
 
 
-def run(key: str, environment: Environment, part: str, deadline: float) -> dict[str, Any]:
-    """Run one cell's tests, the failed ones twice; what the page needs to know of it."""
-    code, first = _pytest(environment, PARTS[part], deadline)
+def run(environment: Environment, part: str, deadline: float, kept: Path) -> dict[str, Any]:
+    """Run one cell's tests, the failed ones twice; what the page needs to know of it.
+
+    Args:
+        kept: where outcomes are kept until all are there; a run that was ended goes on from what is in it.
+    """
+    # Ends with 5 where a run that was ended had come to its last test.
+    interrupted = _pytest(environment, PARTS[part], deadline, kept) not in (0, 1, 5)
+    first = outcomes(kept)
     failed = [test for test, (state, _) in first.items() if state == "failed"]
-    interrupted = code not in (0, 1)
-    alone = {}
+    alone: dict[str, tuple[str, str]] = {}
     if failed and not interrupted:
         say(f"{len(failed)} failed; once more on their own")
-        alone = _pytest(environment, failed, deadline)[1]
+        with tempfile.TemporaryDirectory() as folder:
+            _pytest(environment, failed, deadline, Path(folder) / "alone.jsonl")
+            alone = outcomes(Path(folder) / "alone.jsonl")
+    if not interrupted:
+        kept.unlink(missing_ok=True)
     return {
         "date": datetime.date.today().isoformat(),
-        "pack": _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if _changed() else ""),
+        "pack": _state(),
         "packages": _versions(environment.python),
         "python": _output(environment.python, "import platform; print(platform.python_version())"),
         "system": f"{platform.system()} {platform.machine()}",
@@ -189,9 +182,11 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _changed() -> str:
-    """Files that are not as committed, but for those that this script writes."""
-    return _git("status", "--porcelain", "--", ".", *(f":!{path.relative_to(REPO)}" for path in (RESULTS, PAGE)))
+def _state() -> str:
+    """The commit of the pack; files that this script writes may differ from it, others are said to."""
+    others = [f":!{path.relative_to(REPO)}" for path in (RESULTS, PAGE)]
+    changed = _git("status", "--porcelain", "--", ".", *others)
+    return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
 
 
 def version_of(comfyui: Path) -> str:
@@ -309,10 +304,10 @@ def _run(args: argparse.Namespace) -> int:
     code = 0
     file = args.results / f"{args.row}.json"
     for part in args.part or row.parts:
-        result = run(args.row, environment, part, args.deadline)
+        args.results.mkdir(parents=True, exist_ok=True)
+        result = run(environment, part, args.deadline, args.results / f"{args.row}-{part}-{_state()}.jsonl")
         stored = json.loads(file.read_text()) if file.is_file() else {}
         ordered = {name: (stored | {part: result})[name] for name in PARTS if name == part or name in stored}
-        args.results.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
         say(f"{args.row}, {part}: {cell(result)}")
         code |= bool(result["failed"] or result["interrupted"])

@@ -34,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The ComfyUIs and browsers of the fixtures live in sessions of their own: they end only if we tear down.
     signal.signal(signal.SIGTERM, terminated)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if kept := os.environ.pop("HLWQ_OUTCOMES", ""):
+        config.pluginmanager.register(_module("outcomes", REPO / "tests" / "outcomes.py").Outcomes(Path(kept)))
     # Two busy threads on two busy cores wait for each other: measured four times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -73,7 +75,11 @@ def comfyui_path() -> Path:
 
 def _script(name: str) -> ModuleType:
     """A module of scripts/, which is no package and stays off sys.path (its test.py would hide the library's)."""
-    spec = importlib.util.spec_from_file_location(f"hlwq_scripts_{name}", REPO / "scripts" / f"{name}.py")
+    return _module(f"hlwq_scripts_{name}", REPO / "scripts" / f"{name}.py")
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -66,52 +68,77 @@ def test_every_folder_of_tests_is_in_a_column(compatibility: ModuleType) -> None
     assert not [test for test in tests if columns.isdisjoint((test, *test.parents))]
 
 
+TESTS = """
+import os, pytest
+def test_good(): pass
+@pytest.mark.parametrize('x', ['a::b', 'c'])
+def test_bad(x): assert x == 'c', 'first\\nsecond | line'
+@pytest.mark.skip(reason='no card')
+def test_skipped(): pass
 @pytest.fixture
-def junit(tmp_path: Path) -> Path:
-    """What pytest writes of a test that passes, one that fails, one that is skipped, a broken setup and teardown."""
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "def test_good(): pass\n"
-        "@pytest.mark.parametrize('x', ['a::b', 'c'])\n"
-        "def test_bad(x): assert x == 'c', 'first\\nsecond | line'\n"
-        "@pytest.mark.skip(reason='no card')\n"
-        "def test_skipped(): pass\n"
-        "@pytest.fixture\n"
-        "def broken(): raise OSError('port')\n"
-        "def test_setup(broken): pass\n"
-        "@pytest.fixture\n"
-        "def untidy():\n"
-        "    yield\n"
-        "    raise OSError('left')\n"
-        "def test_teardown(untidy): pass\n"
+def broken(): raise OSError('port')
+def test_setup(broken): pass
+@pytest.fixture
+def untidy():
+    yield
+    raise OSError('left')
+def test_teardown(untidy): pass
+def test_ends_it_all(): os.environ.get('DIE') and os._exit(3)
+def test_after_that(): pass
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., int]:
+    """`started(file, **variables)`: pytest on the tests above, with outcomes in the file; its exit code."""
+    (tmp_path / "test_it.py").write_text(TESTS)
+    (tmp_path / "test_whole.py").write_text("import pytest\npytest.importorskip('no_such_module_here')\n")
+    (tmp_path / "conftest.py").write_text(
+        f"import sys, pathlib\nsys.path.insert(0, {str(REPO / 'tests')!r})\nimport os, outcomes\n"
+        "def pytest_configure(config):\n"
+        "    config.pluginmanager.register(outcomes.Outcomes(pathlib.Path(os.environ['KEPT'])))\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path]
-    command += ["-o", "junit_family=xunit1", f"--junitxml={tmp_path / 'junit.xml'}", tmp_path]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1, done.stdout
-    return tmp_path / "junit.xml"
+
+    def start(file: Path, **variables: str) -> int:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+        command += ["--rootdir", str(tmp_path), str(tmp_path)]
+        environment = {**os.environ, "KEPT": str(file), **variables}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120).returncode
+
+    return start
 
 
-def test_pytests_own_words_are_read(compatibility: ModuleType, junit: Path) -> None:
-    found = compatibility.outcomes(junit)
-    states = {test: state for test, (state, _) in found.items()}
-    assert states == {
+def test_outcomes_are_kept_as_they_come_and_gone_on_with(
+    compatibility: ModuleType, started: Callable[..., int], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    assert started(kept, DIE="1") == 3
+    before = compatibility.outcomes(kept)
+    assert "test_it.py::test_good" in before and "test_it.py::test_after_that" not in before
+    assert started(kept) == 0, "what failed before is not run again"
+    found = compatibility.outcomes(kept)
+    assert {test: state for test, (state, _) in found.items()} == {
         "test_it.py::test_good": "passed",
         "test_it.py::test_bad[a::b]": "failed",
         "test_it.py::test_bad[c]": "passed",
         "test_it.py::test_skipped": "skipped",
         "test_it.py::test_setup": "failed",
         "test_it.py::test_teardown": "failed",
+        "test_it.py::test_ends_it_all": "passed",
+        "test_it.py::test_after_that": "passed",
+        "test_whole.py": "skipped",
     }
     assert found["test_it.py::test_skipped"][1] == "no card"
+    assert "no_such_module_here" in found["test_whole.py"][1]
     assert "first second | line" in found["test_it.py::test_bad[a::b]"][1]
+    assert started(kept) == 5, "nothing is left to run"
     alone = {"test_it.py::test_setup": ("passed", ""), "test_it.py::test_teardown": ("failed", "left")}
     result = compatibility.summary(found, alone)
-    assert (result["passed"], sorted(result["failed"])) == (
-        3,
+    assert (result["passed"], list(result["failed"])) == (
+        5,
         ["test_it.py::test_bad[a::b]", "test_it.py::test_teardown"],
     )
-    assert result["passed_alone"] == ["test_it.py::test_setup"] and result["skipped"] == {"no card": 1}
+    assert result["passed_alone"] == ["test_it.py::test_setup"] and sum(result["skipped"].values()) == 2
     assert json.loads(json.dumps(result)) == result
 
 
