@@ -17,6 +17,7 @@ NODES = (
     "text_encoder",
     "load_upscaler",
     "upscale_latent",
+    "decode_save",
     "save_audio_video",
     "inspect_checkpoint",
     "verify_checkpoint",

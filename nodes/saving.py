@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,9 +260,20 @@ class Saver:
         return tags
 
     def add(
-        self, written: media.Written, where: media.Place, first: torch.Tensor, video: Callable[[], Any] | None = None
+        self,
+        written: media.Written,
+        where: media.Place,
+        first: torch.Tensor,
+        video: Callable[[], Any] | None = None,
+        told: str | None = None,
     ) -> None:
-        """Note a saved file. `first`: its first frame; `video`: what is handed on where the file cannot be read again."""
+        """Note a saved file.
+
+        Args:
+            first: its first frame.
+            video: makes what is handed on where the file cannot be read again.
+            told: a line more for the user.
+        """
         kind = io.FolderType.output if self._choices.save_output else io.FolderType.temp
         path = written.path
         shown, subfolder = path.name, where.subfolder
@@ -271,9 +282,10 @@ class Saver:
         if self._choices.workflow == WORKFLOW[1] and path.is_file():
             path.with_suffix(".png").write_bytes(png(first, self.metadata()))
         self._results.append(ui.SavedResult(shown, subfolder, kind))
-        self._texts.append(f"{path.name}: {written}")
+        text = "; ".join([f"{path.name}: {written}", *([told] if told else []), *rounded(self._prompt or {})])
+        self._texts.append(text)
         self._videos.append(InputImpl.VideoFromFile(str(path)) if video is None else video())
-        log.info("HLWQ saved %s: %s", path, written)
+        log.info("HLWQ saved %s in %s", text, path.parent)
 
     def output(self, *others: Any) -> io.NodeOutput:
         """The node's result."""
@@ -281,6 +293,22 @@ class Saver:
         if self._results and not self._results[0]["filename"].endswith((".mp4", ".mkv", ".webm", ".mov", ".gif")):
             shown.pop("animated")  # shown as a picture
         return io.NodeOutput(self._videos, *others, ui=shown)
+
+
+def rounded(prompt: Mapping[str, Any]) -> list[str]:
+    """Lengths and sizes that core's nodes have rounded down without a word, in a line each."""
+    lines = []
+    for node in prompt.values():
+        if node.get("class_type") != "EmptyLTXVLatentVideo":
+            continue
+        for name, step, offset in (("length", 8, 1), ("width", 32, 0), ("height", 32, 0)):
+            value = node.get("inputs", {}).get(name)
+            if isinstance(value, list):  # from a number's node
+                value = prompt.get(str(value[0]), {}).get("inputs", {}).get("value")
+            if isinstance(value, int) and (value - offset) % step:
+                below = (value - offset) // step * step + offset
+                lines.append(f"the {name} of {value} became {below}: LTX makes {below} or {below + step}")
+    return lines
 
 
 def place(prefix: str, output: bool = True) -> media.Place:

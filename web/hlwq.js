@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 import { showExecutionError, showRefusals } from "./errors.js";
 import { Findings } from "./findings.js";
 import { CheckpointPanel } from "./panel.js";
+import { SAVERS, attachSaved, restoreSaved } from "./saved.js";
 
 const LOADERS = new Set(["HLWQLoadCheckpoint", "HLWQLoadDiffusionModel"]);
 const TOOLS = new Set(["HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload"]);
@@ -113,10 +114,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (LOADERS.has(node.comfyClass)) attach(node);
     else if (TOOLS.has(node.comfyClass)) attachFindings(node);
+    else if (SAVERS.has(node.comfyClass)) attachSaved(node, place);
   },
 
   loadedGraphNode(node) {
     for (const entry of panels) if (entry.node === node) entry.show();
+    if (SAVERS.has(node.comfyClass)) restoreSaved(node);
   },
 
   refreshComboInNodes() {

@@ -7,8 +7,8 @@ coded, `hardware` finds encoders in hardware, `names` finds a name, `faults` tel
 from .formats import CONTAINERS, PRESETS, QUALITIES, Plan, Settings, audio_codecs, plan, video_codecs
 from .names import Place, check_prefix, fill_in
 from .probe import AudioStream, MediaInfo, VideoStream, probe
-from .sound import Shaping, Sound
-from .writing import Writer, Written, check, frame_rate, playing, write_video
+from .sound import Shaping, Sound, check_sound
+from .writing import Writer, Written, check, check_size, frame_rate, playing, write_video
 
 __all__ = [
     "CONTAINERS",
@@ -27,6 +27,8 @@ __all__ = [
     "audio_codecs",
     "check",
     "check_prefix",
+    "check_size",
+    "check_sound",
     "fill_in",
     "frame_rate",
     "plan",

@@ -161,22 +161,14 @@ def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, co
 
 
 def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out | None = None) -> Node:
-    """Decode picture and sound, save both in one file. `audio` is saved as it is in place of the decoded one."""
-    graph.group("Decode", "#88a06e")
-    parts = graph.add("LTXVSeparateAVLatent", av_latent=latent)
-    images = graph.add(
-        "VAEDecodeTiled", samples=parts["video_latent"], vae=base.checkpoint["VAE"], tile_size=768, overlap=64,
-        temporal_size=4096, temporal_overlap=4,
-    )  # fmt: skip
-    if audio is None:
-        audio = graph.add("LTXVAudioVAEDecode", samples=parts["audio_latent"], audio_vae=base.checkpoint["AUDIO VAE"])[
-            "Audio"
-        ]
+    """Decode picture and sound into one file. `audio` is saved as it is in place of the latent's own."""
     graph.column()
     graph.group("Result", "#88a06e")
+    sound = {"audio": audio} if audio is not None else {"audio_vae": base.checkpoint["AUDIO VAE"]}
     return graph.add(
-        "HLWQSaveAudioVideo", "Save", wide=560, lines=18, images=images["IMAGE"], audio=audio, frame_rate=rate,
-        filename_prefix=f"video/{graph.stem}", codec="h264", quality="high", audio_codec="aac", color=INPUT_COLOR,
+        "HLWQDecodeSave", "Save", wide=560, lines=18, latent=latent, vae=base.checkpoint["VAE"], frame_rate=rate,
+        filename_prefix=f"video/{graph.stem}", codec="h264", quality="high", audio_codec="auto", color=INPUT_COLOR,
+        **sound,
     )  # fmt: skip
 
 

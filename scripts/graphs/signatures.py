@@ -13,17 +13,17 @@ SIGNATURES = Path(__file__).parents[1] / "node_signatures.json"
 
 # Every node type used; --signatures fetches these.
 NODE_TYPES = (
-    "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQLoadCheckpoint",
-    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQSaveAudioVideo", "HLWQUpscaleLatent", "ImageScale",
-    "KSamplerSelect", "LTXVAudioVAEDecode", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning",
+    "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQDecodeSave", "HLWQLoadCheckpoint",
+    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQUpscaleLatent", "ImageScale",
+    "KSamplerSelect", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning",
     "LTXVEmptyLatentAudio",
     "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoraLoaderModelOnly",
     "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
-    "SolidMask", "TrimAudioDuration", "VAEDecodeTiled",
+    "SolidMask", "TrimAudioDuration",
 )  # fmt: skip
 
 # What the two forms depend on in an input's options.
-KEPT = ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template", "default")
+KEPT = ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template", "default", "advanced")
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -35,6 +35,7 @@ class Slot:
     widget: bool
     default: Any
     extra: int  # widget values that the frontend keeps behind this one (seed control, upload button)
+    advanced: bool = False  # not shown until it is asked for
 
 
 def slots(signature: dict[str, Any]) -> list[Slot]:
@@ -59,7 +60,7 @@ def slots(signature: dict[str, Any]) -> list[Slot]:
                 extra = 1
             elif options.get("audio_upload"):
                 extra = 2
-            result.append(Slot(name, kind, widget, options.get("default"), extra))
+            result.append(Slot(name, kind, widget, options.get("default"), extra, bool(options.get("advanced"))))
     return result
 
 

@@ -95,7 +95,7 @@ def test_text_to_video(
     assert not played["muted"]
     if vue:
         frame_strip(canvas.saved(), "frames")
-        canvas.look_at("VAEDecodeTiled", "HLWQSaveAudioVideo")
+        canvas.look_at("SamplerCustomAdvanced", "HLWQDecodeSave")
         picture(canvas, "result")
     assert canvas.failures == []
 

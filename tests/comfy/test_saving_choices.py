@@ -121,3 +121,17 @@ def test_a_folder_that_cannot_be_made(pack, node, tmp_path):
     errors = importlib.import_module(f"{pack.__name__}.hlwq_core.errors")
     with pytest.raises(errors.InputError, match="folder cannot be made"):
         save(node, filename_prefix="taken/deeper/clip")
+
+
+def test_what_core_rounded_is_said(node, monkeypatch):
+    prompt = {
+        "1": {"class_type": "PrimitiveInt", "inputs": {"value": 72}},
+        "2": {"class_type": "EmptyLTXVLatentVideo", "inputs": {"length": ["1", 0], "width": 100, "height": 64}},
+    }
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(prompt=prompt, extra_pnginfo=None))
+    (text,) = save(node).ui["text"]
+    assert "the length of 72 became 65: LTX makes 65 or 73" in text
+    assert "the width of 100 became 96: LTX makes 96 or 128" in text and "height of" not in text
+    prompt["1"]["inputs"]["value"] = 73
+    prompt["2"]["inputs"]["width"] = 96
+    assert "became" not in save(node).ui["text"][0]

@@ -102,7 +102,7 @@ def test_what_the_server_refuses_or_fails_at_is_told(server: Any, capsys: pytest
     # It passes validation and fails in the node.
     assert cli.main(["generate", *arguments, "--set", "Save.filename_prefix=../../out"]) == 2
     error = capsys.readouterr().err
-    assert "Save (HLWQSaveAudioVideo, node 22) failed:" in error and "what to do" in error
+    assert "Save (HLWQDecodeSave, node 19) failed:" in error and "what to do" in error
 
 
 def test_a_comfyui_of_its_own(

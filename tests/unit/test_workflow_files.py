@@ -187,4 +187,4 @@ def test_blueprint_is_one_node(path):
     for number, widget in node["properties"]["proxyWidgets"]:
         assert widget in {i["name"] for i in names[int(number)]["inputs"] if "widget" in i}
     prompt = convert(blueprint, SIGNATURES)
-    assert {n["class_type"] for n in prompt.values()} >= {"HLWQLoadCheckpoint", "HLWQSaveAudioVideo"}
+    assert {n["class_type"] for n in prompt.values()} >= {"HLWQLoadCheckpoint", "HLWQDecodeSave"}

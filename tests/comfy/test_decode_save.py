@@ -1,0 +1,238 @@
+"""HLWQDecodeSave on the tiny model's VAEs: the file of VAE Decode and Save, without the frames in memory."""
+
+from __future__ import annotations
+
+import importlib
+
+import av
+import pytest
+import torch
+
+from .conftest import joint_latent
+
+
+@pytest.fixture(scope="module")
+def vaes(load):
+    _, vae, audio_vae, _ = load()
+    return vae, audio_vae
+
+
+@pytest.fixture
+def node(pack, tmp_path, monkeypatch):
+    saving = importlib.import_module(f"{pack.__name__}.nodes.saving")
+    monkeypatch.setattr(saving.folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return importlib.import_module(f"{pack.__name__}.nodes.decode_save")
+
+
+@pytest.fixture
+def decoding(pack):
+    return importlib.import_module(f"{pack.__name__}.nodes.decoding")
+
+
+@pytest.fixture
+def errors(pack):
+    return importlib.import_module(f"{pack.__name__}.hlwq_core.errors")
+
+
+def latent(frames: int = 4, height: int = 2, width: int = 3, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 128, frames, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def run(node, samples, vae, **kwargs):
+    choices = {"frame_rate": 24.0, "filename_prefix": "clip", "codec": "ffv1"} | kwargs
+    with torch.inference_mode():
+        return node.HLWQDecodeSave.execute({"samples": samples}, vae, **choices)
+
+
+def frames_of(path) -> torch.Tensor:
+    with av.open(str(path)) as container:
+        return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)])
+
+
+def collected(decoding, vae, samples, steps, monkeypatch=None, free=None) -> torch.Tensor:
+    """What `decode` hands on, with given steps."""
+    parts: list[torch.Tensor] = []
+    count = decoding._Count(lambda frames: parts.append(frames.float().clone()))
+    with torch.inference_mode():
+        decoding.core.make_room(vae, 0)
+        decoding._decode(vae, samples, steps, count)
+    return torch.cat(parts)
+
+
+def whole(vae, samples) -> torch.Tensor:
+    with torch.inference_mode():
+        return vae.decode(samples)[0].float()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+def test_the_same_bytes_as_decode_and_save(pack, node, vaes, tmp_path, frames):
+    """Lossless, so that every pixel counts."""
+    samples = latent(frames)
+    result = run(node, samples, vaes[0])
+    save = importlib.import_module(f"{pack.__name__}.nodes.save_audio_video").HLWQSaveAudioVideo
+    save.execute(whole(vaes[0], samples), frame_rate=24.0, filename_prefix="other", codec="ffv1")
+    ours, theirs = (frames_of(tmp_path / f"{name}_00001_.mkv") for name in ("clip", "other"))
+    assert torch.equal(ours, theirs)
+    assert ours.shape == (8 * frames - 7, 64, 96, 3)
+    assert "decoded in whole frames, in one pass" in result.ui["text"][0]
+    assert result.args[0][0].get_components().images.shape == ours.shape
+
+
+def test_sound_and_its_length(pack, node, vaes, tmp_path):
+    media = importlib.import_module(f"{pack.__name__}.hlwq_core.media")
+    samples = joint_latent(frames=4, size=2, audio=26)
+    run(node, samples, vaes[0], codec="h264", audio_vae=vaes[1])
+    info = media.probe(tmp_path / "clip_00001_.mp4")
+    assert info.video.frames == 25 and info.audio.codec == "aac"
+    assert abs(info.video.duration - info.audio.duration) < 1 / 24
+
+
+def test_a_given_sound_takes_the_place_of_the_latents(pack, node, vaes, tmp_path):
+    media = importlib.import_module(f"{pack.__name__}.hlwq_core.media")
+    sound = {"waveform": torch.rand(1, 1, 30_000) - 0.5, "sample_rate": 16_000}
+    run(node, joint_latent(), vaes[0], codec="h264", audio_vae=vaes[1], audio=sound)
+    assert media.probe(tmp_path / "clip_00001_.mp4").audio.channels == 1
+
+
+def test_batches_are_files(node, vaes, tmp_path):
+    result = run(node, latent(2, batch=3), vaes[0])
+    assert len(result.args[0]) == 3 and len(list(tmp_path.glob("*.mkv"))) == 3
+    second = frames_of(tmp_path / "clip_00002_.mkv").float()
+    expected = whole(vaes[0], latent(2, batch=3)[1:2]) * 255
+    assert (second - expected).abs().max() <= 1
+
+
+def test_windows_are_exact_with_the_whole_reach_and_not_with_less(decoding, vaes):
+    vae, samples = vaes[0], latent(60, 1, 1)
+    expected = whole(vae, samples)
+    reach = decoding.core.reach(vae)
+    assert reach == 14
+    exact, short = (collected(decoding, vae, samples, decoding.Steps(12, context, 0)) for context in (reach, 1))
+    assert exact.shape == short.shape == expected.shape
+    off, off_short = (float((frames - expected).abs().max()) for frames in (exact, short))
+    assert off < 3e-6 and off_short > 30 * off, (off, off_short)
+
+
+def test_nothing_beyond_the_reach_counts(decoding, vaes):
+    """One latent frame changed: what lies further away stays as it was."""
+    vae, reach = vaes[0], decoding.core.reach(vaes[0])
+    samples = latent(40, 1, 1)
+    changed = samples.clone()
+    changed[:, :, 20] += 5
+    moved = (whole(vae, samples) - whole(vae, changed)).abs().flatten(1).amax(1).nonzero().flatten()
+    first, last = int(moved[0]), int(moved[-1])
+    assert 8 * (20 - reach) - 7 <= first < 8 * (20 - 4) and 8 * (20 + 4) < last <= 8 * (20 + reach)
+
+
+@pytest.mark.parametrize(("frames", "window"), [(1, 4), (3, 4), (11, 4), (12, 8)])
+def test_tiles_are_as_near_as_cores(decoding, vaes, frames, window):
+    vae, samples = vaes[0], latent(frames, 4, 6)
+    expected = whole(vae, samples)
+    ours = collected(decoding, vae, samples, decoding.Steps(window, 2, 4))
+    assert ours.shape == expected.shape
+    with torch.inference_mode():
+        cores = vae.decode_tiled(samples, tile_x=4, tile_y=4, overlap=1, tile_t=window + 4, overlap_t=4)[0]
+    off, bound = (float((x.float() - expected).abs().mean()) for x in (ours, cores))
+    assert off <= 1.3 * bound + 1e-4, f"{off:.5f}, core's tiles {bound:.5f}"
+
+
+def test_smaller_steps_where_memory_is_short(decoding, vaes, monkeypatch):
+    vae = vaes[0]
+    shape = (1, 128, 181, 32, 48)
+    whole_frames = decoding.needed(vae, *shape[2:])
+    assert decoding.choose(vae, shape, whole_frames) == decoding.Steps(181, 0, 0)
+    long = (1, 128, 40_000, 32, 48)
+    windows = decoding.choose(vae, long, decoding.needed(vae, *long[2:]) // 3)
+    assert windows.tile == 0 and 56 <= windows.window < 40_000 and windows.context == 14
+    tiles = decoding.choose(vae, shape, whole_frames // 10)
+    assert tiles.tile in decoding._TILES
+    assert decoding.choose(vae, shape, whole_frames, tile=16).tile == 16
+
+
+@pytest.mark.parametrize("after", [0, 10])
+def test_out_of_memory_goes_on_where_it_stopped(decoding, vaes, monkeypatch, after):
+    """The card is full, at once or in the middle: tiles from there, no frame twice, none missing."""
+    vae, samples = vaes[0], latent(7, 4, 5)
+    parts: list[torch.Tensor] = []
+    real = decoding.core.decode_into
+
+    def fail(vae, part, take):
+        def limited(frames):
+            if sum(p.shape[0] for p in parts) >= after:
+                raise torch.OutOfMemoryError("no room")
+            take(frames[: max(1, after)])
+
+        real(vae, part, limited)
+
+    monkeypatch.setattr(decoding.core, "decode_into", fail)
+    said: list[str] = []
+    with torch.inference_mode():
+        told = decoding.decode(vae, samples, lambda f: parts.append(f.float().clone()), say=said.append)
+    assert "because memory ran out" in told and len(said) == 2
+    frames, expected = torch.cat(parts), whole(vae, samples)
+    assert frames.shape == expected.shape
+    assert (frames - expected).abs().mean() < 0.1
+
+
+def test_other_errors_are_not_memory(decoding, vaes, monkeypatch):
+    def fail(*args):
+        raise ValueError("something else")
+
+    monkeypatch.setattr(decoding.core, "decode_into", fail)
+    with pytest.raises(ValueError, match="something else"), torch.inference_mode():
+        decoding.decode(vaes[0], latent(2), lambda frames: None)
+
+
+@pytest.mark.parametrize("tile_size", [64, 128])
+def test_the_users_tiles(node, vaes, tmp_path, tile_size):
+    result = run(node, latent(2, 4, 6), vaes[0], tile_size=tile_size)
+    assert f"in tiles of {tile_size} pixels" in result.ui["text"][0]
+    assert frames_of(tmp_path / "clip_00001_.mkv").shape == (9, 128, 192, 3)
+
+
+def test_cancel_ends_the_decoding_and_leaves_nothing(node, vaes, tmp_path, monkeypatch):
+    import comfy.model_management as management
+
+    monkeypatch.setattr(management, "interrupt_processing", True)
+
+    class Bar:
+        def __init__(self, total): ...
+
+        def update_absolute(self, value):
+            management.throw_exception_if_processing_interrupted()
+
+    monkeypatch.setattr(node, "ProgressBar", Bar)
+    with pytest.raises(management.InterruptProcessingException):
+        run(node, latent(8), vaes[0])
+    assert list(tmp_path.iterdir()) == []
+    # The decoder kept nothing of it.
+    monkeypatch.setattr(management, "interrupt_processing", False)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(samples=torch.randn(1, 8, 26, 16)), "latent and VAE do not belong together"),
+        (dict(samples=torch.randn(1, 64, 2, 2, 2)), "latent and VAE do not belong together"),
+        (dict(vae="audio"), "a video VAE"),
+        (dict(samples=latent(2), audio_vae="audio"), "no sound in this latent"),
+        (dict(loop_count=2), "saved once"),
+        (dict(codec="h265", samples=torch.randn(1, 128, 2, 1, 1)), "64 x 64"),
+    ],
+)
+def test_refused_with_a_reason(node, errors, vaes, tmp_path, change, words):
+    change = dict(change)
+    if change.get("audio_vae"):
+        change["audio_vae"] = vaes[1]
+    vae = vaes[1] if change.pop("vae", None) else vaes[0]
+    with pytest.raises(errors.InputError, match=words):
+        run(node, change.pop("samples", latent(2)), vae, **change)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", ["h264", "gif", "webp", "png"])
+def test_other_formats(node, vaes, tmp_path, codec):
+    result = run(node, latent(2), vaes[0], codec=codec)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert "9 frames" in result.ui["text"][0]
