@@ -103,7 +103,7 @@ def missing_module(error: ModuleNotFoundError) -> str:
     return (
         f"error: {sys.executable} has no {(error.name or str(error)).split('.')[0]}\n"
         "  what to do: run this with ComfyUI's own Python (in a portable ComfyUI python_embeded/python.exe), after\n"
-        "    pip install -r requirements.txt there; or try `python3 scripts/demo.py`, which makes its own"
+        "    pip install -r requirements.txt there"
     )
 
 

@@ -19,7 +19,7 @@ from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refuse_incomplete, some, whole
 from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, UnsupportedError
-from ..hlwq_core.format.packed import PackedLayer
+from ..hlwq_core.format.codebook import VERSIONS
 from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import attention, fast, packed_tensor
 from . import compat
@@ -277,9 +277,11 @@ def make_fast(model: torch.nn.Module, kind: str) -> None:
 
 
 def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> None:
-    """Quantize the large linear weights that the checkpoint leaves dense, with its own bits and codebook."""
+    """Quantize the large linear weights that the checkpoint leaves dense, with its own bits and codebook; where it brings a
+    codebook of its own making, with the published one."""
     device = compat.model_management.get_torch_device()
     like = ckpt.info(ckpt.names()[0])
+    version = like.codebook if like.codebook in VERSIONS else "infinite"
     rest = [
         module
         for module in model.modules()
@@ -291,16 +293,8 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
     bar = compat.ProgressBar(len(rest))
     for module in rest:
         weight = module.weight
-        encoded = codec.encode(weight.to(device), like.bits, "infinite", norms="search")
-        packing = "byte" if like.bits == 8 else "msb"
-        packed = PackedLayer(
-            codes=encoded.packed(packing).cpu(),
-            norms=encoded.norms.cpu(),
-            bits=like.bits,
-            packing=packing,
-            shape=tuple(weight.shape),
-            codebook="infinite",
-        )
+        encoded = codec.encode(weight.to(device), like.bits, version, norms="search")
+        packed = encoded.layer("byte" if like.bits == 8 else "msb").to("cpu")
         module.weight = packed_tensor.as_parameter(packed_tensor.quantized_tensor(packed, weight.dtype, backend))
         bar.update(1)
     _log.info("HLWQ: packed %d more layers at load", len(rest))

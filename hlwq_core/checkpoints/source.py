@@ -98,7 +98,12 @@ def _files(path: Path) -> list[Path]:
         raise InputError("no such file or folder", file=path, fix="check the path of the model")
     indexes = sorted(path.glob("*.safetensors.index.json"))
     if len(indexes) > 1:
-        raise InputError("the folder has several indexes: it holds several models", file=path, found=len(indexes))
+        raise InputError(
+            "the folder has several indexes: it holds several models",
+            file=path,
+            found=len(indexes),
+            fix="move each model, with its index, into a folder of its own",
+        )
     if indexes:
         return _indexed(indexes[0])
     files = sorted(
@@ -116,9 +121,19 @@ def _indexed(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         unsafe = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError("the index of the shards cannot be understood", file=index, found=error) from error
+        raise FormatError(
+            "the index of the shards cannot be understood",
+            file=index,
+            found=error,
+            fix="download the index again; without it every safetensors file of the folder is read",
+        ) from error
     if unsafe:
-        raise FormatError("the index names files outside its folder", file=index, found=unsafe[0])
+        raise FormatError(
+            "the index names files outside its folder",
+            file=index,
+            found=unsafe[0],
+            fix="download the index again: it names files of another folder",
+        )
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise IncompleteError(

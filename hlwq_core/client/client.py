@@ -175,7 +175,10 @@ class Client:
                 if answer.status in _AWAY:
                     raise aiohttp.ClientError(f"{answer.status} {answer.reason}")
                 if answer.status != 200:
-                    raise ServerError(f"{self.url}{path} answered {answer.status} {answer.reason}")
+                    raise ServerError(
+                        f"{self.url}{path} answered {answer.status} {answer.reason}",
+                        fix="look into the log of ComfyUI, which says more",
+                    )
                 return await answer.json(content_type=None)
         except ValueError as e:  # no JSON, or no text
             raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server") from e
@@ -236,7 +239,11 @@ class Client:
                             "input folder yourself",
                         )
                     if answer.status != 200:
-                        raise ServerError(f"the upload was answered {answer.status} {answer.reason}", file=path)
+                        raise ServerError(
+                            f"the upload was answered {answer.status} {answer.reason}",
+                            file=path,
+                            fix="look into the log of ComfyUI, which says more; large files need its option --max-upload-size",
+                        )
                     stored = await answer.json()
             except _LOST as e:
                 self._check()

@@ -103,6 +103,7 @@ def open_moments(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
                 tensor=name,
                 expected=f"F32 {[width, width]}",
                 found=f"{file.entries[name].dtype} {list(file.entries[name].shape)}",
+                fix="take the moments of this very model, or leave --calibration out",
             )
     return file
 

@@ -27,7 +27,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     if args.picture and args.picture.suffix.lower() != ".png":
-        raise InputError("the picture is a PNG file", file=args.picture, expected="a name that ends in .png")
+        raise InputError(
+            "the picture is a PNG file",
+            file=args.picture,
+            expected="a name that ends in .png",
+            fix="let the name end in .png",
+        )
     found = inspect(args.path)
     if args.picture:
         _save(found, args.picture)

@@ -58,6 +58,7 @@ def write_safetensors(
                         tensor=name,
                         expected=f"{dtype} {list(shape)}",
                         found=f"{tensor.dtype} {list(tensor.shape)}",
+                        fix="this is a bug of the pack: please report it with the command",
                     )
                 if tensor.numel():
                     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -81,7 +82,12 @@ def write_error(path: Path, error: OSError) -> HLWQError:
             found=error.strerror,
             fix="free some space on this disk, or choose another folder",
         )
-    return InputError("the file cannot be written", file=path, found=error.strerror or error)
+    return InputError(
+        "the file cannot be written",
+        file=path,
+        found=error.strerror or error,
+        fix="check that the folder is there and may be written to, or choose another one",
+    )
 
 
 def _header(
@@ -93,9 +99,18 @@ def _header(
     position = 0
     for name, dtype, shape, _ in entries:
         if name in header:
-            raise FormatError("two tensors have one name", tensor=name)
+            raise FormatError(
+                "two tensors have one name",
+                tensor=name,
+                fix="this is a bug of the pack: please report it with the command",
+            )
         if dtype not in NAMES:
-            raise FormatError("a dtype that safetensors files do not hold here", tensor=name, found=dtype)
+            raise FormatError(
+                "a dtype that safetensors files do not hold here",
+                tensor=name,
+                found=dtype,
+                fix="store this tensor in another dtype",
+            )
         nbytes = math.prod(shape) * DTYPES[NAMES[dtype]][1]
         header[name] = {
             "dtype": NAMES[dtype],

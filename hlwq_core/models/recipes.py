@@ -141,17 +141,38 @@ def _rule(path: Path, item: dict[str, object]) -> Rule:
     known = {"match", "bits", "keep", "min_elements", "min_in", "comment"}
     match, bits = item["match"], item.get("bits")
     if set(item) - known:
-        raise InputError("a rule has unknown fields", file=path, expected=", ".join(sorted(known)), found=sorted(item))
+        raise InputError(
+            "a rule has unknown fields",
+            file=path,
+            expected=", ".join(sorted(known)),
+            found=sorted(item),
+            fix="correct the name, or take the field out",
+        )
     if (bits is None) == (item.get("keep") is not True):
-        raise InputError("a rule needs either bits or keep", file=path, found=json.dumps(item))
+        raise InputError(
+            "a rule needs either bits or keep",
+            file=path,
+            found=json.dumps(item),
+            fix='give the rule one of them: "bits": 5, or "keep": true',
+        )
     if bits is not None and bits != "default" and bits not in BITS:
-        raise InputError("a rule's bits", file=path, expected=f"{BITS} or default", found=bits)
+        raise InputError("a rule's bits", file=path, expected=f"{BITS} or default", found=bits, fix="take one of these")
     if not isinstance(match, str):
-        raise InputError("a rule's match must be text", file=path, found=json.dumps(item))
+        raise InputError(
+            "a rule's match must be text",
+            file=path,
+            found=json.dumps(item),
+            fix="put a regular expression in quotes there",
+        )
     if match.startswith("re:"):
         try:
             re.compile(match[3:])
         except re.error as error:
-            raise InputError("a rule's regular expression", file=path, found=f"{match}: {error}") from error
+            raise InputError(
+                "a rule's regular expression",
+                file=path,
+                found=f"{match}: {error}",
+                fix="correct it: it is read as in Python",
+            ) from error
     number = {"default": 0}.get(bits, bits) if isinstance(bits, str) else bits
     return Rule(match, number, int(item.get("min_elements", 0)), int(item.get("min_in", 0)))  # type: ignore[arg-type, call-overload]

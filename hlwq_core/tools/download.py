@@ -113,7 +113,12 @@ def download(
         InputError: a name that is none, no folder given and no ComfyUI known, or another run writes to the folder.
     """
     if repository is not None and not families.REPOSITORY_NAME.fullmatch(repository):
-        raise InputError("this is no repository name", expected="owner/name", found=repository)
+        raise InputError(
+            "this is no repository name",
+            expected="owner/name",
+            found=repository,
+            fix="give the name as the address of the repository has it",
+        )
     _refuse_offline()
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or None
     candidates = (repository,) if repository else families.repositories()
@@ -162,7 +167,12 @@ def _list(
         except GatedRepoError as error:
             raise _no_access(repository, error) from error
         except RevisionNotFoundError as error:
-            raise DownloadError("the repository has no such revision", file=repository, found=revision) from error
+            raise DownloadError(
+                "the repository has no such revision",
+                file=repository,
+                found=revision,
+                fix="check --revision: a branch, a tag or a commit; without it the newest is taken",
+            ) from error
         except RepositoryNotFoundError as error:
             refusal = error
             continue
@@ -180,6 +190,7 @@ def _list(
                 "the repository has no safetensors files",
                 file=repository,
                 found=f"{len(info.siblings or [])} other files",
+                fix="check the name; the weights may lie in another repository or revision",
             )
         return repository, info.sha or revision, files
     assert refusal is not None
@@ -362,7 +373,12 @@ class _Job:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("the folder cannot be made", file=self.folder, found=error.strerror or error) from error
+            raise InputError(
+                "the folder cannot be made",
+                file=self.folder,
+                found=error.strerror or error,
+                fix="choose a folder that may be written to, with --to",
+            ) from error
         there = sum(path.stat().st_size for file in absent if (path := self._partial(file)).is_file())
         needed = sum(file.size for file in absent) - there
         free = shutil.disk_usage(self.folder).free

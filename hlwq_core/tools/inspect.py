@@ -83,7 +83,11 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     try:
         checkpoint = open_checkpoint(path, partial=True)
         if not checkpoint.names():
-            raise IncompleteError("no layer is whole: all lack codes, norms or meta", file=path)
+            raise IncompleteError(
+                "no layer is whole: all lack codes, norms or meta",
+                file=path,
+                fix="download the checkpoint again: whole files are missing",
+            )
         found.report = checkpoint.report()
     except (FormatError, IncompleteError) as error:
         found.error = str(error)

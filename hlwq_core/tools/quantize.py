@@ -129,7 +129,9 @@ def quantize(
     """
     for what, value, choices in (("norms", norms, NORMS), ("layout", layout, LAYOUTS), ("bits", bits, BITS)):
         if value not in choices:
-            raise InputError(f"unknown {what}", expected=", ".join(map(str, choices)), found=value)
+            raise InputError(
+                f"unknown {what}", expected=", ".join(map(str, choices)), found=value, fix="take one of these"
+            )
     opened = open_source(source)
     recipe = recipe_for(opened, rules)
     target = Path(target)

@@ -135,7 +135,11 @@ def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
             )
         if name not in source.entries or len(source.entries[name][1].shape) != 2:
             raise InputError(
-                "the original is another model", file=source.path, tensor=name, expected="a matrix of this name"
+                "the original is another model",
+                file=source.path,
+                tensor=name,
+                expected="a matrix of this name",
+                fix="name the dense checkpoint that this one was made from",
             )
     for name in checkpoint.names():
         found = source.entries.get(name)

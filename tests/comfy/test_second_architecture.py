@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -131,3 +131,20 @@ def test_pack_rest_packs_the_large_layers(wan, tmp_path, sample, distance, monke
     assert "diffusion_model.text_embedding.0.weight" in packed and len(packed) > len(patchers.packed_modules(large))
     assert small.model_size() < 0.6 * large.model_size()
     assert distance(run(small, sample), run(large, sample)) < 0.5
+
+
+@pytest.mark.parametrize(
+    "codebook, taken", [("finite", "finite"), ("infinite", "infinite"), ("stored-abc", "infinite")]
+)
+def test_pack_rest_takes_the_checkpoints_own_codebook(pack, monkeypatch, codebook, taken):
+    from comfyui_hlwq.hlwq_core.codec import codec
+    from comfyui_hlwq.nodes import model_loading
+
+    monkeypatch.setattr(model_loading, "PACK_REST_FROM", 1)
+    linear = model_loading.PackedOperations.Linear(256, 16)
+    dense = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    linear.weight = torch.nn.Parameter(dense, requires_grad=False)
+    like = SimpleNamespace(names=lambda: ["a"], info=lambda name: SimpleNamespace(bits=5, codebook=codebook))
+    model_loading.pack_the_rest(torch.nn.Sequential(linear), like, "eager")
+    assert linear.weight._params.codebook == taken
+    assert torch.equal(linear.weight.dequantize(), codec.encode(dense, 5, taken, norms="search").decode())

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hlwq_core import errors
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -187,18 +189,27 @@ def test_errors_say_what_was_expected_and_found_and_what_to_do(path: Path) -> No
             assert whole, f"{path.name}:{node.lineno} says only {sorted(filter(None, told))}"
 
 
-def test_errors_of_the_command_line_say_what_to_do() -> None:
-    for name in (
-        "client/generate.py",
-        "client/graph.py",
-        "client/server.py",
-        *sorted(f"media/{file.name}" for file in (REPO / "hlwq_core" / "media").glob("*.py")),
-        "commands/generate.py",
-        "commands/queue.py",
-    ):
-        for node in ast.walk(ast.parse((REPO / "hlwq_core" / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
-                assert any(keyword.arg == "fix" for keyword in node.keywords), f"{name}:{node.lineno}"
+def test_every_error_says_what_to_do() -> None:
+    kinds = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.HLWQError)
+    }
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in kinds:
+                told = any(keyword.arg == "fix" for keyword in node.keywords)
+                # A result's text tells it for each of its findings.
+                assert told or ast.unparse(node.args[0]).endswith(".text()"), f"{path.relative_to(REPO)}:{node.lineno}"
+
+
+def test_no_advice_that_an_installed_pack_cannot_follow() -> None:
+    """What the registry leaves out, a user does not have."""
+    lines = (REPO / ".comfyignore").read_text().splitlines()
+    absent = [line.strip("/") for line in lines if line and not line.startswith("#")]
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = [folder for folder in absent if f"{folder}/" in node.value]
+                assert not named, f"{path.relative_to(REPO)}:{node.lineno} sends to {named}"
 
 
 @pytest.mark.parametrize("missing", ["torch", "safetensors", "aiohttp"])
