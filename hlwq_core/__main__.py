@@ -1,3 +1,5 @@
+"""The way in of `python -m hlwq_core`."""
+
 import sys
 
 from .cli import main

@@ -31,7 +31,7 @@ from ..hlwq_core.tools import download, inspect, verify
 from . import compat, listing, locations
 from .model_loading import refuse_unloadable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hlwq")
 
 EVENT = "hlwq.job"
 # Of what the lists of models pass over, so many are shown.

@@ -18,7 +18,7 @@ from ..hlwq_core.media import hardware
 from ..hlwq_core.media.pictures import png
 from . import compat
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hlwq")
 
 WORKFLOW = ("in the file", "in the file and a PNG", "nowhere")
 

@@ -12,7 +12,7 @@ import av
 
 from .formats import Plan, knows
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hlwq")
 
 # Family -> codec -> FFmpeg's encoder.
 FAMILIES = {

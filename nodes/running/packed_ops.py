@@ -14,7 +14,7 @@ from .. import compat
 from . import kept_decoded
 from .low_rank import LowRank
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("hlwq")
 
 
 def _keeps_weight(input: torch.Tensor) -> bool:

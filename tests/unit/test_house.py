@@ -160,6 +160,13 @@ def test_code_is_python_3_10() -> None:
             assert not module.startswith(("typing.Self", "datetime.UTC", "enum.StrEnum", "asyncio.timeout")), path
 
 
+def test_the_pack_has_one_logger() -> None:
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger") and node.args:
+                assert ast.unparse(node.args[0]) == "'hlwq'", f"{path.relative_to(REPO)}:{node.lineno}"
+
+
 # What reads a user's files, or is given a user's values by a node.
 TELLING = [
     "hlwq_core/" + name

@@ -106,6 +106,12 @@ def test_every_room_says_in_a_sentence_what_it_is_for(found: dict) -> None:
     assert not [name for name in silent if name.split(".")[0] in ("hlwq_core", "nodes", "scripts")]
 
 
+def test_the_picture_and_the_page_are_of_this_code(found: dict) -> None:
+    for name, made in (("rooms.svg", code.svg(found)), ("rooms.md", code.page(found))):
+        assert (REPO / "docs" / name).read_text(encoding="utf-8") == made, f"docs/{name}: run scripts/rooms.py"
+    assert all(f">{room.removeprefix('hlwq_core.')}</text>" in code.svg(found) for room in FLOORS)
+
+
 def test_no_file_is_longer_than_a_reader_holds_in_mind() -> None:
     long = set()
     for folder in ("hlwq_core", "nodes", "scripts", "benchmarks", "tests"):
