@@ -11,7 +11,7 @@ import torch
 
 from .compat import vae as core
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("hlwq")
 
 # What LTX-2.3's decoder needs at its peak, counted in its chunks, its latent pixels of a frame and of all frames; an upper
 # bound of what was counted for 25 to 1,441 frames of 256×256 to 1536×1024 in both sizes of chunks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..hlwq_core import backends
+from ..hlwq_core.format.codebook import VERSIONS
 from .model_loading import EXACT, FAST
 
 AUTO = "auto"
@@ -21,7 +22,7 @@ def decoding_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "codebook",
-            options=[AUTO, "infinite", "finite"],
+            options=[AUTO, *VERSIONS],
             default=AUTO,
             optional=True,
             advanced=True,

@@ -22,15 +22,16 @@ from ..errors import UnsupportedError
 
 BLOCK = 128
 SQRT_BLOCK = math.sqrt(BLOCK)
+# The likeliest first. A codebook is a name here and a file of that name: float32 `[2**bits]` by its bits, ascending.
 VERSIONS = ("infinite", "finite")
 
-_DATA = Path(__file__).parents[1] / "data" / "codebooks.safetensors"
+_DATA = Path(__file__).parents[1] / "data" / "codebooks"
 _stored: dict[str, torch.Tensor] = {}
 
 
-@functools.lru_cache(maxsize=1)
-def _constants() -> dict[str, torch.Tensor]:
-    return load_file(_DATA)
+@functools.lru_cache(maxsize=16)
+def _constants(version: str) -> dict[str, torch.Tensor]:
+    return load_file(_DATA / f"{version}.safetensors")
 
 
 @functools.lru_cache(maxsize=64)
@@ -39,7 +40,7 @@ def centroids(bits: int, version: str = "infinite") -> torch.Tensor:
 
     Args:
         bits: 2 to 8.
-        version: `infinite` or `finite`.
+        version: one of `VERSIONS`.
 
     Returns:
         float32 `[2**bits]`, ascending, for coordinates of unit variance. Do not write into it.
@@ -48,7 +49,7 @@ def centroids(bits: int, version: str = "infinite") -> torch.Tensor:
         raise UnsupportedError(
             "unknown codebook version", expected=", ".join(VERSIONS), found=version, fix="take one of these"
         )
-    table = _constants().get(f"{version}_{bits}")
+    table = _constants(version).get(str(bits))
     if table is None:
         raise UnsupportedError("no codebook for these bits", expected="2 to 8", found=bits, fix="take one of these")
     return table

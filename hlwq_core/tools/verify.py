@@ -16,7 +16,7 @@ from ..checkpoints.detect import expected_rms, level_rms
 from ..checkpoints.source import Source, open_source
 from ..codec.fidelity import Fidelity, compare
 from ..errors import FormatError, HLWQError, IncompleteError
-from ..format.codebook import SQRT_BLOCK
+from ..format.codebook import SQRT_BLOCK, VERSIONS
 from ..format.packed import PackedLayer
 from ..format.record import RECORD, REPAIRED, file_sha256, read_record
 from .device import choose_device
@@ -245,7 +245,7 @@ class _Run:
             values = [layer.rms for layer in layers if layer.bits == bits and layer.rms is not None]
             median = statistics.median(values)
             books = {info.codebook for info in self.infos.values() if info.bits == bits}
-            expected = [expected_rms(bits, book) for book in books if book in ("infinite", "finite")]
+            expected = [expected_rms(bits, book) for book in books if book in VERSIONS]
             if expected and min(abs(median - e) for e in expected) > 0.02:
                 text = f"{bits} bits: median RMS {median:.4f}, expected {expected[0]:.4f}"
                 if median < 0.9 and len(values) >= 3:
