@@ -7,7 +7,6 @@ Source: ComfyUI 0.30.0 to 0.33.0, `comfy/text_encoders/{lt,llama}.py`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +117,7 @@ class Sizes:
 
     def config(self) -> Any:
         """ComfyUI's config of Gemma 3 with these widths."""
-        config = compat.llama.Gemma3_12B_Config(
+        config = compat.Gemma3_12B_Config(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
@@ -144,17 +143,17 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     return 1 + max(int(name[len(prefix) :].partition(".")[0]) for name in shapes if name.startswith(prefix))
 
 
-class SizedGemma(compat.llama.Gemma3_12B):
+class SizedGemma(compat.Gemma3_12B):
     """ComfyUI's Gemma 3 in given widths. Without a vision tower in the file there is none here."""
 
     def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any):
         torch.nn.Module.__init__(self)
         config = config_dict["sizes"].config()
         self.num_layers = config.num_hidden_layers
-        self.model = compat.llama.Llama2_(config, device=device, dtype=dtype, ops=operations)
+        self.model = compat.Llama2_(config, device=device, dtype=dtype, ops=operations)
         self.dtype = dtype
         if config_dict["sizes"].vision is not None:
-            self.multi_modal_projector = compat.llama.Gemma3MultiModalProjector(config, dtype, device, operations)
+            self.multi_modal_projector = compat.Gemma3MultiModalProjector(config, dtype, device, operations)
             self.vision_model = compat.CLIPVision(config.vision_config, dtype, device, operations)
             self.image_size = config.vision_config["image_size"]
 
@@ -165,7 +164,7 @@ class SizedGemma(compat.llama.Gemma3_12B):
         return super().preprocess_embed(embed, device)
 
 
-class SizedGemmaModel(compat.lt.Gemma3_12BModel):
+class SizedGemmaModel(compat.Gemma3_12BModel):
     """ComfyUI's wrapper of the language model: token embeddings, masks, all hidden states."""
 
     def __init__(self, sizes: Sizes, device: Any, dtype: Any, model_options: dict[str, Any]):
@@ -185,14 +184,7 @@ class SizedGemmaModel(compat.lt.Gemma3_12BModel):
         )
 
 
-def core_takes_sizes(text_encoder: type) -> bool:
-    """Whether the constructor of ComfyUI's text encoder is told the language model and the widths of the projection, as
-    since 0.32.0."""
-    parameters = inspect.signature(text_encoder).parameters
-    return {"text_encoder_model", "video_projection_dim", "audio_projection_dim"} <= parameters.keys()
-
-
-class SizedTextEncoder(compat.lt.LTXAVTEModel):
+class SizedTextEncoder(compat.LTXAVTEModel):
     """ComfyUI's LTX-2.3 text encoder: Gemma's hidden states, projected for the video and the audio stream."""
 
     def __init__(
@@ -208,7 +200,7 @@ class SizedTextEncoder(compat.lt.LTXAVTEModel):
         def language(device: Any, dtype: Any, model_options: dict[str, Any], **_: Any) -> SizedGemmaModel:
             return SizedGemmaModel(sizes, device, dtype, model_options)
 
-        if core_takes_sizes(compat.lt.LTXAVTEModel):
+        if compat.text_encoder_takes_sizes():
             super().__init__(
                 dtype_llama=gemma_dtype,
                 device=device,
@@ -227,7 +219,7 @@ class SizedTextEncoder(compat.lt.LTXAVTEModel):
             self.compat_mode = False
             self.text_projection_type = "dual_linear"
             self.gemma3_12b = language(device, gemma_dtype, model_options)
-        self.text_embedding_projection = compat.lt.DualLinearProjection(
+        self.text_embedding_projection = compat.DualLinearProjection(
             sizes.hidden * (sizes.layers + 1),
             video,
             audio,

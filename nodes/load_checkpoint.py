@@ -12,11 +12,10 @@ from comfy_api.latest import io
 from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.find import files_of
 from ..hlwq_core.models import ltx
-from ..hlwq_core.running import attention
 from . import compat, locations, model_loading
 from .absent import AbsentPart, connected, no_part
 from .loader_inputs import AUTO, decoding_inputs
-from .running import recorded_blocks
+from .running import faster_attention, recorded_blocks
 
 _log = logging.getLogger("hlwq")
 
@@ -53,6 +52,7 @@ def load_checkpoint(
     Raises:
         HLWQError: nothing was loaded; the message says why and what to do.
     """
+    compat.require(compat.Feature.LOADING)
     device = compat.model_management.get_torch_device()
     chosen = backends.choose(device, backend)
     version = None if codebook == AUTO else codebook
@@ -122,7 +122,7 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
     if mode == model_loading.FAST:
         kind, reason = backends.choose_fast(device)
         lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
-        reason = attention.unavailable_reason(device)
+        reason = faster_attention.unavailable_reason(device)
         lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")
     if hasattr(model.model.diffusion_model, "hlwq_recordings"):
         lines.append(f"  blocks: replayed as a CUDA graph up to {recorded_blocks.MAX_TOKENS:,} video tokens")
@@ -130,6 +130,7 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         lines.append(f"  no {part.name} in it: use {part.instead}")
     if facts["upscalers"]:
         lines.append(f"  upscalers: {', '.join(facts['upscalers'])}")
+    lines += [f"  {line}" for line in compat.what_is_off()]
     return "\n".join(lines)
 
 
@@ -169,7 +170,7 @@ class HLWQLoadCheckpoint(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, checkpoint: str) -> bool | str:
         """Say before anything runs that a checkpoint is not there, and which are."""
-        return locations.refusal((locations.checkpoint, checkpoint))
+        return compat.why_not(compat.Feature.LOADING) or locations.refusal((locations.checkpoint, checkpoint))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> list[tuple[str, int, int]]:

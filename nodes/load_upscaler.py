@@ -60,6 +60,7 @@ def load_upscaler(path: Path) -> Any:
         ConfigError: its config contradicts its tensors.
         IncompleteError: tensors are missing.
     """
+    compat.require(compat.Feature.UPSCALERS)
     file = SafeFile(path)
     shapes = {name: entry.shape for name, entry in file.entries.items()}
     if not all(name in shapes for name in MARKS):
@@ -121,7 +122,7 @@ class HLWQLoadUpscaler(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, upscaler: str) -> bool | str:
         """Say before anything runs that an upscaler is not there, and which are."""
-        return locations.refusal((locations.upscaler, upscaler))
+        return compat.why_not(compat.Feature.UPSCALERS) or locations.refusal((locations.upscaler, upscaler))
 
     @classmethod
     def execute(cls, upscaler: str) -> io.NodeOutput:

@@ -21,7 +21,7 @@ from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, UnsupportedError
 from ..hlwq_core.format.codebook import VERSIONS
 from ..hlwq_core.models.family import Config, Family
-from ..hlwq_core.running import attention, fast, packed_tensor
+from ..hlwq_core.running import fast, packed_tensor
 from . import compat
 from .compat.saving import StateDict
 from .running import faster_attention, patchers, recorded_blocks
@@ -178,6 +178,7 @@ def diffusion_model(
     Raises:
         HLWQError: ComfyUI does not know the architecture, or tensors are missing, unknown or of other shapes.
     """
+    compat.require(compat.Feature.LOADING)
     patcher = _build(opened, backend, disable_dynamic, step)
     model = patcher.model
     model.hlwq_metadata = opened.metadata
@@ -192,7 +193,7 @@ def diffusion_model(
             _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
         else:
             make_fast(model, kind)
-        if attention.unavailable_reason(device) is None:
+        if faster_attention.unavailable_reason(device) is None:
             faster_attention.use(patcher)
     if recorded_blocks.wanted(kind is not None):
         recorded_blocks.use(model)

@@ -44,6 +44,7 @@ def load_text_encoder(
         InputError: Gemma and projection do not fit together.
         FormatError, UnsupportedError: a file is not what it should be.
     """
+    compat.require(compat.Feature.TEXT_ENCODER)
     language = _read_gemma(text_encoder)
     sizes = _gemma_sizes(language, text_encoder)
     if "spiece_model" not in language:
@@ -248,7 +249,7 @@ def _clip(
 
     parts = [language, projection]
     clip = compat.CLIP(
-        SimpleNamespace(params={}, clip=build, tokenizer=compat.lt.LTXAVGemmaTokenizer),
+        SimpleNamespace(params={}, clip=build, tokenizer=compat.LTXAVGemmaTokenizer),
         embedding_directory=compat.folder_paths.get_folder_paths("embeddings"),
         tokenizer_data={"spiece_model": language.pop("spiece_model")},
         parameters=sum(value.nelement() for part in parts for value in part.values()),
@@ -302,7 +303,9 @@ class HLWQLoadTextEncoder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, text_encoder: str, checkpoint: str) -> bool | str:
         """Say before anything runs that a file is not there, and which are; lists may be older than the folders."""
-        return locations.refusal((locations.text_encoder, text_encoder), (locations.checkpoint, checkpoint))
+        return compat.why_not(compat.Feature.TEXT_ENCODER) or locations.refusal(
+            (locations.text_encoder, text_encoder), (locations.checkpoint, checkpoint)
+        )
 
     @classmethod
     def execute(cls, text_encoder: str, checkpoint: str, device: str = "default") -> io.NodeOutput:

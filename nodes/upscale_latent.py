@@ -72,6 +72,13 @@ class HLWQUpscaleLatent(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mode: str) -> bool | str:
+        """Say before anything runs that this ComfyUI has no upscalers as the pack knows them."""
+        if mode not in MODES:
+            return f"{mode} is no mode: choose one of {', '.join(MODES)}"
+        return compat.why_not(compat.Feature.UPSCALERS) or True
+
+    @classmethod
     def execute(
         cls,
         latent: dict[str, Any],
@@ -81,6 +88,7 @@ class HLWQUpscaleLatent(io.ComfyNode):
         spatial_upscaler: Any = None,
         temporal_upscaler: Any = None,
     ) -> io.NodeOutput:
+        compat.require(compat.Feature.UPSCALERS)
         parts = compat.latent_parts(latent["samples"])
         video = parts[0]
         check_latent(parts, vae)

@@ -1,434 +1,187 @@
-"""Every name of ComfyUI outside its public API that the pack touches, and the version floor. Nothing else imports `comfy.*`.
+"""Every name of ComfyUI outside its public API that the pack touches. Nothing else imports `comfy.*`.
 
-Sources: ComfyUI 0.30.0, `comfy/{ops,model_patcher,lora,sd,model_management,utils,patcher_extension,hooks}.py`.
+`table.py` names them all; `contract.py` compares it with the ComfyUI that runs, as this is imported. What is gone then has a
+stand-in here that can be named and derived from, and refuses to be used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import inspect
 from collections.abc import Iterator
-from typing import Any
 
-import comfy.cli_args
-import comfy.clip_model
-import comfy.hooks
-import comfy.ldm.modules.attention
-import comfy.lora
-import comfy.memory_management
-import comfy.model_management
-import comfy.model_patcher
-import comfy.nested_tensor
-import comfy.ops
-import comfy.patcher_extension
-import comfy.sd
-import comfy.sd1_clip
-import comfy.text_encoders.hunyuan_video
-import comfy.text_encoders.llama
-import comfy.text_encoders.lt
-import comfy.utils
-import comfy.weight_adapter
-import comfy_aimdo.host_buffer
-import comfy_aimdo.model_vbar
-import comfy_aimdo.torch
 import folder_paths
 import torch
-from comfy.ldm.lightricks.latent_upsampler import LatentUpsampler
-from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
-from comfy_kitchen.tensor import QuantizedTensor
+
+from . import contract
+from .contract import Feature, reason, require, what_is_off, why_not, works
+from .table import TABLE
+
+contract.check(TABLE)
+
+from .dynamic_vram import (  # noqa: E402  they ask what works
+    Arrival,
+    Reader,
+    Whereabouts,
+    aimdo_to_tensor,
+    allocation_bytes,
+    arrive,
+    awaits_first_load,
+    file_source,
+    model_vbar,
+    pins_memory,
+    places_kept,
+    release_resident,
+    room_on_card,
+    take_resident,
+    unused_memory,
+)
+from .ltx import (  # noqa: E402
+    LatentUpsampler,
+    blocks_can_be_recorded,
+    join_latents,
+    latent_parts,
+    memory_is_compiled,
+    text_encoder_takes_sizes,
+    upsample_latent,
+    upscaler_kind,
+    video_vae_channels,
+)
 
 __all__ = [
+    "Arrival",
     "BypassForwardHook",
     "CLIP",
     "CLIPVision",
     "CallbacksMP",
+    "DualLinearProjection",
+    "EnumHookMode",
+    "Feature",
+    "Gemma3MultiModalProjector",
+    "Gemma3_12B",
+    "Gemma3_12BModel",
+    "Gemma3_12B_Config",
+    "LTXAVGemmaTokenizer",
+    "LTXAVTEModel",
     "LatentUpsampler",
+    "Llama2_",
     "LowVramPatch",
     "ModelPatcher",
     "ModelPatcherDynamic",
     "ProgressBar",
+    "Reader",
     "SDClipModel",
     "VAE",
     "WeightAdapterBase",
+    "Whereabouts",
     "aimdo_to_tensor",
+    "allocation_bytes",
+    "arrive",
     "attention_pytorch",
+    "awaits_first_load",
+    "blocks_can_be_recorded",
+    "calculate_weight",
     "cast_bias_weight",
+    "contract",
     "core_patcher_class",
     "disable_weight_init",
+    "file_source",
     "folder_paths",
     "get_key_weight",
-    "hooks",
-    "llama",
+    "join_latents",
+    "latent_parts",
     "llama_detect",
     "load_diffusion_model_state_dict",
-    "lora",
-    "lt",
     "manual_cast",
+    "memory_is_compiled",
+    "metadata_wanted",
     "model_management",
     "model_vbar",
+    "pins_memory",
+    "places_kept",
+    "reason",
+    "release_resident",
+    "require",
+    "room_on_card",
     "run_every_op",
+    "take_resident",
+    "text_encoder_takes_sizes",
     "uncast_bias_weight",
     "unet_prefix",
+    "uninterrupted",
+    "unused_memory",
+    "upsample_latent",
+    "upscaler_kind",
     "utils",
+    "video_vae_channels",
+    "what_is_off",
+    "why_not",
+    "works",
 ]
 
-model_vbar = comfy_aimdo.model_vbar
+BypassForwardHook = contract.get("comfy.weight_adapter.bypass.BypassForwardHook")
+CLIP = contract.get("comfy.sd.CLIP")
+CLIPVision = contract.get("comfy.clip_model.CLIPVision")
+CallbacksMP = contract.get("comfy.patcher_extension.CallbacksMP")
+DualLinearProjection = contract.get("comfy.text_encoders.lt.DualLinearProjection")
+EnumHookMode = contract.get("comfy.hooks.EnumHookMode")
+Gemma3MultiModalProjector = contract.get("comfy.text_encoders.llama.Gemma3MultiModalProjector")
+Gemma3_12B = contract.get("comfy.text_encoders.llama.Gemma3_12B")
+Gemma3_12BModel = contract.get("comfy.text_encoders.lt.Gemma3_12BModel")
+Gemma3_12B_Config = contract.get("comfy.text_encoders.llama.Gemma3_12B_Config")
+LTXAVGemmaTokenizer = contract.get("comfy.text_encoders.lt.LTXAVGemmaTokenizer")
+LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
+Llama2_ = contract.get("comfy.text_encoders.llama.Llama2_")
+LowVramPatch = contract.get("comfy.model_patcher.LowVramPatch")
+ModelPatcher = contract.get("comfy.model_patcher.ModelPatcher")
+ModelPatcherDynamic = contract.get("comfy.model_patcher.ModelPatcherDynamic")
+ProgressBar = contract.get("comfy.utils.ProgressBar")
+SDClipModel = contract.get("comfy.sd1_clip.SDClipModel")
+VAE = contract.get("comfy.sd.VAE")
+WeightAdapterBase = contract.get("comfy.weight_adapter.base.WeightAdapterBase")
 # The function itself, as overrides of the attention are given it.
-attention_pytorch = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
-aimdo_to_tensor = comfy_aimdo.torch.aimdo_to_tensor
-BypassForwardHook = comfy.weight_adapter.BypassForwardHook
-CallbacksMP = comfy.patcher_extension.CallbacksMP
-LowVramPatch = comfy.model_patcher.LowVramPatch
-ModelPatcher = comfy.model_patcher.ModelPatcher
-ModelPatcherDynamic = comfy.model_patcher.ModelPatcherDynamic
-ProgressBar = comfy.utils.ProgressBar
-VAE = comfy.sd.VAE
-WeightAdapterBase = comfy.weight_adapter.WeightAdapterBase
-cast_bias_weight = comfy.ops.cast_bias_weight
-disable_weight_init = comfy.ops.disable_weight_init
-get_key_weight = comfy.model_patcher.get_key_weight
-hooks = comfy.hooks
-load_diffusion_model_state_dict = comfy.sd.load_diffusion_model_state_dict
-lora = comfy.lora
-manual_cast = comfy.ops.manual_cast
-model_management = comfy.model_management
-run_every_op = comfy.ops.run_every_op
-uncast_bias_weight = comfy.ops.uncast_bias_weight
-utils = comfy.utils
+attention_pytorch = inspect.unwrap(contract.get("comfy.ldm.modules.attention.attention_pytorch"))
+calculate_weight = contract.get("comfy.lora.calculate_weight")
+cast_bias_weight = contract.get("comfy.ops.cast_bias_weight")
+disable_weight_init = contract.get("comfy.ops.disable_weight_init")
+get_key_weight = contract.get("comfy.model_patcher.get_key_weight")
+llama_detect = contract.get("comfy.text_encoders.hunyuan_video.llama_detect")
+load_diffusion_model_state_dict = contract.get("comfy.sd.load_diffusion_model_state_dict")
+manual_cast = contract.get("comfy.ops.manual_cast")
+model_management = contract.module("comfy.model_management")
+run_every_op = contract.get("comfy.ops.run_every_op")
+uncast_bias_weight = contract.get("comfy.ops.uncast_bias_weight")
+utils = contract.module("comfy.utils")
+
+_args = contract.module("comfy.cli_args").args
+_model_patcher = contract.module("comfy.model_patcher")
+_ops = contract.module("comfy.ops")
+_unet_prefix_from_state_dict = contract.get("comfy.model_detection.unet_prefix_from_state_dict")
 
 
 def core_patcher_class(disable_dynamic: bool = False) -> type:
     """The patcher class that ComfyUI uses in this process: decided at its start, hence not a constant here."""
-    return ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-
-
-def take_resident(module: torch.nn.Module, device: torch.device) -> tuple[Any, Any, Any] | None:
-    """Weight and bias of a layer that dynamic VRAM has on `device`, as `cast_bias_weight` would give them, in a quarter of
-    the host's time. The third item goes to `release_resident` after use. None: ask `cast_bias_weight`."""
-    state = module.__dict__
-    allocation = state.get("_v")
-    if allocation is None or module._parameters["weight"].device == device:
-        return None
-    prefetch = state.get("_prefetch")
-    if prefetch is not None:  # looked at, and held, for the whole block
-        return (state["_v_weight"], state["_v_bias"], None) if prefetch["resident"] else None
-    signature = model_vbar.vbar_fault(allocation)
-    if signature is None:
-        return None
-    if model_vbar.vbar_signature_compare(signature, state.get("_v_signature")):
-        return state["_v_weight"], state["_v_bias"], allocation
-    model_vbar.vbar_unpin(allocation)
-    return None
-
-
-def release_resident(held: Any) -> None:
-    """Let dynamic VRAM take a layer's memory again, if it needs it."""
-    model_vbar.vbar_unpin(held)
-
-
-def file_source() -> Any:
-    """How to map files so that dynamic VRAM reads weights from the disk straight to the card, as it does with core's own
-    files; None where ComfyUI runs without it."""
-    if not comfy.memory_management.aimdo_enabled:
-        return None
-    return lambda path: comfy.utils.load_torch_file(str(path))
-
-
-# ---- from the file straight to the card (first_load.py): what the first use of a layer under dynamic VRAM comes to -----
-
-
-def _parts(tensor: Any) -> list[torch.Tensor]:
-    """The plain tensors that a weight is stored as, in core's order."""
-    if tensor is None:
-        return []
-    if not isinstance(tensor, QuantizedTensor):
-        return [tensor]
-    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-
-
-def awaits_first_load(module: torch.nn.Module) -> bool:
-    """Whether a layer's weights are still in their file alone, and come to the card as they are there."""
-    state = module.__dict__
-    if "_v" not in state or state.get("_v_signature") is not None:
-        return False
-    if any("pin" in pin for pin in state.get("_pins", {}).values()):
-        return False
-    for name in ("weight", "bias"):
-        tensor = getattr(module, name)
-        if tensor is not None and getattr(tensor, "_model_dtype", tensor.dtype) != tensor.dtype:
-            return False
-        if getattr(module, f"{name}_lowvram_function", None) is not None:
-            return False
-        if not all(hasattr(part.untyped_storage(), "_comfy_tensor_file_slice") for part in _parts(tensor)):
-            return False
-    return True
-
-
-def room_on_card(nbytes: int, model: torch.nn.Module, device: torch.device) -> bool:
-    """Whether so much of a model fits on `device` beside what a computation needs at least, and ComfyUI was not told to keep
-    a copy in RAM, or to pin nothing. Other models of dynamic VRAM make room as it is asked for: theirs is free."""
-    args = comfy.cli_args.args
-    if args.high_ram or args.disable_pinned_memory:
-        return False
-    free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
-    for loaded in comfy.model_management.current_loaded_models:
-        other = loaded.model
-        if other is not None and other.is_dynamic() and other.load_device == device and other.model is not model:
-            free += other.loaded_size()
-    return nbytes <= free
-
-
-def allocation_bytes(module: torch.nn.Module) -> int:
-    """What dynamic VRAM sets aside for a layer."""
-    return module._v[2]
-
-
-class Arrival:
-    """A layer's memory on the card, held, and what has to be read into it.
-
-    Attributes:
-        name: the layer's.
-        reads: pairs of a part of the file and the memory it goes to.
-        nbytes: of all parts.
-    """
-
-    def __init__(self, name: str, module: torch.nn.Module, device: torch.device, signature: Any):
-        self.name = name
-        self._module, self._signature = module, signature
-        memory = aimdo_to_tensor(module._v, device)
-        tensors = [module.weight, module.bias]
-        self._views = comfy.memory_management.interpret_gathered_like(tensors, memory)
-        pairs = zip(tensors, self._views, strict=True)
-        self.reads = [pair for a, b in pairs for pair in zip(_parts(a), _parts(b), strict=True)]
-        self.nbytes = sum(part.nbytes for part, _ in self.reads)
-
-    def settle(self) -> None:
-        """All was read: the layer is on the card."""
-        self._module._v_weight, self._module._v_bias = self._views
-        self._module._v_signature = self._signature
-
-    def release(self) -> None:
-        """Let dynamic VRAM take the memory again, if it needs it."""
-        model_vbar.vbar_unpin(self._module._v)
-
-
-def arrive(name: str, module: torch.nn.Module, device: torch.device) -> Arrival | None:
-    """Hold a layer's memory on `device`; None where dynamic VRAM has none for it."""
-    signature = model_vbar.vbar_fault(module._v)
-    if signature is None:
-        return None
-    try:
-        return Arrival(name, module, device, signature)
-    except BaseException:
-        model_vbar.vbar_unpin(module._v)
-        raise
-
-
-class Reader:
-    """Reads parts of files to a card by core's threads, through a little pinned memory of its own. For one thread.
-
-    Core's own reader for this may be used by one thread alone, and packed layers are too small to keep its eight busy.
-
-    Attributes:
-        stream: what reads are ordered on; whoever uses them waits for it.
-    """
-
-    _WINDOW = 32 << 20
-
-    def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device)
-        self._device = device.index or 0
-        # Two windows: one is read into while the other goes over the bus.
-        self._buffer = comfy_aimdo.host_buffer.HostBuffer(2 * self._WINDOW, mark_cold=False)
-        self._window, self._end = 0, 0
-        self._sent = [torch.cuda.Event(), torch.cuda.Event()]
-
-    def read(self, part: torch.Tensor, memory: torch.Tensor) -> None:
-        """Read the file of `part` into `memory`.
-
-        Raises:
-            RuntimeError: the system or the driver refused.
-        """
-        place = part.untyped_storage()._comfy_tensor_file_slice
-        for done in range(0, place.size, self._WINDOW):
-            size = min(self._WINDOW, place.size - done)
-            if self._end + size > self._WINDOW:
-                self._sent[self._window].record(self.stream)
-                self._window, self._end = 1 - self._window, 0
-                self._sent[self._window].synchronize()
-            self._buffer.read_file_slice(
-                place.file_ref,
-                place.offset + done,
-                size,
-                offset=self._window * self._WINDOW + self._end,
-                stream=self.stream.cuda_stream,
-                device_ptr=memory.data_ptr() + done,
-                device=self._device,
-            )
-            self._end += -(-size // 4096) * 4096
-
-
-# ---- recorded blocks (recorded_blocks.py) ----------------------------------------------------------------------------
-
-
-def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
-    """Whether a diffusion model runs its blocks by a method of LTX's, with no other arguments than those it had in 0.30."""
-    method = getattr(type(model), "_process_transformer_blocks", None)
-    if method is None or not hasattr(model, "transformer_blocks"):
-        return False
-    known = ("self", "x", "context", "attention_mask", "timestep", "pe", "transformer_options", "self_attention_mask")
-    # Whatever else is known of the step comes as `kwargs`, which the method must not look at.
-    loads = [step.argval for step in dis.get_instructions(method) if step.opname.startswith("LOAD")]
-    looked_at = any(name == "kwargs" or (type(name) is tuple and "kwargs" in name) for name in loads)
-    return tuple(inspect.signature(method).parameters) == (*known, "kwargs") and not looked_at
-
-
-def unused_memory(device: torch.device) -> int:
-    """Bytes of `device` that nobody holds, torch's allocator included: a graph cannot use what that keeps for later."""
-    if device.type != "cuda":
-        return comfy.model_management.get_free_memory(device)
-    torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    return ModelPatcher if disable_dynamic else _model_patcher.CoreModelPatcher
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """A stretch that the user's interruption ends after, not within."""
     names = globals()
-    before = comfy.ops.run_every_op, names["run_every_op"]
-    comfy.ops.run_every_op = names["run_every_op"] = lambda: None
+    before = _ops.run_every_op, names["run_every_op"]
+    _ops.run_every_op = names["run_every_op"] = lambda: None
     try:
         yield
     finally:
-        comfy.ops.run_every_op, names["run_every_op"] = before
-
-
-class Whereabouts:
-    """Where the weights of some modules are on a device, for work that was recorded with their addresses."""
-
-    def __init__(self, modules: list[torch.nn.Module], device: torch.device):
-        self._modules = modules
-        self._device = device
-        self._state = self._look()
-        allocations = sorted(
-            {module._v[1]: module._v for module in modules if "_v" in module.__dict__}.values(), key=lambda v: v[1]
-        )
-        self._ranges: list[tuple[Any, int, int]] = []
-        for reservation, start, size in allocations:
-            if self._ranges:
-                previous, begun, length = self._ranges[-1]
-                if previous is reservation and start - (begun + length) < 512:  # as reservations align
-                    self._ranges[-1] = previous, begun, start + size - begun
-                    continue
-            self._ranges.append((reservation, start, size))
-        self._signatures = self._pages()
-
-    @classmethod
-    def of(cls, root: torch.nn.Module, device: torch.device) -> Whereabouts | None:
-        """Of a module and all in it; None where a weight is not on the device, or is patched anew at each use."""
-        modules = []
-        for module in root.modules():
-            if not module._parameters:
-                continue
-            modules.append(module)
-            if "_v" in module.__dict__:
-                resident = take_resident(module, device)
-                if resident is None:
-                    return None
-                release_resident(resident[2])
-        found = cls(modules, device)
-        return None if found._state is None or found._signatures is None else found
-
-    def unchanged(self) -> bool:
-        """Whether all of them still are where they were, with what was there or what ComfyUI put there since."""
-        return self._look() == self._state and self._pages() == self._signatures
-
-    def _look(self) -> tuple | None:
-        found: list[Any] = []
-        for module in self._modules:
-            state = module.__dict__
-            if state.get("weight_function") or state.get("bias_function"):
-                return None
-            low_rank = state.get("low_rank")
-            if low_rank is not None:
-                found += (low_rank, low_rank.up.data_ptr(), low_rank.down.data_ptr())
-            if "_v" in state:
-                if state.get("_v_signature") is None:
-                    return None
-                found.append(state["_v"])
-                continue
-            for tensor in module._parameters.values():
-                for part in _parts(tensor):
-                    if part.device != self._device:
-                        return None
-                    found.append(part.data_ptr())
-        return tuple(found)
-
-    def _pages(self) -> tuple | None:
-        """What tells whether dynamic VRAM took pages away, even if it gave others back."""
-        signatures = []
-        for reservation, start, size in self._ranges:
-            signature = reservation.fault(start, size)
-            if signature is None:
-                return None
-            reservation.unpin(start, size)
-            signatures.append(bytes(signature))
-        return tuple(signatures)
+        _ops.run_every_op, names["run_every_op"] = before
 
 
 def unet_prefix(state_dict: dict[str, torch.Tensor]) -> str:
     """The prefix under which a checkpoint holds its diffusion model, `""` where there is none."""
-    prefix = comfy.model_detection.unet_prefix_from_state_dict(state_dict)
+    prefix = _unet_prefix_from_state_dict(state_dict)
     return prefix if any(name.startswith(prefix) for name in state_dict) else ""
-
-
-# ---- latents, upscalers, saving (upscale_latent.py, save_audio_video.py) ---------------------------------------------
-
-
-def latent_parts(samples: Any) -> list[torch.Tensor]:
-    """The tensors of a latent: [video], or [video, audio] of a joint one."""
-    return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
-
-
-def join_latents(parts: list[torch.Tensor]) -> Any:
-    """A joint latent of [video, audio]."""
-    return comfy.nested_tensor.NestedTensor(parts)
-
-
-def video_vae_channels(vae: Any) -> int | None:
-    """The latent channels of LTX's video VAE; None for any other VAE."""
-    model = getattr(vae, "first_stage_model", None)
-    if not isinstance(model, VideoVAE):
-        return None
-    return model.per_channel_statistics.get_buffer("std-of-means").shape[0]
-
-
-def upscaler_kind(upscaler: Any) -> str | None:
-    """ "spatial" or "temporal" (or "spatial and temporal") for a loaded LTX upscaler, None for anything else."""
-    model = getattr(upscaler, "model", None)
-    if not isinstance(model, LatentUpsampler):
-        return None
-    kinds = [kind for kind in ("spatial", "temporal") if getattr(model, f"{kind}_upsample")]
-    return " and ".join(kinds)
-
-
-def upsample_latent(video: torch.Tensor, upscaler: Any, vae: Any) -> torch.Tensor:
-    """One video latent through core's LTXVLatentUpsampler."""
-    from comfy_extras.nodes_lt_upsampler import LTXVLatentUpsampler
-
-    return LTXVLatentUpsampler.execute({"samples": video}, upscaler, vae).args[0]["samples"]
 
 
 def metadata_wanted() -> bool:
     """False under --disable-metadata: saved files then carry no workflow."""
-    return not comfy.cli_args.args.disable_metadata
-
-
-# Text encoder: nodes/gemma.py and nodes/text_encoder.py.
-CLIP = comfy.sd.CLIP
-CLIPVision = comfy.clip_model.CLIPVision
-SDClipModel = comfy.sd1_clip.SDClipModel
-llama = comfy.text_encoders.llama
-llama_detect = comfy.text_encoders.hunyuan_video.llama_detect
-lt = comfy.text_encoders.lt
+    return contract.works(Feature.METADATA) and not _args.disable_metadata

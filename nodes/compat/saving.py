@@ -10,9 +10,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.utils
-
 from ...hlwq_core.errors import UnsupportedError
+from . import contract
+from .contract import Feature
+
+_utils = contract.module("comfy.utils")
 
 _PROJECTION = "text_embedding_projection."
 # Under this prefix core looks in a checkpoint for a T5, and for LTX-2.3's encoder nowhere.
@@ -54,4 +56,5 @@ def _with_metadata(write: Any) -> Any:
     return save_torch_file
 
 
-comfy.utils.save_torch_file = _with_metadata(comfy.utils.save_torch_file)
+if contract.works(Feature.SAVING):
+    _utils.save_torch_file = _with_metadata(_utils.save_torch_file)

@@ -51,6 +51,11 @@ def faster_attention(
     return function(q, k, v, heads, *args, **options)
 
 
+def unavailable_reason(device: torch.device) -> str | None:
+    """Why attention is left as it is; None if it need not be."""
+    return compat.reason(compat.Feature.FASTER_ATTENTION) or attention.unavailable_reason(device)
+
+
 def use(patcher: Any) -> None:
     """Let the patcher's model, and its clones, attend faster; a node that sets its own attention later replaces it."""
     patcher.model_options.setdefault("transformer_options", {}).setdefault(KEY, faster_attention)

@@ -42,6 +42,8 @@ def load(patcher: Any, device: torch.device) -> None:
     """
     if device.type != "cuda" or os.environ.get(ENVIRONMENT_VARIABLE, "") == "0" or not _proven.get(device, True):
         return
+    if not compat.works(compat.Feature.FIRST_LOAD):
+        return
     modules = [named for named in patcher.model.named_modules() if compat.awaits_first_load(named[1])]
     nbytes = sum(compat.allocation_bytes(module) for _, module in modules)
     if not modules or not compat.room_on_card(nbytes, patcher.model, device):

@@ -65,7 +65,7 @@ def _try(patches: list[Patch], weight: torch.Tensor, key: str, device: torch.dev
             continue
         try:
             with _heard() as said:
-                stand_in = compat.lora.calculate_weight([patch], stand_in, key)
+                stand_in = compat.calculate_weight([patch], stand_in, key)
         except Exception as error:
             said = [f"{type(error).__name__}: {error}"]
     return said[0] if said else None

@@ -26,8 +26,8 @@ _log = logging.getLogger("hlwq")
 
 
 def wanted() -> bool:
-    """Whether the user has not turned it off."""
-    return os.environ.get(ENVIRONMENT_VARIABLE, "") != "0"
+    """Whether the user has not turned it off, and ComfyUI lends memory as this module knows it."""
+    return compat.works(compat.Feature.KEPT_DECODED) and os.environ.get(ENVIRONMENT_VARIABLE, "") != "0"
 
 
 class Place:

@@ -46,7 +46,7 @@ class PatchAfterDecoding:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         self.move_to(weight.device)
-        return compat.lora.calculate_weight(self._on_device, weight, self.key, intermediate_dtype=self._dtype)
+        return compat.calculate_weight(self._on_device, weight, self.key, intermediate_dtype=self._dtype)
 
 
 def _move(value: Any, device: torch.device, counted: list[int]) -> Any:
@@ -79,6 +79,8 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_lowvram_function = None
         functions = [f for f in module.weight_function if not isinstance(f, (PatchAfterDecoding, compat.LowVramPatch))]
         patches = patcher.patches.get(key, [])
+        if patches:
+            compat.require(compat.Feature.LORA)
         plain = bool(patches) and all(is_plain(patch, module.weight.shape) for patch in patches)
         if not plain:
             module.low_rank = None
@@ -173,6 +175,7 @@ class _Packed:
 
     def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, torch.Tensor]:
         """As in core; packed weights are decoded one by one as the file is written."""
+        compat.require(compat.Feature.SAVING)
         model = self.model if model is None else model  # type: ignore[attr-defined]
         packed = {name: value for name, value in model.state_dict().items() if packed_tensor.is_packed(value)}
         state_dict = super().model_state_dict_for_saving(_Without(model, packed), prefix)  # type: ignore[misc]
@@ -193,6 +196,7 @@ class _Packed:
                 hooks, combined_patches, key, original_weights, memory_counter
             )
         if key in combined_patches:
+            compat.require(compat.Feature.LORA)
             module = compat.utils.get_attr(self.model, key.rpartition(".")[0])  # type: ignore[attr-defined]
             module.weight_function = [*_without_hooks(module), _HookPatch(key, combined_patches)]
         return None
@@ -237,12 +241,8 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     def load(self, *args: Any, **kwargs: Any) -> None:
         """As in core, but packed weights on the card stay good when the patches change: they are never written into them.
         What is still in the files is then read at once."""
-        modules = [module for _, module in packed_modules(self)]
-        resident = [(module, module._v_signature) for module in modules if hasattr(module, "_v_signature")]
-        super().load(*args, **kwargs)
-        for module, signature in resident:
-            if "_v" in module.__dict__:
-                module._v_signature = signature
+        with compat.places_kept([module for _, module in packed_modules(self)]):
+            super().load(*args, **kwargs)
         first_load.load(self, self.load_device)
 
     def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
@@ -299,7 +299,7 @@ def adopt(patcher: Any) -> Any:
     if not isinstance(patcher, _Packed):
         patcher.__class__ = PackedPatcherDynamic if patcher.is_dynamic() else PackedPatcher
     # Cached hook weights would hold plain weights only, and leave the packed ones unpatched on the second use.
-    patcher.hook_mode = compat.hooks.EnumHookMode.MinVram
+    patcher.hook_mode = compat.EnumHookMode.MinVram
     for call, callback in (
         (compat.CallbacksMP.ON_LOAD, route_patches),
         (compat.CallbacksMP.ON_CLONE, _adopt_clone),

@@ -85,8 +85,9 @@ def card(monkeypatch, load, dynamic_vram):  # noqa: F811
         return (ctypes.c_uint32 * 1)(1)
 
     vbar = SimpleNamespace(vbar_fault=fault, vbar_unpin=held.remove, vbar_signature_compare=lambda a, b: False)
-    monkeypatch.setattr(compat, "model_vbar", vbar)
-    monkeypatch.setattr(compat, "aimdo_to_tensor", lambda a, device: a[0].memory[a[1] : a[1] + a[2]])
+    for place in (compat, compat.dynamic_vram):
+        monkeypatch.setattr(place, "model_vbar", vbar)
+        monkeypatch.setattr(place, "aimdo_to_tensor", lambda a, device: a[0].memory[a[1] : a[1] + a[2]])
     monkeypatch.setattr(compat, "room_on_card", lambda *_: True)
     monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", HostBuffer)
     monkeypatch.setattr(compat.Reader, "_WINDOW", 1 << 14)  # many layers are larger
@@ -118,7 +119,7 @@ def card(monkeypatch, load, dynamic_vram):  # noqa: F811
 def parts(tensor):
     from comfyui_hlwq.nodes import compat
 
-    return [part.contiguous().view(torch.uint8) for part in compat._parts(tensor)]
+    return [part.contiguous().view(torch.uint8) for part in compat.dynamic_vram._parts(tensor)]
 
 
 def arrived(module) -> bool:
@@ -180,6 +181,7 @@ def test_what_has_no_room_is_left_to_core(card, monkeypatch):
 
 def test_what_other_dynamic_models_hold_is_room(pack, monkeypatch):
     """They make room on demand, so a text encoder that is still on the card is no reason to load layer by layer."""
+    import comfy.cli_args
     from comfyui_hlwq.nodes import compat
 
     def patcher(size, dynamic=True, device=CARD):
@@ -195,9 +197,11 @@ def test_what_other_dynamic_models_hold_is_room(pack, monkeypatch):
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1 << 30)
     assert compat.room_on_card(17 << 30, own.model, CARD)
     assert not compat.room_on_card(18 << 30, own.model, CARD)
-    for setting in ("high_ram", "disable_pinned_memory"):
+    switches = [(comfy.cli_args.args, "high_ram"), (comfy.cli_args.args, "disable_pinned_memory")]
+    # Where newer ones have the last one, which has another default on some systems.
+    for place, switch in [*switches, (management, "DISABLE_PINNED_MEMORY")]:
         with monkeypatch.context() as patch:
-            patch.setattr(compat.comfy.cli_args.args, setting, True)
+            patch.setattr(place, switch, True, raising=False)
             assert not compat.room_on_card(1, own.model, CARD)
 
 

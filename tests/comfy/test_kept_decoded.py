@@ -54,8 +54,9 @@ def lent(monkeypatch, pack):
         return (ctypes.c_uint32 * 1)(arena.serial)
 
     vbar = SimpleNamespace(ModelVBAR=Arena, vbar_fault=fault, vbar_unpin=lambda allocation: pins.remove(allocation))
-    monkeypatch.setattr(compat, "model_vbar", vbar)
-    monkeypatch.setattr(compat, "aimdo_to_tensor", lambda a, device: a[0].memory[a[1] : a[1] + a[2]])
+    for place in (compat, compat.dynamic_vram):
+        monkeypatch.setattr(place, "model_vbar", vbar)
+        monkeypatch.setattr(place, "aimdo_to_tensor", lambda a, device: a[0].memory[a[1] : a[1] + a[2]])
     yield pins
     assert not pins, "memory was not given free after use"
 

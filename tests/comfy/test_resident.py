@@ -31,7 +31,8 @@ def pages(monkeypatch, pack):
 
     same = compat.model_vbar.vbar_signature_compare
     vbar = SimpleNamespace(vbar_fault=fault, vbar_unpin=unpin, vbar_signature_compare=same)
-    monkeypatch.setattr(compat, "model_vbar", vbar)
+    for place in (compat, compat.dynamic_vram):
+        monkeypatch.setattr(place, "model_vbar", vbar)
     return state
 
 

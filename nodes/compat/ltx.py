@@ -1,0 +1,93 @@
+"""LTX: its blocks, its latents and upscalers, its text encoder, as ComfyUI has them.
+
+Sources: ComfyUI 0.30.0 to 0.33.0, `comfy/ldm/lightricks`, `comfy/text_encoders/lt.py`, `comfy/model_prefetch.py`.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import threading
+from typing import Any
+
+import torch
+
+from . import contract
+from .contract import Feature
+
+LatentUpsampler = contract.get("comfy.ldm.lightricks.latent_upsampler.LatentUpsampler")
+VideoVAE = contract.get("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")
+_NestedTensor = contract.get("comfy.nested_tensor.NestedTensor")
+_LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
+
+# ---- blocks (recorded_blocks.py) ---------------------------------------------------------------------------------------
+
+
+def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
+    """Whether a diffusion model runs its blocks by a method of LTX's, with no other arguments than those it had in 0.30.
+
+    Not where ComfyUI's memory compiler is at work around them: it and a recording were never tried together."""
+    if not contract.works(Feature.RECORDINGS) or contract.mentions(type(model), "malloc_graph_begin"):
+        return False
+    method = getattr(type(model), "_process_transformer_blocks", None)
+    if method is None or not hasattr(model, "transformer_blocks"):
+        return False
+    known = ("self", "x", "context", "attention_mask", "timestep", "pe", "transformer_options", "self_attention_mask")
+    # Whatever else is known of the step comes as `kwargs`, which the method must not look at.
+    loads = [step.argval for step in dis.get_instructions(method) if step.opname.startswith("LOAD")]
+    looked_at = any(name == "kwargs" or (type(name) is tuple and "kwargs" in name) for name in loads)
+    return tuple(inspect.signature(method).parameters) == (*known, "kwargs") and not looked_at
+
+
+def memory_is_compiled() -> bool:
+    """Whether ComfyUI's memory compiler is at work in this thread: what is allocated now is another's at the next step."""
+    graphs = getattr(contract.module("comfy.model_prefetch"), "MALLOC_GRAPHS", None)
+    graph = graphs.get(threading.get_ident()) if isinstance(graphs, dict) else None
+    return bool(getattr(graph, "_comfy_active", graph is not None))
+
+
+# ---- latents, upscalers (upscale_latent.py) ----------------------------------------------------------------------------
+
+
+def latent_parts(samples: Any) -> list[torch.Tensor]:
+    """The tensors of a latent: [video], or [video, audio] of a joint one."""
+    return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+
+
+def join_latents(parts: list[torch.Tensor]) -> Any:
+    """A joint latent of [video, audio]."""
+    return _NestedTensor(parts)
+
+
+def video_vae_channels(vae: Any) -> int | None:
+    """The latent channels of LTX's video VAE; None for any other VAE."""
+    model = getattr(vae, "first_stage_model", None)
+    if not isinstance(model, VideoVAE):
+        return None
+    return model.per_channel_statistics.get_buffer("std-of-means").shape[0]
+
+
+def upscaler_kind(upscaler: Any) -> str | None:
+    """ "spatial" or "temporal" (or "spatial and temporal") for a loaded LTX upscaler, None for anything else."""
+    model = getattr(upscaler, "model", None)
+    if not isinstance(model, LatentUpsampler):
+        return None
+    kinds = [kind for kind in ("spatial", "temporal") if getattr(model, f"{kind}_upsample")]
+    return " and ".join(kinds)
+
+
+def upsample_latent(video: torch.Tensor, upscaler: Any, vae: Any) -> torch.Tensor:
+    """One video latent through core's LTXVLatentUpsampler."""
+    from comfy_extras.nodes_lt_upsampler import LTXVLatentUpsampler
+
+    return LTXVLatentUpsampler.execute({"samples": video}, upscaler, vae).args[0]["samples"]
+
+
+# ---- text encoder (gemma.py) -------------------------------------------------------------------------------------------
+
+
+def text_encoder_takes_sizes() -> bool:
+    """Whether the constructor of ComfyUI's text encoder is told the language model and the widths of the projection, as
+    since 0.32.0."""
+    parameters = inspect.signature(_LTXAVTEModel).parameters
+    return {"text_encoder_model", "video_projection_dim", "audio_projection_dim"} <= parameters.keys()
