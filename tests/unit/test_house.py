@@ -111,6 +111,19 @@ def test_workflows_of_github_are_readable() -> None:
         assert all(job["timeout-minutes"] for job in jobs.values()), path
 
 
+def test_the_hooks_before_a_commit_are_the_checks_of_the_tests() -> None:
+    hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = (repository["rev"] for repository in hooks if repository["repo"].endswith("/ruff-pre-commit"))
+    assert f'"ruff=={ruff[1:]}"' in (REPO / "scripts" / "environment.py").read_text()
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 70, "a page"
+    for name in re.findall(r"`((?:docs|hlwq_core|nodes|tests|benchmarks|\.github)/[\w./-]+)`", text):
+        assert (REPO / name).exists() or "NAME" in name, name
+
+
 def test_no_machine_paths_or_hosts_in_tracked_files() -> None:
     words = ["/" + "work/", "/" + "farm/", "/tmp/" + "bash_jobs", "python" + "hosted", "pypi" + r"\.org"]
     words += ["registry" + r"\.npmjs", "deb" + r"\.debian"]
