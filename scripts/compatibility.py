@@ -139,31 +139,32 @@ def _pytest(environment: Environment, arguments: Sequence[str], deadline: float,
     return subprocess.run(command, cwd=REPO, env=variables).returncode
 
 
-def run(environment: Environment, part: str, deadline: float, kept: Path) -> dict[str, Any]:
+def run(environment: Environment, part: str, deadline: float, kept: Path, pack: str) -> dict[str, Any]:
     """Run one cell's tests, the failed ones twice; what the page needs to know of it.
 
     Args:
         kept: where outcomes are kept until all are there; a run that was ended goes on from what is in it.
+        pack: the commit of the pack.
+
+    Raises:
+        SetupError: pytest was ended before its last test.
     """
-    # Ends with 5 where a run that was ended had come to its last test.
-    interrupted = _pytest(environment, PARTS[part], deadline, kept) not in (0, 1, 5)
+    code = _pytest(environment, PARTS[part], deadline, kept)
     first = outcomes(kept)
-    failed = [test for test, (state, _) in first.items() if state == "failed"]
+    if code not in (0, 1, 5):  # 5: nothing was left to run
+        raise SetupError(f"pytest ended with {code} after {len(first)} tests; the same command goes on from there")
     alone: dict[str, tuple[str, str]] = {}
-    if failed and not interrupted:
+    if failed := [test for test, (state, _) in first.items() if state == "failed"]:
         say(f"{len(failed)} failed; once more on their own")
         with tempfile.TemporaryDirectory() as folder:
             _pytest(environment, failed, deadline, Path(folder) / "alone.jsonl")
             alone = outcomes(Path(folder) / "alone.jsonl")
-    if not interrupted:
-        kept.unlink(missing_ok=True)
     return {
         "date": datetime.date.today().isoformat(),
-        "pack": _state(),
+        "pack": pack,
         "packages": _versions(environment.python),
         "python": _output(environment.python, "import platform; print(platform.python_version())"),
         "system": f"{platform.system()} {platform.machine()}",
-        "interrupted": interrupted,
         **summary(first, alone),
     }
 
@@ -214,8 +215,6 @@ def cell(result: dict[str, Any] | None) -> str:
         words.append(f"{skipped} skipped")
     if result["failed"]:
         words.insert(0, f"**{len(result['failed'])} failed**")
-    if result["interrupted"]:
-        words.append("**interrupted**")
     return ", ".join(words)
 
 
@@ -242,11 +241,10 @@ def _details(row: Row, results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _to_run(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What is promised and was not run to its end, as a list of commands; empty if there is nothing."""
+    """What is promised and was not run, as a list of commands; empty if there is nothing."""
     lines = []
     for key, row in ROWS.items():
-        ran = {part for part, result in results[key].items() if not result["interrupted"]}
-        if missing := [part for part in row.parts if part not in ran]:
+        if missing := [part for part in row.parts if part not in results[key]]:
             python = f"python{row.python or '3'}"
             lines.append(f"    {python} scripts/compatibility.py run {key} {' '.join(missing)} --comfyui PATH")
     return ["", "Still to be run:", "", *lines] if lines else []
@@ -303,14 +301,17 @@ def _run(args: argparse.Namespace) -> int:
         )
     code = 0
     file = args.results / f"{args.row}.json"
+    args.results.mkdir(parents=True, exist_ok=True)
     for part in args.part or row.parts:
-        args.results.mkdir(parents=True, exist_ok=True)
-        result = run(environment, part, args.deadline, args.results / f"{args.row}-{part}-{_state()}.jsonl")
+        pack = _state()
+        kept = args.results / f"{args.row}-{part}-{pack}.jsonl"
+        result = run(environment, part, args.deadline, kept, pack)
         stored = json.loads(file.read_text()) if file.is_file() else {}
         ordered = {name: (stored | {part: result})[name] for name in PARTS if name == part or name in stored}
         file.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+        kept.unlink()
         say(f"{args.row}, {part}: {cell(result)}")
-        code |= bool(result["failed"] or result["interrupted"])
+        code |= bool(result["failed"])
     return code
 
 

@@ -38,12 +38,12 @@ def test_the_page_says_what_the_results_say(compatibility: ModuleType) -> None:
 
 
 def test_the_page_says_what_is_still_to_be_run(compatibility: ModuleType) -> None:
-    done = {"passed": 1, "failed": {}, "skipped": {}, "passed_alone": [], "interrupted": False, "date": "", "pack": ""}
+    done = {"passed": 1, "failed": {}, "skipped": {}, "passed_alone": [], "date": "", "pack": ""}
     done |= {"packages": {"torch": "2"}, "python": "3.12.1", "system": ""}
     results: dict = {key: {part: done for part in row.parts} for key, row in compatibility.ROWS.items()}
     assert "Still to be run" not in compatibility.page(results)
     del results["0.33.0"]["comfy"]
-    results["python-3.12"]["demo"] = done | {"interrupted": True}
+    del results["python-3.12"]["demo"]
     page = compatibility.page(results)
     assert "python3 scripts/compatibility.py run 0.33.0 comfy " in page
     assert "python3.12 scripts/compatibility.py run python-3.12 demo " in page
@@ -143,10 +143,9 @@ def test_outcomes_are_kept_as_they_come_and_gone_on_with(
 
 
 def test_a_cell_says_failures_first_and_nothing_of_what_was_not_run(compatibility: ModuleType) -> None:
-    result = {"passed": 7, "failed": {"a": "b"}, "skipped": {"no card": 2, "slow": 1}, "interrupted": False}
+    result = {"passed": 7, "failed": {"a": "b"}, "skipped": {"no card": 2, "slow": 1}}
     assert compatibility.cell(result) == "**1 failed**, 7 passed, 3 skipped"
     assert compatibility.cell(result | {"failed": {}, "skipped": {}}) == "7 passed"
-    assert "interrupted" in compatibility.cell(result | {"interrupted": True})
     assert compatibility.cell(None) == ""
 
 
@@ -156,3 +155,17 @@ def test_an_unknown_comfyui_is_not_recorded_as_another(compatibility: ModuleType
     (tmp_path / "comfyui_version.py").write_text("")
     with pytest.raises(compatibility.SetupError, match="names no version"):
         compatibility.version_of(tmp_path)
+
+
+def test_a_run_that_was_ended_is_no_result(
+    compatibility: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text('{"test": "a", "state": "passed", "why": ""}\n')
+    environment = compatibility.Environment(Path(sys.executable), tmp_path, tmp_path)
+    monkeypatch.setattr(compatibility, "_pytest", lambda *_: 2)
+    with pytest.raises(compatibility.SetupError, match="after 1 tests; the same command goes on"):
+        compatibility.run(environment, "unit", 1.0, kept, "abc")
+    monkeypatch.setattr(compatibility, "_pytest", lambda *_: 5)
+    result = compatibility.run(environment, "unit", 1.0, kept, "abc")
+    assert (result["passed"], result["failed"], result["pack"]) == (1, {}, "abc")
