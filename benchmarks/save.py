@@ -156,11 +156,11 @@ def codecs(args: argparse.Namespace) -> None:
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, (way, _) in ways.items():
-            rounds[name].append(timed(lambda way=way: way(folder / "clip.mp4")))  # type: ignore[misc]
+            path = folder / f"{name}.mp4"
+            rounds[name].append(timed(lambda way=way, path=path: way(path)))  # type: ignore[misc]
     table: dict[str, dict[str, float]] = {}
-    for name, (way, matrix) in ways.items():
-        way(folder / "clip.mp4")
-        table[name] = _row(folder / "clip.mp4", frames, matrix, rounds[name])
+    for name, (_, matrix) in ways.items():
+        table[name] = _row(folder / f"{name}.mp4", frames, matrix, rounds[name])
         print(name, table[name], flush=True)
     if not args.short:
         for codec in media.video_codecs():

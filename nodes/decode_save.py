@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -48,7 +50,24 @@ class HLWQDecodeSave(io.ComfyNode):
                 io.Audio.Input(
                     "audio", optional=True, tooltip="A sound to save as it is, in place of the latent's own."
                 ),
+                io.Video.Input(
+                    "extends",
+                    optional=True,
+                    tooltip="A video that the latent goes on from: the file begins with it, and its sound passes into "
+                    "the new one.",
+                ),
                 *advanced_inputs(),
+                io.Int.Input(
+                    "overlap_frames",
+                    default=17,
+                    min=0,
+                    max=1001,
+                    step=8,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only with extends: how many of the latent's first frames repeat the end of that video. "
+                    "They are left out, and the sounds are crossfaded there.",
+                ),
                 io.Int.Input(
                     "tile_size",
                     default=0,
@@ -86,6 +105,8 @@ class HLWQDecodeSave(io.ComfyNode):
         frame_rate: float,
         audio_vae: Any = None,
         audio: dict[str, Any] | None = None,
+        extends: Any = None,
+        overlap_frames: int = 17,
         tile_size: int = 0,
         **choices: Any,
     ) -> io.NodeOutput:
@@ -99,6 +120,11 @@ class HLWQDecodeSave(io.ComfyNode):
         count = scale * (latent_frames - 1) + 1
         size = (width * pixels, height * pixels)
         sounds = sounds_for(parts, audio, audio_vae, batch)
+        earlier = None
+        if extends is not None:
+            earlier = Earlier(extends, size, rate, overlap_frames, count)
+            sounds = [earlier.join(sound) for sound in sounds]
+            count += earlier.frames - overlap_frames
         channels = sounds[0].waveform.shape[0] if sounds else 0
         plan = media.plan(chosen.settings, channels)
         media.check_size(*size, plan)
@@ -125,10 +151,73 @@ class HLWQDecodeSave(io.ComfyNode):
                         first.append(frames[0].cpu())
                     writer.write(frames)
 
+                if earlier is not None:
+                    for frame in media.read_frames(earlier.path):
+                        take(frame)
+                    take = skip(take, overlap_frames)
                 told = decoding.decode(vae, video[index : index + 1], take, tile_size // pixels)
                 written = writer.finish()
             saver.add(written, where, first[0], None if not unread(plan) else lambda: None, told)
         return saver.output()
+
+
+class Earlier:
+    """The video that is extended: `frames` of it, in the file `path`.
+
+    Raises:
+        InputError: another size or rate than the new frames', or shorter than what the two have in common.
+    """
+
+    def __init__(self, video: Any, size: tuple[int, int], rate: Fraction, overlap: int, new: int):
+        self._rate, self._overlap, self._new = rate, overlap, new
+        source = video.get_stream_source()
+        if not isinstance(source, str) or video.get_active_trim_window() != (0.0, 0.0):
+            raise InputError(
+                "only a whole file can be extended",
+                expected="the VIDEO of Load Video, or of a node that saves",
+                found=type(video).__name__,
+                fix="save the video first, then extend the file",
+            )
+        self.path = source
+        info = media.probe(source)
+        found = info.video
+        if found is None or (found.width, found.height) != size or abs(found.rate - rate) > 0.001:
+            raise InputError(
+                "the video that is extended differs from the new frames",
+                file=source,
+                expected=f"{size[0]} x {size[1]} at {float(rate):g} frames a second",
+                found=str(info),
+                fix="sample at the size and the rate of the video that is extended",
+            )
+        self.frames = found.frames
+        if overlap > min(self.frames, new):
+            raise InputError(
+                "the overlap is longer than one of the videos",
+                expected=f"at most {min(self.frames, new)} frames",
+                found=overlap,
+                fix="take fewer overlap_frames",
+            )
+
+    def join(self, sound: media.Sound) -> media.Sound:
+        """The earlier sound, crossfaded into the new one; silence where the file has none."""
+        earlier = media.read_sound(self.path, sound.rate) or media.Sound(torch.zeros(1, 1), sound.rate)
+        first, _ = media.shape(earlier, self.frames / self._rate)
+        second, _ = media.shape(sound, self._new / self._rate)
+        return media.join(first, second, float(self._overlap / self._rate))
+
+
+def skip(take: Callable[[torch.Tensor], None], frames: int) -> Callable[[torch.Tensor], None]:
+    """`take`, without the first `frames` that come."""
+    left = frames
+
+    def rest(new: torch.Tensor) -> None:
+        nonlocal left
+        begin = min(left, new.shape[0])
+        left -= begin
+        if begin < new.shape[0]:
+            take(new[begin:])
+
+    return rest
 
 
 def check_latent(video: Any, vae: Any) -> None:

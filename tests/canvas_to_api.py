@@ -132,7 +132,11 @@ class _Canvas:
                             yield from self.entries(option["inputs"], f"{prefix}{name}.", values)
                 elif isinstance(kind, list) or kind in WIDGETS or "widgetType" in options:
                     yield prefix + name, next(values, None)
-                    if options.get("control_after_generate") or options.get("image_upload"):
+                    if (
+                        options.get("control_after_generate")
+                        or options.get("image_upload")
+                        or options.get("video_upload")
+                    ):
                         next(values, None)
                     if options.get("audio_upload"):
                         next(values, None), next(values, None)

@@ -6,8 +6,8 @@ coded, `hardware` finds encoders in hardware, `names` finds a name, `faults` tel
 
 from .formats import CONTAINERS, PRESETS, QUALITIES, Plan, Settings, audio_codecs, plan, video_codecs
 from .names import Place, check_prefix, fill_in
-from .probe import AudioStream, MediaInfo, VideoStream, probe
-from .sound import Shaping, Sound, check_sound
+from .probe import AudioStream, MediaInfo, VideoStream, probe, read_frames, read_sound
+from .sound import Shaping, Sound, check_sound, join, shape
 from .writing import Writer, Written, check, check_size, frame_rate, playing, write_video
 
 __all__ = [
@@ -31,9 +31,13 @@ __all__ = [
     "check_sound",
     "fill_in",
     "frame_rate",
+    "join",
     "plan",
     "playing",
     "probe",
+    "read_frames",
+    "read_sound",
+    "shape",
     "video_codecs",
     "write_video",
 ]

@@ -110,3 +110,23 @@ def check_sound(sound: Sound) -> None:
             found=f"samples up to {peak:.3g}",
             fix="check the node that makes the sound: integers have to be divided by their largest value",
         )
+
+
+def join(first: Sound, second: Sound, overlap: float) -> Sound:
+    """Two sounds of one rate, the end of the first crossfaded with the beginning of the second over `overlap` seconds.
+
+    Both parts have the same loudness in the middle as at the ends (equal power: they are not the same sound).
+    """
+    channels = max(first.waveform.shape[0], second.waveform.shape[0])
+    a, b = (_channels(sound.waveform, channels) for sound in (first, second))
+    count = min(round(overlap * first.rate), a.shape[1], b.shape[1])
+    turn = torch.linspace(0, torch.pi / 2, count, device=a.device)
+    faded = a[:, a.shape[1] - count :] * torch.cos(turn) + b[:, :count] * torch.sin(turn)
+    return Sound(torch.cat([a[:, : a.shape[1] - count], faded, b[:, count:]], dim=1), first.rate)
+
+
+def _channels(wave: torch.Tensor, channels: int) -> torch.Tensor:
+    """A waveform with so many channels: one becomes all, others get silent ones."""
+    if wave.shape[0] == 1:
+        return wave.expand(channels, -1)
+    return torch.nn.functional.pad(wave, (0, 0, 0, channels - wave.shape[0]))

@@ -31,6 +31,10 @@ PROMPT_IMAGE = (
     "The scene comes to life: the subject moves naturally, hair and clothes follow, light shifts softly. The camera "
     "moves slowly closer. Quiet sounds of the place."
 )
+PROMPT_NEXT = (
+    "The scene goes on without a cut: the same subject, the same place and light. The movement continues and comes to rest, "
+    "the camera follows slowly. The sounds of the place go on."
+)
 PROMPT_AUDIO = (
     "A singer stands at a microphone on a small stage and sings with feeling, lips and breath following the voice. "
     "Warm light, dark background, steady camera at chest height."
@@ -138,7 +142,10 @@ def empty_latents(graph: Workflow, base: Base, *, half: bool = False) -> tuple[O
     return video["LATENT"], audio["Latent"]
 
 
-def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None) -> Node:
+def sample(
+    graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None,
+    model: Out | None = None,
+) -> Node:  # fmt: skip
     """A sampler and what feeds it: the distilled model's 8 steps, or the 3 that refine an upscaled latent."""
     conditioning = conditioning or base.conditioning
     suffix = ", stage 2" if second else ""
@@ -147,7 +154,7 @@ def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, co
         noise = graph.add("RandomNoise", "Seed, stage 2", noise_seed=42, after=["fixed"])
     guider = graph.add(
         "CFGGuider",
-        model=base.lora["MODEL"],
+        model=model or base.lora["MODEL"],
         positive=conditioning["positive"],
         negative=conditioning["negative"],
         cfg=1.0,
@@ -160,7 +167,9 @@ def sample(graph: Workflow, base: Base, latent: Out, *, second: bool = False, co
     )  # fmt: skip
 
 
-def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out | None = None) -> Node:
+def closing(
+    graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out | None = None, **more: Out
+) -> Node:  # fmt: skip
     """Decode picture and sound into one file. `audio` is saved as it is in place of the latent's own."""
     graph.column()
     graph.group("Result", "#88a06e")
@@ -168,7 +177,7 @@ def closing(graph: Workflow, base: Base, latent: Out, rate: Out, *, audio: Out |
     return graph.add(
         "HLWQDecodeSave", "Save", wide=560, lines=18, latent=latent, vae=base.checkpoint["VAE"], frame_rate=rate,
         filename_prefix=f"video/{graph.stem}", codec="h264", quality="high", audio_codec="auto", color=INPUT_COLOR,
-        **sound,
+        **sound, **more,
     )  # fmt: skip
 
 

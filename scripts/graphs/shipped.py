@@ -9,6 +9,7 @@ from .parts import (
     PROMPT,
     PROMPT_AUDIO,
     PROMPT_IMAGE,
+    PROMPT_NEXT,
     SPATIAL,
     TEMPORAL,
     begin_with,
@@ -210,4 +211,70 @@ A picture that follows a sound: speech, a song, a noise.
     return graph
 
 
-WORKFLOWS = (text_to_video, image_to_video, two_stage, image_two_stage, temporal_upscale, audio_to_video)
+def extend(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_extend", "HLWQ LTX-2.3: a video goes on", signatures)
+    read_me(
+        graph,
+        """
+The last frames of a video are the first of the next: it goes on, and its sound passes into the new one.
+
+- **Video**: a file at **Width** × **Height** and **Frame rate**, such as one that **Save** made. Its result extends again.
+- **Last frames**: how many are repeated, 8 n + 1; **Save** leaves them out of the new part and fades the sounds there.
+- **Length**: frames that are sampled, the repeated ones included, 8 n + 1.
+- The prompt says what happens next.
+""",
+        height=560,
+    )
+    base = opening(graph, PROMPT_NEXT)
+    graph.column()
+    graph.group("The video so far")
+    video = graph.add("LoadVideo", "Video", lines=14, file="clip.mp4", after=["image"], color=INPUT_COLOR)
+    parts = graph.add("GetVideoComponents", video=video["VIDEO"])
+    count = graph.add("PrimitiveInt", "Last frames", value=17, after=["fixed"], color=INPUT_COLOR)
+    start = graph.add("ComfyMathExpression", "From the end", expression="0 - a", values__a=count["INT"])
+    last = graph.add("ImageFromBatch", image=parts["images"], batch_index=start["INT"], length=count["INT"])
+    empty, audio = empty_latents(graph, base)
+    latent = joint(graph, begin_with(graph, base, last["IMAGE"], empty), audio)
+    graph.column()
+    graph.group("Sampling")
+    result = sample(graph, base, latent)
+    closing(
+        graph, base, result["output"], base.rate["FLOAT"], extends=video["VIDEO"], overlap_frames=count["INT"]
+    )  # fmt: skip
+    return graph
+
+
+def long_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx23_long_video", "HLWQ LTX-2.3: a minute in one go", signatures)
+    read_me(
+        graph,
+        """
+A long video in overlapping windows: each step of the sampler goes over the whole length, a window at a time, so that memory
+is that of a window.
+
+- **Length**: frames, 8 n + 1; 1441 at 24 a second are a minute.
+- **Windows**: how many frames are seen at once, and how many two windows share. What happens in one window another does not
+  know: the picture drifts, a story does not unfold. For that, extend a video (*a video goes on*).
+- **Save** decodes and writes as it goes, so that a minute needs no more memory than five seconds.
+""",
+        height=560,
+    )
+    base = opening(graph, PROMPT)
+    base.length.inputs["value"] = 1441
+    video, audio = empty_latents(graph, base)
+    latent = joint(graph, video, audio)
+    graph.column()
+    graph.group("Sampling")
+    windows = graph.add(
+        "LTXVContextWindows", "Windows", model=base.lora["MODEL"], context_length=121, context_overlap=40,
+        context_schedule="standard_uniform", context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=True,
+        retain_first_frame=False, split_conds_to_windows=False, color=INPUT_COLOR,
+    )  # fmt: skip
+    result = sample(graph, base, latent, model=windows["MODEL"])
+    closing(graph, base, result["output"], base.rate["FLOAT"])
+    return graph
+
+
+WORKFLOWS = (
+    text_to_video, image_to_video, two_stage, image_two_stage, temporal_upscale, audio_to_video, extend, long_video,
+)  # fmt: skip

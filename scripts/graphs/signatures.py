@@ -13,17 +13,28 @@ SIGNATURES = Path(__file__).parents[1] / "node_signatures.json"
 
 # Every node type used; --signatures fetches these.
 NODE_TYPES = (
-    "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "HLWQDecodeSave", "HLWQLoadCheckpoint",
-    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQUpscaleLatent", "ImageScale",
-    "KSamplerSelect", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning",
+    "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "GetVideoComponents",
+    "HLWQDecodeSave", "HLWQLoadCheckpoint",
+    "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQUpscaleLatent", "ImageFromBatch", "ImageScale",
+    "KSamplerSelect", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVContextWindows",
     "LTXVEmptyLatentAudio",
-    "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoraLoaderModelOnly",
+    "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoadVideo",
+    "LoraLoaderModelOnly",
     "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
     "SolidMask", "TrimAudioDuration",
 )  # fmt: skip
 
 # What the two forms depend on in an input's options.
-KEPT = ("control_after_generate", "image_upload", "audio_upload", "widgetType", "template", "default", "advanced")
+KEPT = (
+    "control_after_generate",
+    "image_upload",
+    "audio_upload",
+    "video_upload",
+    "widgetType",
+    "template",
+    "default",
+    "advanced",
+)
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -56,7 +67,7 @@ def slots(signature: dict[str, Any]) -> list[Slot]:
             extra = 0
             if options.get("control_after_generate"):
                 extra = 1
-            elif options.get("image_upload"):
+            elif options.get("image_upload") or options.get("video_upload"):
                 extra = 1
             elif options.get("audio_upload"):
                 extra = 2

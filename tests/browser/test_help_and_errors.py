@@ -95,6 +95,17 @@ FAILING: dict[str, Graph] = {
         [("EmptyImage", {"width": 64, "height": 64}), ("HLWQSaveAudioVideo", {"filename_prefix": "../x"})],
         [("EmptyImage", "IMAGE", "HLWQSaveAudioVideo", 0)],
     ),
+    "HLWQDecodeSave": (
+        [
+            ("HLWQLoadCheckpoint", {"checkpoint": TINY}),
+            VIDEO_LATENT,
+            ("HLWQDecodeSave", {"filename_prefix": "../x"}),
+        ],
+        [
+            ("EmptyLTXVLatentVideo", "LATENT", "HLWQDecodeSave", 0),
+            ("HLWQLoadCheckpoint", "VAE", "HLWQDecodeSave", 1),
+        ],
+    ),
     "HLWQQuantize": ([("HLWQQuantize", {"source": f"checkpoints/{WRONG}", "name": TINY})], []),
     "HLWQRepair": ([("HLWQRepair", {"checkpoint": "HOLES", "original": f"checkpoints/{WRONG}"})], []),
     "HLWQDownload": ([("HLWQDownload", {})], []),

@@ -6,12 +6,16 @@ import io
 import json
 import math
 import struct
+import tempfile
 import urllib.request
 import wave
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+
+from hlwq_core import media
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 TINY = "LTX-2.3-tiny-HLWQ-Q5"
@@ -41,7 +45,7 @@ def tiny(path: Path) -> dict[str, Any]:
 
 
 def upload_media(url: str) -> None:
-    """Put the start image and the audio that the workflows name into the server's input folder."""
+    """Put the start image, the audio and the video that the workflows name into the server's input folder."""
     picture = io.BytesIO()
     Image.radial_gradient("L").resize((128, 64)).convert("RGB").save(picture, "PNG")
     sound = io.BytesIO()
@@ -51,7 +55,12 @@ def upload_media(url: str) -> None:
         file.setframerate(16000)
         tone = (int(9000 * math.sin(2 * math.pi * 440 * t / 16000)) for t in range(16000))
         file.writeframes(b"".join(struct.pack("<h", value) for value in tone))
-    for name, data in (("example.png", picture.getvalue()), ("audio.wav", sound.getvalue())):
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        media.write_video(clip, torch.rand(25, 64, 128, 3), media.frame_rate(24))
+        video = clip.read_bytes()
+    files = (("example.png", picture.getvalue()), ("audio.wav", sound.getvalue()), ("clip.mp4", video))
+    for name, data in files:
         boundary = "hlwq-test"
         fields = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'.encode()

@@ -236,3 +236,39 @@ def test_other_formats(node, vaes, tmp_path, codec):
     result = run(node, latent(2), vaes[0], codec=codec)
     assert len(list(tmp_path.iterdir())) == 1
     assert "9 frames" in result.ui["text"][0]
+
+
+def test_a_video_is_extended(pack, node, vaes, tmp_path):
+    """The file begins with the earlier one, the repeated frames are left out, the sounds pass into each other."""
+    media = importlib.import_module(f"{pack.__name__}.hlwq_core.media")
+    sound = {"waveform": torch.full((1, 2, 48_000), 0.5), "sample_rate": 16_000}
+    (earlier,) = run(node, latent(4), vaes[0], audio=sound, filename_prefix="first").args[0]
+    other = {"waveform": torch.full((1, 1, 48_000), -0.25), "sample_rate": 16_000}
+    run(node, latent(3, seed=1), vaes[0], audio=other, extends=earlier, overlap_frames=9)
+    path = tmp_path / "clip_00001_.mkv"
+    joined, first = frames_of(path), frames_of(tmp_path / "first_00001_.mkv")
+    assert joined.shape[0] == 25 + 17 - 9
+    assert torch.equal(joined[:25], first)
+    expected = whole(vaes[0], latent(3, seed=1))[9:] * 255
+    assert (joined[25:].float() - expected).abs().max() <= 1
+    wave = media.read_sound(path, 16_000).waveform
+    begin, end = round(16 / 24 * 16_000), round(25 / 24 * 16_000)
+    assert wave[:, : begin - 100].sub(0.5).abs().max() < 1e-3 and wave[:, end + 100 :].add(0.25).abs().max() < 1e-3
+    middle = wave[0, (begin + end) // 2]
+    assert middle == pytest.approx((0.5 - 0.25) * 0.5**0.5, abs=0.01)
+    assert abs(wave.shape[1] / 16_000 - 33 / 24) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("other", "choices", "words"),
+    [
+        (dict(width=4), {}, "differs from the new frames"),
+        ({}, dict(frame_rate=25.0), "differs from the new frames"),
+        ({}, dict(overlap_frames=18), "overlap is longer"),
+    ],
+)
+def test_what_cannot_be_extended(node, errors, vaes, tmp_path, other, choices, words):
+    (earlier,) = run(node, latent(3), vaes[0], filename_prefix="first").args[0]
+    with pytest.raises(errors.InputError, match=words):
+        run(node, latent(3, **other), vaes[0], extends=earlier, **choices)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from hlwq_core import media
 
 from ..canvas_to_api import convert
-from .workflows import CASES, ROOT, api, ask, forget_earlier_runs, run, saved, set_inputs, small, tiny_files
+from .workflows import CASES, ROOT, api, ask, forget_earlier_runs, run, saved, set_inputs, small, tiny_files, write_clip
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -35,6 +36,10 @@ def results(server):
         if stem not in done:
             asked, _ = CASES[stem]
             prompt = small(api(stem), *asked)
+            if stem.endswith("extend"):
+                write_clip(server)
+            if stem.endswith("long_video"):
+                set_inputs(prompt, Windows={"context_length": 17, "context_overlap": 8})
             outputs = run(server, prompt)
             path = saved(server, outputs)
             done[stem] = SimpleNamespace(prompt=prompt, outputs=outputs, path=path, info=media.probe(path))
@@ -55,6 +60,29 @@ def test_makes_a_video_with_sound_in_sync(results, stem):
     pictures = decoded(results(stem).path)
     assert pictures.std(axis=(1, 2)).mean() > 2, "flat pictures"
     assert np.abs(sound(results(stem).path)).max() > 1e-3, "silence"
+
+
+def test_a_video_goes_on(server, results):
+    """The file begins with the earlier video; the new part goes on from its last frame."""
+    made, earlier = (decoded(path) for path in (results("hlwq_ltx23_extend").path, server.base / "input" / "clip.mp4"))
+    assert np.abs(made[:25] - earlier).mean() < 3
+    assert made.shape[0] == 33
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("HLWQ_TEST_LONG" not in os.environ, reason="minutes of work: HLWQ_TEST_LONG=1 asks for it")
+def test_a_minute(server):
+    """60 s at 24 frames: in one go, and by a video of 50 s that is extended to as much."""
+    prompt = small(api("hlwq_ltx23_long_video"), 64, 64, 1441, 24.0)
+    set_inputs(prompt, Save={"preset": "fastest"})
+    whole = media.probe(saved(server, run(server, prompt, timeout=1700)))
+    write_clip(server, 1201)
+    prompt = small(api("hlwq_ltx23_extend"), 64, 64, 257, 24.0)
+    extended = media.probe(saved(server, run(server, prompt, timeout=1700)))
+    for info in (whole, extended):
+        assert info.video.frames == 1441
+        assert abs(info.video.duration - info.audio.duration) < 1 / 24
 
 
 def test_temporal_upscaling_lasts_as_long(results):

@@ -9,6 +9,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hlwq_core import media
+
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_TO_TINY = {
     "LTX-2.3-22B-HLWQ-Q5": "LTX-2.3-tiny-HLWQ-Q5",
@@ -28,6 +32,8 @@ CASES = {
     "hlwq_ltx23_image_to_video_two_stage": ((128, 128, 9, 24.0), (9, 24)),
     "hlwq_ltx23_temporal_upscale": ((64, 64, 17, 24.0), (33, 48)),
     "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
+    "hlwq_ltx23_extend": ((64, 64, 25, 24.0), (33, 24)),  # 25 frames of clip.mp4, 17 of them repeated
+    "hlwq_ltx23_long_video": ((64, 64, 33, 24.0), (33, 24)),
 }
 
 
@@ -78,6 +84,13 @@ def small(prompt: dict, width: int, height: int, length: int, rate: float) -> di
     )
     shorten_sigmas(prompt)
     return prompt
+
+
+def write_clip(server: Any, frames: int = 25) -> None:
+    """The video that the workflow `extend` goes on from, in the server's input folder."""
+    pictures = torch.linspace(0, 1, frames).view(-1, 1, 1, 1).repeat(1, 64, 64, 3)
+    sound = media.Sound(0.5 * torch.sin(torch.arange(24_000.0) / 10).repeat(2, 1), 24_000)
+    media.write_video(server.base / "input" / "clip.mp4", pictures, media.frame_rate(24), sound)
 
 
 def run(server: Any, prompt: dict[str, Any], timeout: float = 240) -> dict[str, Any]:

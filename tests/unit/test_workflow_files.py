@@ -26,6 +26,8 @@ STEMS = {
     "hlwq_ltx23_image_to_video_two_stage",
     "hlwq_ltx23_temporal_upscale",
     "hlwq_ltx23_audio_to_video",
+    "hlwq_ltx23_extend",
+    "hlwq_ltx23_long_video",
 }
 
 
@@ -161,7 +163,15 @@ def test_titles_are_documented_and_unique(path):
     nodes = read(path).values()
     settable = [n["_meta"]["title"] for n in nodes if n["_meta"]["title"] != n["class_type"]]
     assert len(settable) == len(set(settable))
-    inner = {"Half the width", "Half the height", "Seconds", "Keep the sound", "Sampler", "Sampler, stage 2"}
+    inner = {
+        "Half the width",
+        "Half the height",
+        "Seconds",
+        "From the end",
+        "Keep the sound",
+        "Sampler",
+        "Sampler, stage 2",
+    }
     assert set(settable) - inner <= documented
     assert {"Prompt", "Load Checkpoint", "Width", "Height", "Length", "Frame rate", "Seed", "Save"} <= set(settable)
 
