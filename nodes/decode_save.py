@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,7 +16,7 @@ from ..hlwq_core.errors import InputError
 from . import compat, decoding
 from .compat import vae as core
 from .save_audio_video import sounds_of, unread
-from .saving import Choices, Saver, advanced_inputs, file_inputs, refusal
+from .saving import Choices, Saver, advance, advanced_inputs, file_inputs, refusal
 
 
 class HLWQDecodeSave(io.ComfyNode):
@@ -143,7 +144,7 @@ class HLWQDecodeSave(io.ComfyNode):
             with media.Writer(
                 where, plan, size, count, rate, sounds[index] if sounds else None,
                 shaping=chosen.shaping, metadata=saver.metadata(),
-                on_frame=lambda done, before=index * count: progress.update_absolute(before + done),
+                on_frame=functools.partial(advance, progress, index * count),
             ) as writer:  # fmt: skip
 
                 def take(frames: torch.Tensor, writer: media.Writer = writer, first: list = first) -> None:
@@ -151,11 +152,12 @@ class HLWQDecodeSave(io.ComfyNode):
                         first.append(frames[0].cpu())
                     writer.write(frames)
 
+                receive: Callable[[torch.Tensor], None] = take
                 if earlier is not None:
                     for frame in media.read_frames(earlier.path):
                         take(frame)
-                    take = skip(take, overlap_frames)
-                told = decoding.decode(vae, video[index : index + 1], take, tile_size // pixels)
+                    receive = skip(take, overlap_frames)
+                told = decoding.decode(vae, video[index : index + 1], receive, tile_size // pixels)
                 written = writer.finish()
             saver.add(written, where, first[0], None if not unread(plan) else lambda: None, told)
         return saver.output()

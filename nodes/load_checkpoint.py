@@ -83,14 +83,14 @@ def load_checkpoint(
         for part_name, loaded in ((ltx.VIDEO_VAE, vae), (ltx.AUDIO_VAE, audio_vae)):
             if loaded is None and part_name in used:
                 raise no_part(path, part_name, LOAD_VAE)
-    for part, prefixes, patcher in (
+    for name, prefixes, patcher in (
         ("VAE", vae_prefixes, getattr(vae, "patcher", None)),
         ("audio VAE", model_loading.AUDIO_PREFIXES, getattr(audio_vae, "patcher", None)),
     ):
         if patcher is not None:
             patcher.cached_patcher_init = (
                 model_loading.reload_vae,
-                (str(path), version, order, tuple(prefixes.items()), part),
+                (str(path), version, order, tuple(prefixes.items()), name),
             )
     bar.update_absolute(len(opened.names))
     report = describe(opened, model, chosen.name, device, mode)

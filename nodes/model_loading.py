@@ -252,10 +252,13 @@ def tensors_of(model: torch.nn.Module) -> list[str]:
 def decode_where_no_linear(model: torch.nn.Module) -> None:
     """Any 2-D tensor may come quantized; what is not the weight of one of our linear layers is decoded here."""
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in places:
             for name, value in tensors.items():
-                if packed_tensor.is_packed(value) and not (
-                    isinstance(module, PackedOperations.Linear) and name == "weight"
+                if (
+                    value is not None
+                    and packed_tensor.is_packed(value)
+                    and not (isinstance(module, PackedOperations.Linear) and name == "weight")
                 ):
                     dense = value.dequantize()
                     tensors[name] = torch.nn.Parameter(dense, False) if tensors is module._parameters else dense
@@ -268,7 +271,7 @@ def make_fast(model: torch.nn.Module, kind: str) -> None:
             module.eight_bit = kind
         children = dict(module.named_children())
         for names in (("to_q", "to_k", "to_v"), ("q", "k", "v")):
-            layers = [children.get(name) for name in names]
+            layers: list[Any] = [children.get(name) for name in names]
             if all(
                 isinstance(layer, PackedOperations.Linear) and packed_tensor.is_packed(layer.weight) for layer in layers
             ):
@@ -352,4 +355,5 @@ def reload_vae(
     disable_dynamic: bool = False,
 ) -> Any:
     """Load a VAE again and give its patcher, for ComfyUI's `cached_patcher_init` (several GPUs)."""
-    return vae(open_complete(Path(path), codebook, bit_order), dict(prefixes), part).patcher
+    loaded = vae(open_complete(Path(path), codebook, bit_order), dict(prefixes), part)
+    return None if loaded is None else loaded.patcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..hlwq_core import media
 from ..hlwq_core.errors import InputError
-from .saving import Choices, Saver, advanced_inputs, file_inputs, refusal
+from .saving import Choices, Saver, advance, advanced_inputs, file_inputs, refusal
 
 
 class HLWQSaveAudioVideo(io.ComfyNode):
@@ -100,7 +101,7 @@ class HLWQSaveAudioVideo(io.ComfyNode):
                 shaping=chosen.shaping,
                 ping_pong=ping_pong,
                 metadata=saver.metadata(),
-                on_frame=lambda count, before=done: progress.update_absolute(before + count),
+                on_frame=functools.partial(advance, progress, done),
             )
             done += written.frames
             # FFmpeg reads neither an animated WebP nor a folder: what comes after gets the frames themselves.

@@ -80,8 +80,8 @@ def _is_hlwq(path: Path) -> bool:
 
 def _read_packed(checkpoint: Checkpoint) -> State:
     """A text encoder's HLWQ tensors as quantized tensors (Linear weights) and plain ones; embeddings are decoded."""
-    names = {name: gemma.core_name(name) for name in (*checkpoint.names(), *checkpoint.plain_names())}
-    names = {name: target for name, target in names.items() if target is not None}
+    every = (*checkpoint.names(), *checkpoint.plain_names())
+    names = {name: target for name in every if (target := gemma.core_name(name)) is not None}
     packed = set(checkpoint.names())
     shapes = {t: checkpoint.info(n).shape if n in packed else checkpoint.plain_info(n)[0] for n, t in names.items()}
     with contextlib.suppress(KeyError):  # not a Gemma: refused further on

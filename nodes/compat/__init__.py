@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import folder_paths
-import torch
 
 from . import contract
 from .contract import Feature, reason, require, what_is_off, why_not, works
@@ -176,7 +175,7 @@ def uninterrupted() -> Iterator[None]:
         _ops.run_every_op, names["run_every_op"] = before
 
 
-def unet_prefix(state_dict: dict[str, torch.Tensor]) -> str:
+def unet_prefix(state_dict: Collection[str]) -> str:
     """The prefix under which a checkpoint holds its diffusion model, `""` where there is none."""
     prefix = _unet_prefix_from_state_dict(state_dict)
     return prefix if any(name.startswith(prefix) for name in state_dict) else ""

@@ -29,7 +29,7 @@ _memory = contract.module("comfy.memory_management")
 _fast_path = contract.works(Feature.FAST_PATH)
 
 
-def take_resident(module: torch.nn.Module, device: torch.device) -> tuple[Any, Any, Any] | None:
+def take_resident(module: Any, device: torch.device) -> tuple[Any, Any, Any] | None:
     """Weight and bias of a layer that dynamic VRAM has on `device`, as `cast_bias_weight` would give them, in a quarter of
     the host's time. The third item goes to `release_resident` after use. None: ask `cast_bias_weight`."""
     state = module.__dict__
@@ -119,7 +119,7 @@ def pins_memory() -> bool:
     return not (getattr(_args, "disable_pinned_memory", False) or getattr(_management, "DISABLE_PINNED_MEMORY", False))
 
 
-def allocation_bytes(module: torch.nn.Module) -> int:
+def allocation_bytes(module: Any) -> int:
     """What dynamic VRAM sets aside for a layer."""
     return module._v[2]
 
@@ -190,7 +190,8 @@ class Reader:
         Raises:
             RuntimeError: the system or the driver refused.
         """
-        place = part.untyped_storage()._comfy_tensor_file_slice
+        storage: Any = part.untyped_storage()
+        place = storage._comfy_tensor_file_slice
         for done in range(0, place.size, self._WINDOW):
             size = min(self._WINDOW, place.size - done)
             if self._end + size > self._WINDOW:
@@ -223,7 +224,7 @@ def unused_memory(device: torch.device) -> int:
 class Whereabouts:
     """Where the weights of some modules are on a device, for work that was recorded with their addresses."""
 
-    def __init__(self, modules: list[torch.nn.Module], device: torch.device):
+    def __init__(self, modules: list[Any], device: torch.device):
         self._modules = modules
         self._device = device
         self._state = self._look()

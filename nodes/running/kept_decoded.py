@@ -97,7 +97,7 @@ def _bytes(weight: Any) -> int:
     return max(weight.numel() * BYTES_A_VALUE, rows * (num_blocks * BLOCK + 4))
 
 
-def lend_places(model: torch.nn.Module, modules: list[torch.nn.Module], device: torch.device) -> None:
+def lend_places(model: Any, modules: list[Any], device: torch.device) -> None:
     """Give each packed layer a place in a reservation of the model on `device`; what was kept before may be gone."""
     reservations = model.__dict__.setdefault("hlwq_reservations", {})
     if device not in reservations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,17 +56,28 @@ class PackedOperations(compat.manual_cast):
             self.bias_comfy_model_dtype = dtype
 
         def _load_from_state_dict(
-            self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        ):
+            self,
+            state_dict: dict[str, Any],
+            prefix: str,
+            local_metadata: dict[str, Any],
+            strict: bool,
+            missing_keys: list[str],
+            unexpected_keys: list[str],
+            error_msgs: list[str],
+        ) -> None:
             assign = local_metadata.get("assign_to_params_buffers", False)
-            shapes = {"weight": (self.out_features, self.in_features)}
+            shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
             if self.has_bias:
                 shapes["bias"] = (self.out_features,)
             for name, shape in shapes.items():
                 value = state_dict.get(prefix + name)
                 if value is None:
                     missing_keys.append(prefix + name)
-                elif packed_tensor.is_packed(value) and name == "weight" and packed_tensor.fits(value, shape):
+                elif (
+                    packed_tensor.is_packed(value)
+                    and name == "weight"
+                    and packed_tensor.fits(value, (self.out_features, self.in_features))
+                ):
                     self.weight = packed_tensor.as_parameter(packed_tensor.with_width(value, self.in_features))
                 elif tuple(value.shape) != shape:
                     error_msgs.append(
@@ -80,13 +92,13 @@ class PackedOperations(compat.manual_cast):
             known = {prefix + name for name in shapes}
             unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
 
-        def _save_to_state_dict(self, destination, prefix, keep_vars):
+        def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
             # Not detached: detaching a wrapper makes a new one each, for nothing; none of them requires a gradient.
             for name, value in self._parameters.items():
                 if value is not None:
                     destination[prefix + name] = value
 
-        def _apply(self, fn, recurse=True):
+        def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
             # Module._apply swaps `.data`, which wrapper tensors do not survive.
             for name, value in self._parameters.items():
                 if value is not None:
@@ -103,8 +115,8 @@ class PackedOperations(compat.manual_cast):
             inplace_update: bool = False,
             seed: Any = None,
             return_weight: bool = False,
-            **kwargs,
-        ):
+            **kwargs: Any,
+        ) -> torch.Tensor | None:
             """Take a patched weight as it is: dense, never quantized again."""
             weight = weight.to(self.weight.dtype)
             if return_weight:
@@ -138,7 +150,7 @@ class PackedOperations(compat.manual_cast):
             compat.uncast_bias_weight(self, weight, bias, stream)
             return output
 
-        def _multiply(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+        def _multiply(self, weight: Any, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
             """The product with a weight on the input's device, in the way that fits."""
             if self.eight_bit is not None and self._can_be_fast(weight, input):
                 output = self._fast(weight, bias, input)
@@ -155,7 +167,7 @@ class PackedOperations(compat.manual_cast):
             """`place`, but not where the memory may be another's when the work is done: in compiled code and recordings."""
             return None if torch.compiler.is_compiling() or cuda_graph.is_recording() else self.place
 
-        def _can_be_kept(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
+        def _can_be_kept(self, weight: Any, input: torch.Tensor) -> bool:
             return (
                 packed_tensor.is_packed(weight)
                 and input.dtype.itemsize == kept_decoded.BYTES_A_VALUE
@@ -165,7 +177,7 @@ class PackedOperations(compat.manual_cast):
         def _kept(
             self,
             place: kept_decoded.Place,
-            weight: torch.Tensor,
+            weight: Any,
             bias: torch.Tensor | None,
             input: torch.Tensor,
         ) -> torch.Tensor:
@@ -177,7 +189,7 @@ class PackedOperations(compat.manual_cast):
             finally:
                 place.release()
 
-        def _can_be_fast(self, weight: torch.Tensor, input: torch.Tensor) -> bool:
+        def _can_be_fast(self, weight: Any, input: torch.Tensor) -> bool:
             return (
                 packed_tensor.is_packed(weight)
                 and input.dtype in eight_bit.INPUTS
@@ -186,12 +198,14 @@ class PackedOperations(compat.manual_cast):
                 and not _keeps_weight(input)
             )
 
-        def _fast(self, weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
+        def _fast(self, weight: Any, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor | None:
             """The product in 8 bits; None, from now on, where the device's library has none for this layer."""
+            kind = self.eight_bit
+            assert kind is not None
             place = self._lent_place()
-            kept = None if place is None else place.take_eight_bit(decoders.eight_bit_decoder(weight, self.eight_bit))
+            kept = None if place is None else place.take_eight_bit(decoders.eight_bit_decoder(weight, kind))
             try:
-                output = fast.linear(input, weight, bias, self.eight_bit, self.shared, self.last_of_shared, kept)
+                output = fast.linear(input, weight, bias, kind, self.shared, self.last_of_shared, kept)
             except RuntimeError as error:
                 if not is_refusal(error):
                     raise
@@ -202,7 +216,7 @@ class PackedOperations(compat.manual_cast):
                 self.eight_bit = None
                 return None
             finally:
-                if kept is not None:
+                if kept is not None and place is not None:
                     place.release()
             if self.low_rank is not None:
                 up, down = self.low_rank.factors(input.device, input.dtype)
@@ -210,7 +224,7 @@ class PackedOperations(compat.manual_cast):
                 output.view(-1, self.out_features).addmm_(thin, up.t())
             return output
 
-        def _dense(self, weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        def _dense(self, weight: Any, input: torch.Tensor) -> torch.Tensor:
             low_rank = self.low_rank
             if packed_tensor.is_packed(weight) and not _keeps_weight(input) and not torch.compiler.is_compiling():
                 # Straight from the cast weight's codes: the wrapper's dispatch costs 20 µs a layer on the host.

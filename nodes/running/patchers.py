@@ -61,7 +61,7 @@ def _move(value: Any, device: torch.device, counted: list[int]) -> Any:
     return value
 
 
-def packed_modules(patcher: Any) -> list[tuple[str, torch.nn.Module]]:
+def packed_modules(patcher: Any) -> list[tuple[str, Any]]:
     """The layers of a patcher's model whose weight is packed, with the key of that weight."""
     return [
         (f"{name}.weight", module)
@@ -121,14 +121,18 @@ class _Packed:
 
     patches: dict[str, list[tuple]]
 
-    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
         """As in core, without those that do not fit their weights: they are named now, not while the model samples."""
         fit = fitting.fitting(self.model, patches, self.patches)  # type: ignore[attr-defined]
         added = super().add_patches(fit, strength_patch, strength_model)  # type: ignore[misc]
         # Core says "not loaded" of what is missing here; those were named already, with the reason.
         return [*added, *(target for target in patches if target not in fit)]
 
-    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+    def add_hook_patches(
+        self, hook: Any, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
         """The same for a hook's patches."""
         fit = fitting.fitting(self.model, patches, self.patches)  # type: ignore[attr-defined]
         added = super().add_hook_patches(hook, fit, strength_patch, strength_model)  # type: ignore[misc]
@@ -139,8 +143,13 @@ class _Packed:
         return packed_tensor.is_packed(compat.get_key_weight(self.model, key)[0])  # type: ignore[attr-defined]
 
     def patch_weight_to_device(
-        self, key: str, device_to=None, inplace_update=False, return_weight=False, force_cast=False
-    ):
+        self,
+        key: str,
+        device_to: Any = None,
+        inplace_update: bool = False,
+        return_weight: bool = False,
+        force_cast: bool = False,
+    ) -> Any:
         """As in core, but packed weights are only moved, by whoever moves the module: patches come after decoding."""
         if self.is_packed_key(key):
             if return_weight:
@@ -189,7 +198,9 @@ class _Packed:
         state_dict = super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
         return StateDict(state_dict, getattr(self.model, "hlwq_metadata", {}))  # type: ignore[attr-defined]
 
-    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+    def patch_hook_weight_to_device(
+        self, hooks: Any, combined_patches: dict[str, Any], key: str, original_weights: Any, memory_counter: Any
+    ) -> Any:
         """Hooks patch a packed weight as a LoRA does: after decoding."""
         if not self.is_packed_key(key):
             return super().patch_hook_weight_to_device(  # type: ignore[misc]
@@ -212,14 +223,14 @@ class _HookPatch(PatchAfterDecoding):
     pass
 
 
-def _without_hooks(module: torch.nn.Module) -> list[Callable]:
+def _without_hooks(module: Any) -> list[Callable]:
     return [f for f in module.weight_function if not isinstance(f, _HookPatch)]
 
 
 class PackedPatcher(_Packed, compat.ModelPatcher):
     """ComfyUI's ModelPatcher for packed weights."""
 
-    def unpatch_model(self, device_to=None, unpatch_weights=True):
+    def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
         """As in core, and packed layers forget their patches."""
         super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
@@ -227,7 +238,9 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
                 module.weight_function = []
                 module.low_rank = None
 
-    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+    def partially_unload(
+        self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> Any:
         """As in core; the patches of what was offloaded are there already, as functions of the decoded weight."""
         freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
         for _, module in packed_modules(self):
@@ -245,7 +258,9 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
             super().load(*args, **kwargs)
         first_load.load(self, self.load_device)
 
-    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+    def partially_unload(
+        self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> Any:
         """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.
         They come back at their next use."""
         freed = kept_decoded.give_back(self.model, self.load_device, memory_to_free)
@@ -271,7 +286,8 @@ class _Without:
         return {name: value for name, value in self._module.state_dict().items() if name not in self._names}
 
 
-_LAZY_DEVICE = namedtuple("_LazyDevice", ["type", "index"])("decoded-on-saving", 0)
+_LazyDevice = namedtuple("_LazyDevice", ["type", "index"])
+_LAZY_DEVICE = _LazyDevice("decoded-on-saving", 0)
 
 
 class DecodedOnSaving(torch.nn.Parameter):
@@ -285,7 +301,7 @@ class DecodedOnSaving(torch.nn.Parameter):
         self.key = key
 
     @property
-    def device(self) -> Any:
+    def device(self) -> Any:  # type: ignore[override]  # in torch it is an attribute that can be set
         """No device that safetensors knows, so that it asks for the tensor on the CPU."""
         return _LAZY_DEVICE
 

@@ -226,7 +226,8 @@ def use(model: Any) -> None:
     """Let a model's blocks be recorded, if they are LTX's as this module knows them."""
     inner = model.diffusion_model
     if compat.blocks_can_be_recorded(inner):
-        inner.__class__ = _recording_class(type(inner))
+        kind: Any = type(inner)
+        inner.__class__ = _recording_class(kind)
         inner.hlwq_recordings = Recordings(model)
 
 
