@@ -109,11 +109,11 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 @contextlib.contextmanager
 def _while_recording() -> Iterator[None]:
     global _recording
-    _recording = True
+    _recording = scratch.held_by_recording = True
     try:
         yield
     finally:
-        _recording = False
+        _recording = scratch.held_by_recording = False
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def scratch_decoder(weight: HLWQTensor, dtype: torch.dtype) -> ScratchDecoder:
     """The decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
     decoder = weight.__dict__.get("_decoder")
     if decoder is None or decoder.dtype is not dtype:
-        decoder = weight._decoder = ScratchDecoder(weight, dtype)
+        with scratch.lasting():
+            decoder = weight._decoder = ScratchDecoder(weight, dtype)
     return decoder
 
 
@@ -92,5 +93,6 @@ def eight_bit_decoder(weight: HLWQTensor, kind: str) -> EightBitDecoder:
     """The 8-bit decoder of a packed tensor, kept with it: it goes when the tensor's memory does."""
     decoder = weight.__dict__.get("_eight_bit_decoder")
     if decoder is None or decoder.kind != kind:
-        decoder = weight._eight_bit_decoder = EightBitDecoder(weight, kind)
+        with scratch.lasting():
+            decoder = weight._eight_bit_decoder = EightBitDecoder(weight, kind)
     return decoder

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 
 from ..backends.eight_bit import DTYPES, EightBit
@@ -10,14 +13,27 @@ from ..backends.eight_bit import DTYPES, EightBit
 _buffers: dict[tuple[torch.device, str], torch.Tensor] = {}
 # Views of it by shape and dtype: making one costs the host more than launching a decode.
 _views: dict[tuple[torch.device, str, torch.dtype, int, int], torch.Tensor] = {}
+# Around what stays allocated after a step; whoever lays out a step's memory anew (ComfyUI's compiler) hangs in here.
+lasting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+# Whether a recording is being made that holds the buffers (cuda_graph.py).
+held_by_recording = False
+
+
+def is_captured() -> bool:
+    """Whether somebody else records what runs now, as ComfyUI does with some models' blocks: a replay would read and write
+    memory that may be another's by then. What is allocated meanwhile belongs to that recording."""
+    return not held_by_recording and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def view(rows: int, columns: int, dtype: torch.dtype, device: torch.device, use: str = "weights") -> torch.Tensor:
-    """A `[rows, columns]` view of the device's buffer, valid until the next call; grown to the largest layer.
+    """A `[rows, columns]` view of the device's buffer, valid until the next call; grown to the largest layer. Memory of its own
+    where somebody else records.
 
     Args:
         use: `weights`, or `scales` for the small buffer of 8-bit weights' scales.
     """
+    if is_captured():
+        return torch.empty((rows, columns), dtype=dtype, device=device)
     key = (device, use, dtype, rows, columns)
     found = _views.get(key)
     if found is not None:
@@ -25,7 +41,7 @@ def view(rows: int, columns: int, dtype: torch.dtype, device: torch.device, use:
     size = rows * columns * dtype.itemsize
     buffer = _buffers.get((device, use))
     # A plain tensor even when sampling runs in inference mode: later calls may come from outside of it.
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), lasting():
         if buffer is None or buffer.numel() < size:
             del buffer
             _release(device, use)

@@ -5,6 +5,7 @@ Sources: ComfyUI 0.30.0 to 0.33.0, `comfy/ldm/lightricks`, `comfy/text_encoders/
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import inspect
 import threading
@@ -18,6 +19,7 @@ from .contract import Feature
 LatentUpsampler = contract.get("comfy.ldm.lightricks.latent_upsampler.LatentUpsampler")
 VideoVAE = contract.get("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")
 _NestedTensor = contract.get("comfy.nested_tensor.NestedTensor")
+_prefetch = contract.module("comfy.model_prefetch")
 _LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
 
 # ---- blocks (recorded_blocks.py) ---------------------------------------------------------------------------------------
@@ -41,9 +43,15 @@ def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
 
 def memory_is_compiled() -> bool:
     """Whether ComfyUI's memory compiler is at work in this thread: what is allocated now is another's at the next step."""
-    graphs = getattr(contract.module("comfy.model_prefetch"), "MALLOC_GRAPHS", None)
+    graphs = getattr(_prefetch, "MALLOC_GRAPHS", None)
     graph = graphs.get(threading.get_ident()) if isinstance(graphs, dict) else None
     return bool(getattr(graph, "_comfy_active", graph is not None))
+
+
+def lasting_memory() -> Any:
+    """Around what stays allocated after a step: kept out of what ComfyUI's memory compiler lays out anew at each step."""
+    pause = getattr(_prefetch, "pause_malloc_graph", None)
+    return contextlib.nullcontext() if pause is None else pause()
 
 
 # ---- latents, upscalers (upscale_latent.py) ----------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import torch
 
 from ...hlwq_core.backends import eight_bit
 from ...hlwq_core.errors import is_refusal
-from ...hlwq_core.running import cuda_graph, decoders, fast, packed_tensor
+from ...hlwq_core.running import cuda_graph, decoders, fast, packed_tensor, scratch
 from .. import compat
 from . import kept_decoded
 from .low_rank import LowRank
 
 _log = logging.getLogger("hlwq")
+scratch.lasting = compat.lasting_memory
 
 
 def _keeps_weight(input: torch.Tensor) -> bool:
@@ -164,8 +165,16 @@ class PackedOperations(compat.manual_cast):
             return torch.nn.functional.linear(input, self._dense(weight, input), bias)
 
         def _lent_place(self) -> kept_decoded.Place | None:
-            """`place`, but not where the memory may be another's when the work is done: in compiled code and recordings."""
-            return None if torch.compiler.is_compiling() or cuda_graph.is_recording() else self.place
+            """`place`, but not where the memory may be another's when the work is done: in compiled code and in recordings,
+            ours and others'."""
+            if (
+                self.place is None
+                or torch.compiler.is_compiling()
+                or cuda_graph.is_recording()
+                or scratch.is_captured()
+            ):
+                return None
+            return self.place
 
         def _can_be_kept(self, weight: Any, input: torch.Tensor) -> bool:
             return (

@@ -90,7 +90,7 @@ class Recordings:
             arguments: of it, but for `transformer_options`.
             options: these.
         """
-        if self._refused or not _pays(arguments[0], options):
+        if self._refused or compat.memory_is_compiled() or not _pays(arguments[0], options):
             return None
         read = _recordable(options)
         if read is None:

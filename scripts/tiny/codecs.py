@@ -6,7 +6,7 @@ import math
 import re
 
 import torch
-import torchaudio
+from transformers.audio_utils import mel_filter_bank
 
 from .noise import normal, smooth_kernel, tied
 
@@ -83,15 +83,16 @@ def vocoder(name: str, shape: tuple[int, ...], built: torch.Tensor) -> torch.Ten
 
 def _mel_stft(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     if name.endswith("mel_basis"):
-        return torchaudio.functional.melscale_fbanks(
-            n_freqs=shape[1],
-            f_min=0.0,
-            f_max=8000.0,
-            n_mels=shape[0],
-            sample_rate=16000,
+        banks = mel_filter_bank(
+            num_frequency_bins=shape[1],
+            num_mel_filters=shape[0],
+            min_frequency=0.0,
+            max_frequency=8000.0,
+            sampling_rate=16000,
             norm="slaney",
             mel_scale="slaney",
-        ).T.contiguous()
+        )
+        return torch.from_numpy(banks).float().T.contiguous()
     window = shape[-1]
     bins = window // 2 + 1
     angle = 2 * math.pi / window * torch.arange(bins).unsqueeze(1) * torch.arange(window)

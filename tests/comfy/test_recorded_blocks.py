@@ -3,6 +3,10 @@ blocks in memory of its own at each replay, as a graph does, and only then."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -351,8 +355,52 @@ def test_other_models_and_other_versions_are_left_alone(pack):
         assert not compat.blocks_can_be_recorded(model)
 
 
-def test_kept_weights_are_not_part_of_a_recording(load, pack):
-    """Their memory may be taken at any time."""
+def test_nothing_is_recorded_while_comfyui_compiles_memory(pack, load, sample, monkeypatch):
+    """Its compiler lays out anew what is allocated between begin and end: it and a recording were never tried together."""
+    import comfy.model_prefetch
+    from comfyui_hlwq.nodes import compat
+
+    class Compiled(torch.nn.Module):
+        transformer_blocks = ()
+
+        def _process_transformer_blocks(
+            self, x, context, attention_mask, timestep, pe, transformer_options=None, self_attention_mask=None, **kwargs
+        ):
+            return x
+
+        def forward(self, x):
+            comfy.model_prefetch.malloc_graph_begin(x.device)
+
+    assert not compat.blocks_can_be_recorded(Compiled())
+    assert not compat.memory_is_compiled()
+    graphs = {threading.get_ident(): SimpleNamespace(_comfy_active=True)}
+    monkeypatch.setattr(comfy.model_prefetch, "MALLOC_GRAPHS", graphs, raising=False)
+    assert compat.memory_is_compiled()
+    graphs[threading.get_ident()]._comfy_active = False
+    assert not compat.memory_is_compiled()
+
+
+def test_what_lasts_is_kept_from_the_compiler(pack, monkeypatch):
+    import comfy.model_prefetch
+    from comfyui_hlwq.hlwq_core.running import scratch
+
+    paused = []
+
+    @contextlib.contextmanager
+    def pause_malloc_graph():
+        paused.append(True)
+        yield
+
+    monkeypatch.setattr(comfy.model_prefetch, "pause_malloc_graph", pause_malloc_graph, raising=False)
+    scratch.release()
+    for _ in range(2):
+        scratch.view(2, 3, torch.float32, torch.device("cpu"))
+    assert len(paused) == 1
+    scratch.release()
+
+
+def test_kept_weights_are_not_part_of_a_recording(load, pack, monkeypatch):
+    """Their memory may be taken at any time; ComfyUI records blocks of some models too."""
     from comfyui_hlwq.hlwq_core.running import cuda_graph
 
     class Place:
@@ -365,4 +413,8 @@ def test_kept_weights_are_not_part_of_a_recording(load, pack):
     with torch.inference_mode(), cuda_graph._while_recording():
         module(x)
     with torch.inference_mode(), pytest.raises(AssertionError):
+        module(x)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with torch.inference_mode():
         module(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -75,3 +76,16 @@ def test_every_clone_has_a_folder_of_its_own(demo: ModuleType, tmp_path: Path, m
     for clone, base in zip(("one", "two"), bases, strict=True):
         assert (base / "custom_nodes" / "ComfyUI-HLWQ").resolve() == tmp_path / clone
         assert (base / "models" / "a").is_file()
+
+
+def test_nothing_here_needs_torchaudio() -> None:
+    """ComfyUI no longer asks for it: the demo and its tiny model must work without."""
+    for path in [
+        *(REPO / "scripts").rglob("*.py"),
+        *(REPO / "hlwq_core").rglob("*.py"),
+        *(REPO / "nodes").rglob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] == "torchaudio"], path.name
