@@ -37,6 +37,15 @@ def _comfyui_version() -> str:
     return __version__
 
 
+def _moved() -> list[str]:
+    """The names that the pack relies on and this ComfyUI has no more, as far as that can be told."""
+    try:
+        from .compat import contract, table
+    except (ImportError, AttributeError):
+        return []
+    return list(dict.fromkeys(map(str, contract.compare(table.TABLE))))
+
+
 async def comfy_entrypoint() -> Any:
     """ComfyUI's way in.
 
@@ -47,7 +56,7 @@ async def comfy_entrypoint() -> Any:
         from .extension import HLWQExtension
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"ComfyUI-HLWQ does not fit this ComfyUI ({_comfyui_version()}): {error}. Update ComfyUI-HLWQ; if it is the "
-            "newest, please report this. No HLWQ node was loaded."
+            f"ComfyUI-HLWQ does not fit this ComfyUI ({_comfyui_version()}): {'; '.join([str(error), *_moved()])}. Update "
+            "ComfyUI-HLWQ; if it is the newest, please report this. No HLWQ node was loaded."
         ) from error
     return HLWQExtension()

@@ -246,12 +246,23 @@ class TestExtension:
             assert sum("needs ComfyUI" in record.message for record in caplog.records) == 1
 
     def test_a_changed_comfyui_is_named_with_what_it_lacks(self, pack, monkeypatch):
-        """An update that takes away one of core's private names: which one, and what to do."""
+        """An update that takes away one of core's private names: the nodes are there, and say which one and what to do."""
         import comfy.ops
 
         monkeypatch.delattr(comfy.ops, "run_every_op")
-        with (
-            imported_again(pack, "comfyui_hlwq_changed") as changed,
-            pytest.raises(ImportError, match=r"does not fit this ComfyUI \(.*run_every_op.*No HLWQ node was loaded"),
-        ):
+        with imported_again(pack, "comfyui_hlwq_changed") as changed:
+            extension = asyncio.run(changed.comfy_entrypoint())
+            nodes = {node.__name__: node for node in asyncio.run(extension.get_node_list())}
+            said = nodes["HLWQLoadCheckpoint"].validate_inputs(CHECKPOINT)
+            assert "comfy.ops.run_every_op is gone" in said and "what to do: update" in said
+            assert "HLWQVerify" in nodes
+
+    def test_what_packed_weights_are_made_of(self, pack, monkeypatch):
+        """Without comfy_kitchen's quantized tensors there is no node; the reason names them."""
+        import comfy_kitchen.tensor
+
+        monkeypatch.delattr(comfy_kitchen.tensor, "QuantizedLayout")
+        monkeypatch.delattr(comfy_kitchen.tensor.base, "QuantizedLayout")
+        wanted = r"does not fit this ComfyUI \(.*tensor.base.QuantizedLayout is gone.*No HLWQ node was loaded"
+        with imported_again(pack, "comfyui_hlwq_without") as changed, pytest.raises(ImportError, match=wanted):
             asyncio.run(changed.comfy_entrypoint())
