@@ -21,7 +21,7 @@ from ..format import variants
 from ..format.codebook import BLOCK, VERSIONS
 from ..format.packed import LayerInfo, PackedLayer
 from ..format.packing import BITS
-from ..format.safefile import DTYPES, SafeFile, Source
+from ..format.safefile import DTYPES, Mapper, SafeFile
 from ..models import families
 from .index import Layer, build
 from .reading import Reading
@@ -37,7 +37,7 @@ def open_checkpoint(
     bit_order: str | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     partial: bool = False,
-    source: Source | None = None,
+    source: Mapper | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; headers are read, no weight is.
 
@@ -69,7 +69,7 @@ class Checkpoint:
         bit_order: str | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         partial: bool = False,
-        source: Source | None = None,
+        source: Mapper | None = None,
     ):
         for what, value, choices in (
             ("codebook", codebook, VERSIONS),

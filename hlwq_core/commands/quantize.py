@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..checkpoints.source import open_source
+from ..checkpoints.dense import open_dense
 from ..models.recipes import AUTO, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(args: argparse.Namespace) -> int:
-    source = open_source(args.source)
+    source = open_dense(args.source)
     size = planned_size(recipe_for(source, args.rules), source.described(), args.bits)
     if args.json:
         print(as_json({**vars(size), "total": size.total}))

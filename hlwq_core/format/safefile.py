@@ -205,7 +205,7 @@ def _check_layout(path: Path, entries: dict[str, Entry], data_size: int) -> None
 
 
 # Maps a file in another way than this module does: path → its tensors by name.
-Source = Callable[[Path], Mapping[str, torch.Tensor]]
+Mapper = Callable[[Path], Mapping[str, torch.Tensor]]
 
 
 class SafeFile:
@@ -221,7 +221,7 @@ class SafeFile:
         metadata: its `__metadata__`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: Source | None = None):
+    def __init__(self, path: str | os.PathLike[str], source: Mapper | None = None):
         self.path = Path(path)
         self._source = source
         self.entries, self.metadata = read_header(self.path)

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.dense import DenseModel, open_dense
 from ..checkpoints.find import holds_codes
-from ..checkpoints.source import Source, open_source
 from ..codec.compensate import open_moments
 from ..codec.fidelity import Fidelity
 from ..codec.layers import encode_layer
@@ -125,14 +125,14 @@ def quantize(
     Raises:
         InputError: source or target do not fit, NaN weights, the disk is too small, another run writes to the target.
         DiskFullError: the disk became full on the way; what is finished is kept, and the next run goes on.
-        HLWQError: see `open_source`.
+        HLWQError: see `open_dense`.
     """
     for what, value, choices in (("norms", norms, NORMS), ("layout", layout, LAYOUTS), ("bits", bits, BITS)):
         if value not in choices:
             raise InputError(
                 f"unknown {what}", expected=", ".join(map(str, choices)), found=value, fix="take one of these"
             )
-    opened = open_source(source)
+    opened = open_dense(source)
     recipe = recipe_for(opened, rules)
     target = Path(target)
     with alone(target):
@@ -161,12 +161,12 @@ def quantize(
         return job.run()
 
 
-def recipe_for(source: Source, rules: str | os.PathLike[str] = AUTO) -> Recipe:
+def recipe_for(source: DenseModel, rules: str | os.PathLike[str] = AUTO) -> Recipe:
     """The recipe of this name or file; for `auto` that of the model's family, `plain` for a model of none."""
     return load_recipe(families.recipe_of(source.entries) if rules == AUTO else rules)
 
 
-def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
+def _plan(source: DenseModel, recipe: Recipe, bits: int) -> dict[str, int]:
     described = list(source.described())
     if not any(len(shape) == 2 and dtype in FLOATING and 0 not in shape for _, dtype, shape in described):
         raise InputError(
@@ -186,7 +186,7 @@ def _plan(source: Source, recipe: Recipe, bits: int) -> dict[str, int]:
     return plan
 
 
-def _check_place(source: Source, target: Path, layout: str) -> None:
+def _check_place(source: DenseModel, target: Path, layout: str) -> None:
     resolved, origin = target.resolve(), source.path.resolve()
     if resolved == origin or any(resolved == file.path.resolve() for file in source.files):
         raise InputError("source and target are the same", file=target, fix="choose another target")
@@ -241,7 +241,7 @@ def _check_free(target: Path, layout: str, force: bool) -> None:
 
 @dataclass
 class _Job:
-    source: Source
+    source: DenseModel
     target: Path
     plan: dict[str, int]
     norms: str
@@ -556,7 +556,7 @@ class _Job:
         )
 
 
-def _contents(source: Source) -> dict[str, Any]:
+def _contents(source: DenseModel) -> dict[str, Any]:
     """The model's name and its parts, there and not; nothing of a model of no known family."""
     found = families.recognise(source.entries)
     if found is None:

@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import whole
-from ..checkpoints.source import Source, open_source
+from ..checkpoints.dense import DenseModel, open_dense
 from ..codec.codec import nearest, to_blocks
 from ..codec.layers import encode_layer
 from ..errors import InputError, UnsupportedError
@@ -98,7 +98,7 @@ def repair(
             file=path,
             fix="quantize the original again: python -m hlwq_core quantize ORIGINAL DST --layout single",
         )
-    source = open_source(original)
+    source = open_dense(original)
     with alone(path):
         shapes = {name: entry.shape for name, (_, entry) in source.entries.items()}
         checkpoint = open_checkpoint(path, shapes=shapes, partial=True)
@@ -123,7 +123,7 @@ def repair(
         return Repaired(str(path), [*plan, *checkpoint.cut], kept, [str(file) for file in files], still_missing)
 
 
-def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
+def _check_same_model(checkpoint: Checkpoint, source: DenseModel) -> None:
     for name, layer in checkpoint.cut.items():
         if not layer.variant.written:
             there = next(iter(layer.parts.values())).file.path
@@ -156,7 +156,7 @@ def _check_same_model(checkpoint: Checkpoint, source: Source) -> None:
 
 
 def _plan(
-    checkpoint: Checkpoint, source: Source, missing: list[str], rules: str | os.PathLike[str] | None
+    checkpoint: Checkpoint, source: DenseModel, missing: list[str], rules: str | os.PathLike[str] | None
 ) -> dict[str, int]:
     default = _usual_bits(checkpoint)
     described = [(name, source.entries[name][1].dtype, source.entries[name][1].shape) for name in missing]
@@ -190,7 +190,7 @@ def _without_numbers(name: str) -> str:
 @dataclass
 class _Job:
     checkpoint: Checkpoint
-    source: Source
+    source: DenseModel
     norms: str
     device: torch.device
     tally: Tally

@@ -12,8 +12,8 @@ import torch
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import component, whole
+from ..checkpoints.dense import DenseModel, open_dense
 from ..checkpoints.detect import expected_rms, level_rms
-from ..checkpoints.source import Source, open_source
 from ..codec.fidelity import Fidelity, compare
 from ..errors import FormatError, HLWQError, IncompleteError
 from ..format.codebook import SQRT_BLOCK, VERSIONS
@@ -116,7 +116,7 @@ def verify(
     result = Verification(str(path))
     try:
         checkpoint = open_checkpoint(path, partial=True)
-        original = open_source(against) if against is not None else None
+        original = open_dense(against) if against is not None else None
         if original is not None:
             checkpoint.resolve_names(original.entries)
             checkpoint.set_shapes({name: entry.shape for name, (_, entry) in original.entries.items()})
@@ -149,7 +149,7 @@ def rms_limits(bits: int, searched: bool) -> tuple[float, float]:
 @dataclass
 class _Run:
     checkpoint: Checkpoint
-    original: Source | None
+    original: DenseModel | None
     device: torch.device
     result: Verification
     progress: Progress | None
@@ -255,7 +255,7 @@ class _Run:
                 else:
                     self.result.notes.append(f"{text}: norms were searched, or the layers are few")
 
-    def _compare(self, name: str, packed: PackedLayer, original: Source) -> Fidelity | None:
+    def _compare(self, name: str, packed: PackedLayer, original: DenseModel) -> Fidelity | None:
         weight = original.tensor(name)
         if tuple(weight.shape) != packed.shape:
             self.result.add("original", f"the shape is {list(packed.shape)}, the original's {list(weight.shape)}", name)
@@ -280,7 +280,7 @@ class _Run:
                 "this layer is damaged, or was made from another model",
             )
 
-    def _plain_tensors(self, original: Source) -> None:
+    def _plain_tensors(self, original: DenseModel) -> None:
         for name in self.checkpoint.plain_names():
             if name not in original.entries:
                 continue

@@ -106,6 +106,27 @@ def test_every_room_says_in_a_sentence_what_it_is_for(found: dict) -> None:
     assert not [name for name in silent if name.split(".")[0] in ("hlwq_core", "nodes", "scripts")]
 
 
+def test_tests_lie_in_the_rooms_of_what_they_test(found: dict) -> None:
+    folders = {path.name for path in (REPO / "tests" / "unit").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    rooms = {
+        name.split(".")[1] for name, module in found.items() if module.is_package and name.startswith("hlwq_core.")
+    }
+    assert folders <= rooms, f"no room of hlwq_core: {folders - rooms}"
+    # What stands outside is of the whole: the house, scripts/, web/ and workflows/, or a module of hlwq_core without a room.
+    of_the_whole = {
+        "house",
+        "rooms",
+        "library",
+        "compatibility",
+        "demo_script",
+        "environment",
+        "web_files",
+        "workflow_files",
+    }
+    outside = {path.stem.removeprefix("test_") for path in (REPO / "tests" / "unit").glob("test_*.py")} - of_the_whole
+    assert all(f"hlwq_core.{name}" in found for name in outside), outside
+
+
 def test_the_picture_and_the_page_are_of_this_code(found: dict) -> None:
     for name, made in (("rooms.svg", code.svg(found)), ("rooms.md", code.page(found))):
         assert (REPO / "docs" / name).read_text(encoding="utf-8") == made, f"docs/{name}: run scripts/rooms.py"

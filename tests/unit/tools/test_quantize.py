@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hlwq_core import open_checkpoint
-from hlwq_core.checkpoints.source import open_source
+from hlwq_core.checkpoints.dense import open_dense
 from hlwq_core.cli import main
 from hlwq_core.errors import IncompleteError, InputError, UnsupportedError
 from hlwq_core.format.codebook import centroids
@@ -433,7 +433,7 @@ def test_recipes_on_the_tiny_model(tiny: Path, tmp_path: Path, recipe: str, laye
 def test_index_cannot_name_files_outside(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
     with pytest.raises(Exception, match="outside"):
-        open_source(tmp_path)
+        open_dense(tmp_path)
 
 
 def test_header_of_640_bytes_is_no_pickle(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_header_of_640_bytes_is_no_pickle(tmp_path: Path) -> None:
             break
     else:
         pytest.fail("no header of 640 bytes was made")
-    assert list(open_source(tmp_path / "x.safetensors").entries) == ["a"]
+    assert list(open_dense(tmp_path / "x.safetensors").entries) == ["a"]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

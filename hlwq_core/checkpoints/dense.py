@@ -16,7 +16,7 @@ from ..format.safefile import Entry, SafeFile
 
 
 @dataclass
-class Source:
+class DenseModel:
     """An index of a dense model; tensors are views of the mapped files.
 
     Attributes:
@@ -40,7 +40,7 @@ class Source:
             yield name, entry.dtype, entry.shape
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_dense(path: str | os.PathLike[str]) -> DenseModel:
     """Open a dense model; headers are read, no weight is.
 
     Args:
@@ -69,7 +69,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             _refuse(file.path, name)
             entries[name] = (file, file.entries[name])
         metadata = file.metadata | metadata
-    return Source(path, files, entries, metadata)
+    return DenseModel(path, files, entries, metadata)
 
 
 def _refuse(file: Path, name: str) -> None:
