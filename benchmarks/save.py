@@ -240,6 +240,9 @@ spec = importlib.util.spec_from_file_location("pack", repo + "/__init__.py", sub
 pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pack)
 from pack.nodes import decode_save, load_checkpoint, locations
+# The pieces of a small card: of those that 24 GiB and more would get, 100 frames so small do not fill one.
+import comfy.ldm.lightricks.vae.causal_video_autoencoder as decoder
+decoder.get_max_chunk_size = lambda device: decoder.MIN_CHUNK_SIZE
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -306,7 +309,7 @@ def main() -> None:
     two = commands.add_parser("growth")
     two.add_argument("--comfyui", type=Path, required=True)
     two.add_argument("--models", type=Path, required=True, help="folder with models/ of the tiny LTX-2.3")
-    two.add_argument("--side", type=int, default=8, help="latent pixels a side")
+    two.add_argument("--side", type=int, default=4, help="latent pixels a side")
     two.set_defaults(run=growth)
     args = arguments.parse_args()
     args.run(args)

@@ -1,5 +1,5 @@
 // What a node has saved: a line under its preview, and both again after the page is loaded anew. They are kept by the
-// browser for the workflow, not in it: whoever gets the workflow has not the file.
+// browser, not in the workflow: whoever gets the workflow has not the file.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Findings } from "./findings.js";
@@ -8,7 +8,9 @@ export const SAVERS = new Set(["HLWQSaveAudioVideo", "HLWQDecodeSave"]);
 const KEPT = 50; // results, the oldest go first
 const STORE = "hlwq.saved";
 
-const keyOf = (node) => `${app.rootGraph?.id ?? app.graph.id}/${node.graph?.id ?? ""}/${node.id}`;
+/** A workflow's own id changes when it is opened again: the node's number and where it saves stay. */
+const keyOf = (node) =>
+  `${node.comfyClass}/${node.id}/${node.widgets?.find((widget) => widget.name === "filename_prefix")?.value}`;
 
 function stored() {
   try {
@@ -49,7 +51,7 @@ export function attachSaved(node, place) {
 /** Shows again what the node saved last, if the file is still there. */
 export async function restoreSaved(node) {
   const output = stored().get(keyOf(node));
-  if (!output?.images?.length || node.graph !== app.graph) return;
+  if (!output?.images?.length || node.graph !== (app.rootGraph ?? app.graph)) return;
   const query = new URLSearchParams(output.images[0]);
   const answer = await api.fetchApi(`/view?${query}`, { method: "HEAD" });
   if (!answer.ok) return;

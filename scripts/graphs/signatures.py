@@ -33,7 +33,6 @@ KEPT = (
     "widgetType",
     "template",
     "default",
-    "advanced",
 )
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -46,7 +45,6 @@ class Slot:
     widget: bool
     default: Any
     extra: int  # widget values that the frontend keeps behind this one (seed control, upload button)
-    advanced: bool = False  # not shown until it is asked for
 
 
 def slots(signature: dict[str, Any]) -> list[Slot]:
@@ -71,7 +69,7 @@ def slots(signature: dict[str, Any]) -> list[Slot]:
                 extra = 1
             elif options.get("audio_upload"):
                 extra = 2
-            result.append(Slot(name, kind, widget, options.get("default"), extra, bool(options.get("advanced"))))
+            result.append(Slot(name, kind, widget, options.get("default"), extra))
     return result
 
 

@@ -77,9 +77,7 @@ class Workflow:
             raise KeyError(f"{type} has no input {sorted(unknown)}")
         values = {s.name: s.default for s in entries if s.widget} | given
         rows = max(sum(not s.widget for s in entries), len(signature["output"]))
-        height = (
-            50 + 24 * rows + sum(30 + 30 * (s.extra == 1) for s in entries if s.widget and not s.advanced) + 20 * lines
-        )
+        height = 50 + 24 * rows + sum(30 + 30 * (s.extra == 1) for s in entries if s.widget) + 20 * lines
         node = Node(
             len(self.nodes) + 1, type, title, values, signature, (wide, height), after or [], models or [], color
         )
