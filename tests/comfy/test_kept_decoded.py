@@ -64,16 +64,16 @@ def lent(monkeypatch, pack):
 @pytest.fixture
 def decodes(monkeypatch, pack):
     """The layers that were decoded, in order."""
-    from comfyui_hlwq.hlwq_core.running import packed_tensor
+    from comfyui_hlwq.hlwq_core.running import decoders
 
     seen = []
-    original = packed_tensor.ScratchDecoder.__call__
+    original = decoders.ScratchDecoder.__call__
 
     def call(self, low_rank=None, out=None):
         seen.append(self.shape)
         return original(self, low_rank, out)
 
-    monkeypatch.setattr(packed_tensor.ScratchDecoder, "__call__", call)
+    monkeypatch.setattr(decoders.ScratchDecoder, "__call__", call)
     return seen
 
 
@@ -122,14 +122,14 @@ def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
 
 
 def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
-    from comfyui_hlwq.hlwq_core.running import fast, packed_tensor
+    from comfyui_hlwq.hlwq_core.running import decoders, fast
     from comfyui_hlwq.nodes import model_loading
     from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     made = []
-    original = packed_tensor.EightBitDecoder.__call__
+    original = decoders.EightBitDecoder.__call__
     monkeypatch.setattr(
-        packed_tensor.EightBitDecoder,
+        decoders.EightBitDecoder,
         "__call__",
         lambda self, out=None: (made.append(self.rows), original(self, out))[1],
     )
