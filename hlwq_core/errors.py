@@ -66,6 +66,10 @@ class FormatError(HLWQError):
     """A file is not what it claims to be: truncated, corrupt, contradictory."""
 
 
+class ChangedError(FormatError):
+    """A file is another one than when it was opened."""
+
+
 class IncompleteError(HLWQError):
     """Something that the model needs is in no file."""
 
@@ -76,6 +80,10 @@ class UnsupportedError(HLWQError):
 
 class InputError(HLWQError):
     """A value that the user gave does not fit."""
+
+
+class ListingError(InputError):
+    """A folder of one model cannot be listed whole."""
 
 
 class DiskFullError(InputError):

@@ -66,17 +66,17 @@ class Sizes:
         """From shapes under ComfyUI's names. Rows and vectors only: columns of quantized weights may be packed.
 
         Raises:
-            KeyError: a tensor that tells a width is missing; the key is its name.
+            KeyError: a tensor that tells a width is missing, or tells none; the key is its name.
         """
         first = "model.layers.0."
-        head = shapes[first + "self_attn.q_norm.weight"][0]
+        head = _width(shapes, first + "self_attn.q_norm.weight")
         return cls(
-            vocabulary=shapes["model.embed_tokens.weight"][0],
-            hidden=shapes["model.norm.weight"][0],
-            intermediate=shapes[first + "mlp.gate_proj.weight"][0],
+            vocabulary=_width(shapes, "model.embed_tokens.weight"),
+            hidden=_width(shapes, "model.norm.weight"),
+            intermediate=_width(shapes, first + "mlp.gate_proj.weight"),
             layers=_count(shapes, "model.layers."),
-            heads=shapes[first + "self_attn.q_proj.weight"][0] // head,
-            kv_heads=shapes[first + "self_attn.k_proj.weight"][0] // head,
+            heads=_width(shapes, first + "self_attn.q_proj.weight") // head,
+            kv_heads=_width(shapes, first + "self_attn.k_proj.weight") // head,
             head=head,
             vision=cls._vision(shapes),
         )
@@ -86,11 +86,12 @@ class Sizes:
         embedding = "vision_model.embeddings."
         if embedding + "patch_embedding.weight" not in shapes:
             return None
-        hidden, _, patch, _ = shapes[embedding + "patch_embedding.weight"]
-        side = round(shapes[embedding + "position_embedding.weight"][0] ** 0.5)
+        hidden = _width(shapes, embedding + "patch_embedding.weight", 4)
+        patch = shapes[embedding + "patch_embedding.weight"][2]
+        side = round(_width(shapes, embedding + "position_embedding.weight") ** 0.5)
         return Vision(
             hidden=hidden,
-            intermediate=shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+            intermediate=_width(shapes, "vision_model.encoder.layers.0.mlp.fc1.weight"),
             layers=_count(shapes, "vision_model.encoder.layers."),
             patch=patch,
             image=patch * side,
@@ -138,9 +139,20 @@ class Sizes:
         return config
 
 
+def _width(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int | None = None) -> int:
+    shape = shapes[name]
+    if not shape or 0 in shape or rank not in (None, len(shape)):
+        raise KeyError(f"{name} {list(shape)}")
+    return shape[0]
+
+
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """How many numbered layers lie under a prefix."""
-    return 1 + max(int(name[len(prefix) :].partition(".")[0]) for name in shapes if name.startswith(prefix))
+    """How many numbered layers lie under a prefix: all of them, or none is believed."""
+    numbers = {name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)}
+    for number in range(len(numbers)):
+        if str(number) not in numbers:
+            raise KeyError(f"{prefix}{number}")
+    return len(numbers)
 
 
 class SizedGemma(compat.Gemma3_12B):

@@ -30,7 +30,7 @@ AGAIN = 0.1
 FRESH = 2.0
 # A folder that says nothing for so long hangs: paths in it are not even asked whether they are there.
 _HANGS = 5.0
-_LOGGED = 8
+_LOGGED = 50
 
 _T = TypeVar("_T")
 _changed = threading.Condition()

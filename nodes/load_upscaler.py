@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ import torch
 from comfy_api.latest import io
 
 from ..hlwq_core.errors import ConfigError, FormatError, InputError
+from ..hlwq_core.format.bounded import parse_object
 from ..hlwq_core.format.safefile import SafeFile
 from . import compat, locations
 from .model_loading import refuse_differences
 
 MARKS = ("initial_conv.weight", "post_upsample_res_blocks.0.conv1.weight", "final_conv.weight")
+_MOST_BLOCKS = 64  # a stage; the published ones have 4
 # Output channels of the upsampling convolution for each input channel → what it doubles.
 _FACTORS = {4: (True, False), 2: (False, True), 8: (True, True)}
 
@@ -25,11 +26,23 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]], file: Path | None = N
     Raises:
         FormatError: it is an upscaler of no known kind.
     """
-    initial = shapes["initial_conv.weight"]
+    initial, later = shapes[MARKS[0]], shapes[MARKS[1]]
     rational = "upsampler.conv.weight" in shapes
     upsampling = shapes.get("upsampler.conv.weight" if rational else "upsampler.0.weight", (0, 1))
-    factor = upsampling[0] // upsampling[1]
+    factor = upsampling[0] // upsampling[1] if len(upsampling) > 1 and upsampling[1] else 0
     scales = {4: 2.0, 9: 1.5, 16: 4.0}
+    blocks = len({name.split(".")[1] for name in shapes if name.startswith("res_blocks.")})
+    # The model is built of these numbers: what the file itself holds of them bounds it.
+    sized = len(initial) in (4, 5) and 0 not in initial and later == (initial[0], initial[0], *initial[2:])
+    if not sized or blocks > _MOST_BLOCKS:
+        raise FormatError(
+            "an upscaler whose tensors do not fit each other",
+            file=file,
+            tensor=MARKS[1],
+            expected=f"[channels, channels, kernel …] as {MARKS[0]} has them, and at most {_MOST_BLOCKS} blocks a stage",
+            found=f"{list(later)} with {list(initial)}, {blocks} blocks",
+            fix="download the upscaler again",
+        )
     if (rational and factor not in scales) or (not rational and factor not in _FACTORS):
         raise FormatError(
             "an upscaler of no known kind",
@@ -43,7 +56,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]], file: Path | None = N
     return {
         "in_channels": initial[1],
         "mid_channels": initial[0],
-        "num_blocks_per_stage": len({name.split(".")[1] for name in shapes if name.startswith("res_blocks.")}),
+        "num_blocks_per_stage": blocks,
         "dims": len(initial) - 2,
         "spatial_upsample": spatial,
         "temporal_upsample": temporal,
@@ -74,7 +87,8 @@ def load_upscaler(path: Path) -> Any:
         )
     config = config_from_shapes(shapes, path)
     if "config" in file.metadata:
-        stated = {key: value for key, value in json.loads(file.metadata["config"]).items() if key in config}
+        noted = parse_object(file.metadata["config"], "the upscaler's config", path, ConfigError)
+        stated = {key: value for key, value in noted.items() if key in config}
         wrong = [key for key, value in stated.items() if value != config[key]]
         if wrong:
             raise ConfigError(
@@ -87,6 +101,16 @@ def load_upscaler(path: Path) -> Any:
             )
     model = compat.LatentUpsampler.from_config(config, operations=compat.disable_weight_init)
     refuse_differences(path, "the upscaler", model.state_dict(), shapes)
+    for name, value in model.state_dict().items():
+        if tuple(value.shape) != shapes[name]:
+            raise FormatError(
+                "a tensor of the upscaler has another shape than the others ask for",
+                file=path,
+                tensor=name,
+                expected=list(value.shape),
+                found=list(shapes[name]),
+                fix="download the upscaler again",
+            )
     management = compat.model_management
     model = model.to(dtype=management.vae_dtype(allowed_dtypes=[torch.bfloat16, torch.float32])).eval()
     management.archive_model_dtypes(model)

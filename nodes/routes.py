@@ -34,8 +34,8 @@ from .model_loading import refuse_unloadable
 log = logging.getLogger("hlwq")
 
 EVENT = "hlwq.job"
-# Of what the lists of models pass over, so many are shown.
-_SHOWN = 20
+# Of what the lists of models pass over, so many are shown; the log has more.
+_SHOWN = 10
 _SECONDS_BETWEEN_EVENTS = 0.2
 
 
@@ -109,7 +109,7 @@ def report(label: str) -> dict[str, Any]:
         raise InputError(
             "there is no HLWQ checkpoint in the model folders",
             expected="a folder under models/hlwq with the published files",
-            found="; ".join(["none", *listing.not_listed()[:_SHOWN]]),
+            found="; ".join(["none", *_not_listed()]),
             fix="download one, or move yours there and press R",
         )
     path = locations.checkpoint(label)
@@ -140,7 +140,7 @@ def report(label: str) -> dict[str, Any]:
         "vram": _memory(ckpt, names),
         "backend": _backend(),
         "fast": _fast(),
-        "not_listed": listing.not_listed()[:_SHOWN],
+        "not_listed": _not_listed(),
         "hypotheses": inspect.inspect(path).hypotheses if missing else [],
         "repository": families.repositories()[0],
         "fixes": ["download", "repair", "verify"] if missing else ["verify"],
@@ -154,6 +154,12 @@ def _problem(path: Path, result: Whole) -> str | None:
     except HLWQError as error:
         return error.what
     return None
+
+
+def _not_listed() -> list[str]:
+    lines = listing.not_listed()
+    more = [f"{len(lines) - _SHOWN:,} more, see ComfyUI's log"] if len(lines) > _SHOWN else []
+    return lines[:_SHOWN] + more
 
 
 _BLOCK = re.compile(r"\btransformer_blocks\.(\d+)\.")

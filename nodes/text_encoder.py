@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from comfy_api.latest import io
 
 from ..hlwq_core import Checkpoint, open_checkpoint
 from ..hlwq_core.errors import IncompleteError, InputError, UnsupportedError
+from ..hlwq_core.format.bounded import read_bytes
 from ..hlwq_core.format.safefile import read_header
 from ..hlwq_core.format.variants import holds_codes
 from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
@@ -103,7 +105,7 @@ def _read_packed(checkpoint: Checkpoint) -> State:
 
 def _add_tokenizer(state: State, folder: Path) -> None:
     file = folder / "tokenizer.model"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise IncompleteError(
             "the text encoder has no tokenizer",
             file=folder,
@@ -112,7 +114,7 @@ def _add_tokenizer(state: State, folder: Path) -> None:
             found="neither",
             fix=f"use {GEMMA_FILES}, or put Gemma 3's tokenizer.model into the folder",
         )
-    state["spiece_model"] = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+    state["spiece_model"] = torch.frombuffer(bytearray(read_bytes(file, "a tokenizer")), dtype=torch.uint8)
 
 
 def _gemma_sizes(state: State, path: Path) -> gemma.Sizes:

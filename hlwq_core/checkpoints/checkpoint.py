@@ -6,7 +6,6 @@ recognised by its tensors' names (`format.variants`), never by file names.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -18,11 +17,13 @@ import torch
 from .. import backends
 from ..errors import FormatError, InputError, UnsupportedError
 from ..format import variants
+from ..format.bounded import is_file
 from ..format.codebook import BLOCK, VERSIONS
 from ..format.packed import LayerInfo, PackedLayer
-from ..format.packing import BITS
 from ..format.safefile import DTYPES, Mapper, SafeFile
 from ..models import families
+from .claim import read_claim
+from .find import files_of, is_folder, others_in
 from .index import Layer, build
 from .reading import Reading
 
@@ -38,6 +39,7 @@ def open_checkpoint(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     partial: bool = False,
     source: Mapper | None = None,
+    mapped: bool = True,
 ) -> Checkpoint:
     """Open a checkpoint; headers are read, no weight is.
 
@@ -48,6 +50,7 @@ def open_checkpoint(
         shapes: the model's shapes by name, for files that do not tell a padded layer's width.
         partial: put layers that lack codes, norms or meta into `cut` instead of raising: for inspecting and repairing.
         source: who maps the files, for a program that has its own way to bring mapped bytes to a device.
+        mapped: False to read tensors into memory of their own instead: then a file that is changed meanwhile is an error.
 
     Raises:
         InputError: no such path, or an unknown choice.
@@ -55,7 +58,15 @@ def open_checkpoint(
         FormatError: a file is corrupt, or its tensors contradict each other.
         IncompleteError: a layer's codes or norms are in no file.
     """
-    return Checkpoint(Path(path), codebook=codebook, bit_order=bit_order, shapes=shapes, partial=partial, source=source)
+    return Checkpoint(
+        Path(path),
+        codebook=codebook,
+        bit_order=bit_order,
+        shapes=shapes,
+        partial=partial,
+        source=source,
+        mapped=mapped,
+    )
 
 
 class Checkpoint:
@@ -70,6 +81,7 @@ class Checkpoint:
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         partial: bool = False,
         source: Mapper | None = None,
+        mapped: bool = True,
     ):
         for what, value, choices in (
             ("codebook", codebook, VERSIONS),
@@ -88,13 +100,13 @@ class Checkpoint:
         self.upscalers: list[Path] = []
         self.metadata: dict[str, str] = {}
         for file in _safetensors_files(path):
-            opened = SafeFile(file, source)
-            if path.is_dir() and all(key in opened for key in _UPSCALER_KEYS):
+            opened = SafeFile(file, source, mapped)
+            if is_folder(path) and all(key in opened for key in _UPSCALER_KEYS):
                 self.upscalers.append(file)
                 continue
             self._files.append(opened)
             self.metadata.update(opened.metadata)
-        self.claim = _polar_config(path)
+        self.claim = read_claim(path)
         self._index = build(path, self._files, self.claim, partial)
         self._reading = Reading(self._index.layers.values(), self.metadata, codebook, bit_order)
 
@@ -325,9 +337,9 @@ class Checkpoint:
 
 
 def _safetensors_files(path: Path) -> list[Path]:
-    if path.is_file():
+    if is_file(path):
         return [path]
-    if not path.is_dir():
+    if not is_folder(path):
         raise InputError(
             "no such file or folder",
             file=path,
@@ -335,65 +347,16 @@ def _safetensors_files(path: Path) -> list[Path]:
             found="nothing there",
             fix="correct the path",
         )
-    files = sorted(
-        file
-        for file in path.rglob("*.safetensors")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+    files = files_of(path)
     if not files:
-        other = next((file for file in path.rglob("*.gguf")), None)
-        if other is not None:
-            raise UnsupportedError(
-                "this folder holds a GGUF file, not an HLWQ checkpoint",
-                file=other,
-                expected="safetensors files with HLWQ codes",
-                found="GGUF",
-                fix="load it with the ComfyUI-GGUF nodes",
-            )
-        raise FormatError(
+        other = others_in(path)
+        raise (UnsupportedError if "GGUF" in other else FormatError)(
             "there are no safetensors files in this folder",
             file=path,
             expected="polarquant/codes/*.safetensors and polarquant/bf16/*.safetensors",
-            found="none",
-            fix="download the checkpoint: python -m hlwq_core download",
+            found=other,
+            fix="load it with the ComfyUI-GGUF nodes"
+            if "GGUF" in other
+            else "download the checkpoint: python -m hlwq_core download",
         )
     return files
-
-
-def _polar_config(path: Path) -> dict[str, Any] | None:
-    """The author's polar_config.json (of the folder, or beside the file), with the `bits` that its format claims."""
-    folder = path if path.is_dir() else path.parent
-    for file in (folder / inside / "polar_config.json" for inside in ("", "polarquant", "hlwq")):
-        if file.is_file():
-            try:
-                config = json.loads(file.read_text(encoding="utf-8"))
-                name = str(config.get("format", ""))
-            except (ValueError, AttributeError) as error:
-                raise FormatError(
-                    "polar_config.json is no JSON object",
-                    file=file,
-                    expected="a JSON object",
-                    found=error,
-                    fix="download this file again",
-                ) from error
-            if config.get("block_size", BLOCK) != BLOCK:
-                raise UnsupportedError(
-                    "blocks of another size",
-                    file=file,
-                    expected=BLOCK,
-                    found=config.get("block_size"),
-                    fix="this pack reads blocks of 128 only: look for such a version of the model",
-                )
-            prefix, _, bits = name.rpartition("-q")
-            if prefix in ("hlwq", "polarquant") and bits.isdigit():
-                config.setdefault("bits", int(bits))
-            if config.get("bits", 5) not in BITS:
-                raise UnsupportedError(
-                    "a number of bits that HLWQ does not have",
-                    file=file,
-                    expected=", ".join(map(str, BITS)),
-                    found=config["bits"],
-                    fix="download the checkpoint again; if it is of another kind, this pack does not read it",
-                )
-            return config
-    return None

@@ -20,6 +20,8 @@ from ..models.family import TRANSFORMER, Config, Family, Part, Shapes, find_conf
 from ..models.recipes import load_recipe
 from .checkpoint import Checkpoint
 
+# Stack, number and the rest of a block's tensor. No model comes near five digits.
+STACK = re.compile(r"^(.*?(?:blocks|layers))\.([0-9]{1,4})\.(.+)$")
 REPAIR = "HLWQ Verify lists all of them; HLWQ Repair takes them out of another file, HLWQ Download fetches them"
 
 
@@ -259,7 +261,7 @@ def missing_in_blocks(names: list[str]) -> list[str]:
     """Names that other blocks of the same stack have and one lacks, and blocks that a gap in the numbers leaves out."""
     stacks: dict[str, dict[int, set[str]]] = {}
     for name in names:
-        found = re.match(r"^(.*?\.?\w*(?:blocks|layers))\.(\d+)\.(.+)$", name)
+        found = STACK.match(name)
         if found:
             stacks.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(found[3])
     missing: list[str] = []
@@ -269,6 +271,8 @@ def missing_in_blocks(names: list[str]) -> list[str]:
             for tail in tails:
                 kinds[tail] = kinds.get(tail, 0) + 1
         # Stacks of unlike blocks (a VAE's) have few tensors in common: only what most blocks have is missed.
+        if max(blocks) >= 4 * len(blocks) + 64:
+            continue  # no gaps, but numbers of another meaning; nothing is counted up to them
         usual = [tail for tail, count in kinds.items() if count * 2 > len(blocks)]
         if len(usual) * 2 < len(kinds):
             continue

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 
 from ..errors import FormatError, IncompleteError, InputError, UnsupportedError
 from ..format import variants
+from ..format.bounded import is_file, read_object, unreadable
 from ..format.safefile import Entry, SafeFile
+from .find import files_of, is_folder, others_in
 
 
 @dataclass
 class DenseModel:
-    """An index of a dense model; tensors are views of the mapped files.
+    """An index of a dense model; tensors are read when they are asked for, into memory of their own.
 
     Attributes:
         path: what the user named.
@@ -53,7 +54,7 @@ def open_dense(path: str | os.PathLike[str]) -> DenseModel:
         UnsupportedError: already HLWQ, or quantized in another way.
     """
     path = Path(path)
-    files = [SafeFile(file) for file in _files(path)]
+    files = [SafeFile(file, mapped=False) for file in _files(path)]
     entries: dict[str, tuple[SafeFile, Entry]] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -92,11 +93,14 @@ def _refuse(file: Path, name: str) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
+    if is_file(path):
         return [path]
-    if not path.is_dir():
+    if not is_folder(path):
         raise InputError("no such file or folder", file=path, fix="check the path of the model")
-    indexes = sorted(path.glob("*.safetensors.index.json"))
+    try:
+        indexes = sorted(path.glob("*.safetensors.index.json"))
+    except OSError as error:
+        raise unreadable(path, error, "a folder that may be read") from error
     if len(indexes) > 1:
         raise InputError(
             "the folder has several indexes: it holds several models",
@@ -106,40 +110,42 @@ def _files(path: Path) -> list[Path]:
         )
     if indexes:
         return _indexed(indexes[0])
-    files = sorted(
-        f for f in path.rglob("*.safetensors") if not any(p.startswith(".") for p in f.relative_to(path).parts)
-    )
+    files = files_of(path)
     if not files:
         raise InputError(
-            "there are no safetensors files in this folder", file=path, fix="name the model's folder or file"
+            "there are no safetensors files in this folder",
+            file=path,
+            expected="*.safetensors",
+            found=others_in(path),
+            fix="name the model's folder or file; other formats are converted first",
         )
     return files
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        unsafe = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    names = read_object(index, "the index of the shards").get("weight_map")
+    shards = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+    unsafe = [name for name in shards if not _is_beside(name)]
+    if not shards or unsafe:
         raise FormatError(
-            "the index of the shards cannot be understood",
+            "the index names files outside its folder" if unsafe else "the index of the shards names no files",
             file=index,
-            found=error,
-            fix="download the index again; without it every safetensors file of the folder is read",
-        ) from error
-    if unsafe:
-        raise FormatError(
-            "the index names files outside its folder",
-            file=index,
-            found=unsafe[0],
-            fix="download the index again: it names files of another folder",
+            expected='"weight_map", tensor names → names of files in this folder',
+            found=ascii(unsafe[0])[:200] if unsafe else type(names).__name__,
+            fix="download the index again",
         )
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in shards if not is_file(index.parent / name)]
     if missing:
         raise IncompleteError(
-            f"{len(missing)} of {len(names)} shards are missing",
+            f"{len(missing)} of {len(shards)} shards are missing",
             file=index,
             expected=missing[0],
             fix="download the missing shards",
         )
-    return [index.parent / name for name in names]
+    return [index.parent / name for name in shards]
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a name of an index stays in the index's folder, on any system."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return name.isprintable() and not any(p.is_absolute() or p.drive or ".." in p.parts for p in paths)

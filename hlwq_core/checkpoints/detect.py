@@ -83,7 +83,8 @@ def level_counts(codes: torch.Tensor, norms: torch.Tensor, bits: int, packing: s
     if sample is None:
         return None
     # numpy, because torch would start threads for so little, and take ten times as long.
-    return torch.from_numpy(np.bincount(sample.numpy().ravel(), minlength=1 << bits))
+    # Codes above the table are none of its levels: whoever looks at all codes refuses them.
+    return torch.from_numpy(np.bincount(sample.numpy().ravel(), minlength=1 << bits)[: 1 << bits])
 
 
 def counts_rms(counts: torch.Tensor, levels: torch.Tensor) -> float:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import HLWQError, InputError, printable
+from ..errors import HLWQError, ListingError, printable
 from ..format import variants
 from ..format.bounded import no_file, open_regular
-from ..format.kinds import HEAD
+from ..format.kinds import HEAD, kind_of
 from ..format.safefile import refuse_other_kinds
 
 SAFETENSORS = (".safetensors",)
@@ -176,12 +176,12 @@ def files_of(path: Path, endings: tuple[str, ...] = SAFETENSORS) -> list[Path]:
     """The files that a folder of one model consists of, sorted; hidden ones do not belong to it.
 
     Raises:
-        InputError: something that should belong to it cannot be listed.
+        ListingError: something that should belong to it cannot be listed.
     """
 
     def refuse(where: str, reason: str) -> None:
         if "listed already" not in reason:
-            raise InputError(
+            raise ListingError(
                 "the folder cannot be listed whole",
                 file=where,
                 expected="folders that may be read, and regular files",
@@ -190,6 +190,21 @@ def files_of(path: Path, endings: tuple[str, ...] = SAFETENSORS) -> list[Path]:
             )
 
     return sorted(Path(file) for file in files_below(path, endings, refuse))
+
+
+_OTHERS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".safetensors.index.json")
+
+
+def others_in(path: Path) -> str:
+    """What a folder without safetensors files holds instead, for messages."""
+    for file in files_below(path, _OTHERS, lambda where, reason: None):
+        try:
+            with open_regular(file) as opened:
+                kind = kind_of(opened.read(HEAD), os.fstat(opened.fileno()).st_size)
+        except (OSError, HLWQError):
+            continue
+        return f"{os.path.relpath(file, path)}: {kind.name if kind else 'no safetensors file'}"
+    return "none"
 
 
 # ---- what a file is, at a glance -------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ def glance(path: str | os.PathLike[str], limits: Limits = LIMITS) -> Glance:
         return Glance(problem=_why(error))
 
 
-def holds_codes(path: Path) -> bool:
+def holds_codes(path: str | os.PathLike[str]) -> bool:
     """Whether a safetensors file holds quantized tensors; False for what cannot be read."""
     return glance(path).codes
 

@@ -17,6 +17,8 @@ from ..format.safefile import Entry, SafeFile
 from ..format.variants import Variant
 from ..models import families
 
+_FLOATS = ("F16", "F32", "BF16")
+_LEVELS = tuple(1 << bits for bits in range(1, 9))
 _OTHER_KIND = "download this file again; if it is of another kind, this pack does not read it"
 
 
@@ -70,6 +72,25 @@ class Layer:
     def norms(self) -> torch.Tensor:
         """float16 `[rows, num_blocks]`; a view of the mapped file where they are float16 there."""
         return self.parts["norms"].tensor().to(torch.float16)
+
+    def table(self) -> torch.Tensor:
+        """The codebook that the file carries, as decoders want it, float32 `[2**bits]`.
+
+        Raises:
+            FormatError: it is not finite.
+        """
+        file, key = self.parts["table"]
+        table = variants.scaled(key, file.tensor(key))
+        if not bool(torch.isfinite(table).all()):
+            raise FormatError(
+                "a codebook that is not finite: its layers would decode to NaN",
+                file=file.path,
+                tensor=key,
+                expected="finite levels",
+                found=f"{int((~torch.isfinite(table)).sum())} of {table.numel()} NaN or infinite",
+                fix="download this file again",
+            )
+        return table
 
     def columns(self) -> int | None:
         """The width of a row that the layer's own meta tells; None where it tells none.
@@ -259,7 +280,7 @@ def _measure(layer: Layer, claimed: int | None) -> None:
             fix=_OTHER_KIND,
         )
     dtype, shape = norms.entry.dtype, norms.entry.shape
-    if dtype not in ("F16", "F32", "BF16") or len(shape) != 2 or 0 in shape:
+    if dtype not in _FLOATS or len(shape) != 2 or 0 in shape:
         raise FormatError(
             "norms of a wrong form",
             file=norms.file.path,
@@ -293,8 +314,17 @@ def _measure(layer: Layer, claimed: int | None) -> None:
 def _take_bits_of_table(layer: Layer) -> None:
     table, codes = layer.parts["table"], layer.parts["codes"]
     levels = math.prod(table.entry.shape)
+    if levels not in _LEVELS or table.entry.dtype not in (*_FLOATS, "F64"):
+        raise FormatError(
+            "a codebook of a wrong size or dtype",
+            file=table.file.path,
+            tensor=table.key,
+            expected="2, 4, 8 … 256 levels, floating",
+            found=f"{levels} levels, {table.entry.dtype} {list(table.entry.shape)}",
+            fix="download this file again",
+        )
     stored, layer.bits = layer.bits, levels.bit_length() - 1
-    if levels == 1 << layer.bits and stored not in (8, layer.bits if layer.bits > 4 else 4):
+    if stored not in (8, layer.bits if layer.bits > 4 else 4):
         raise FormatError(
             "codes and codebook contradict each other",
             file=codes.file.path,
@@ -302,15 +332,6 @@ def _take_bits_of_table(layer: Layer) -> None:
             expected=f"codes for the {levels} levels of {table.key}",
             found=f"codes of {stored} bits",
             fix="download this file again: its tensors do not belong together",
-        )
-    if levels != 1 << layer.bits or not 1 <= layer.bits <= 8:
-        raise FormatError(
-            "a codebook of a wrong size",
-            file=table.file.path,
-            tensor=table.key,
-            expected="2, 4, 8 … 256 levels",
-            found=levels,
-            fix="download this file again",
         )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 import torch
 
 from ..errors import FormatError
-from ..format import variants
 from ..format.codebook import VERSIONS, register_stored
 from ..format.packing import BITS
 from .detect import SAMPLE_LAYERS, Detection, bits_in_use, detect, sample_codes, sample_rows
@@ -50,8 +49,7 @@ class Reading:
         packings = layer.packings
         self._check_bits(layer.bits, packings)
         if layer.variant.own_table and "table" in layer.parts:
-            table = layer.parts["table"]
-            return packings[0], register_stored(variants.scaled(table.key, table.tensor()))
+            return packings[0], register_stored(layer.table())
         found = self._detection(layer.bits, packings)
         packing = self._order if self._order in packings else found.packing
         return packing, self._codebook or found.codebook

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import FormatError, InputError
+from ..format.bounded import parse_json, read_bytes
 
 Nodes = dict[str, dict[str, Any]]
 Info = Mapping[str, Mapping[str, Any]]
@@ -23,13 +24,12 @@ _TELLING = ("ltx", "gemma", "distilled", "spatial", "temporal")
 def load(path: str | os.PathLike[str]) -> Nodes:
     """Read a workflow in API form."""
     path = Path(path)
+    raw = read_bytes(path, "a workflow")
     try:
-        nodes = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError("the workflow cannot be read", file=path, found=e.strerror, fix="correct the path") from e
-    except (ValueError, RecursionError) as e:
+        nodes = parse_json(raw, "the workflow", path)
+    except FormatError as e:
         raise InputError(
-            "the workflow is not JSON", file=path, found=e, fix="choose Export (API) in ComfyUI's workflow menu"
+            "the workflow is not JSON", file=path, found=e.found, fix="choose Export (API) in ComfyUI's workflow menu"
         ) from e
     if isinstance(nodes, dict) and isinstance(nodes.get("nodes"), list):
         raise InputError(

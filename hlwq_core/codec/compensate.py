@@ -84,7 +84,7 @@ def open_moments(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
     Raises:
         InputError: no moments in it, or moments of another width.
     """
-    file = SafeFile(Path(path))
+    file = SafeFile(Path(path), mapped=False)
     fitting = [name for name in file if name in shapes]
     if not fitting:
         raise InputError(
@@ -115,7 +115,7 @@ def rotated_factor(moments: torch.Tensor, damping: float = DAMPING) -> torch.Ten
         moments: symmetric float `[in, in]`.
 
     Raises:
-        InputError: the moments are not finite.
+        InputError: the moments are not finite, or no moments.
     """
     if not bool(torch.isfinite(moments).all()):
         raise InputError("the calibration has NaN or infinite moments", fix="gather it again")
@@ -128,8 +128,16 @@ def rotated_factor(moments: torch.Tensor, damping: float = DAMPING) -> torch.Ten
     turned = torch.einsum("ij,ajbk,kl->aibl", h, blocks, h).reshape(padded, padded)
     mean = turned.diagonal().mean().clamp(min=1e-30)
     turned.diagonal().add_(damping * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(turned))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(turned))
+        return torch.linalg.cholesky(inverse, upper=True).float()
+    except torch.linalg.LinAlgError as error:
+        raise InputError(
+            "these are no second moments of a layer's inputs",
+            expected="a symmetric matrix without negative eigenvalues",
+            found=str(error).split(": ", 1)[-1],
+            fix="gather the calibration again",
+        ) from error
 
 
 def encode(weight: torch.Tensor, bits: int, version: str, factor: torch.Tensor) -> Encoded:

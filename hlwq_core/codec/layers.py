@@ -44,14 +44,17 @@ def encode_layer(
         Packed codes uint8 `[out, row_bytes]` and norms float16 `[out, blocks]` on the CPU, and the comparison.
 
     Raises:
-        InputError: NaN or infinite weights, or values too large for float16 norms.
+        InputError: NaN or infinite weights or moments, or values too large for float16 norms.
     """
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     codes = torch.empty((rows, row_bytes(blocks, bits, "msb")), dtype=torch.uint8)
     block_norms = torch.empty((rows, blocks), dtype=torch.float16)
     fidelity = Fidelity()
-    factor = rotated_factor(moments.to(device)) if moments is not None else None
+    try:
+        factor = rotated_factor(moments.to(device)) if moments is not None else None
+    except InputError as error:
+        raise InputError(error.what, tensor=name, expected=error.expected, found=error.found, fix=error.fix) from error
     step = max(1, (_GPU_WEIGHTS if device.type == "cuda" else _CPU_WEIGHTS) // (blocks * BLOCK))
     for start in range(0, rows, step):
         part = weight[start : start + step].to(device).float()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import comfyui
 from ..client.server import LocalServer
 from ..errors import InputError
+from ..format.bounded import read_bytes
 
 if TYPE_CHECKING:
     from ..client.generate import Request, Result
@@ -175,18 +176,14 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     prompts = list(args.prompt)
     if args.prompts:
         try:
-            lines = args.prompts.read_text(encoding="utf-8").splitlines()
-        except OSError as e:
-            raise InputError(
-                "the prompts cannot be read", file=args.prompts, found=e.strerror, fix="correct the path"
-            ) from e
+            lines = read_bytes(args.prompts, "a list of prompts").decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as e:
             raise InputError(
                 "the prompts cannot be read",
                 file=args.prompts,
                 expected="text in UTF-8",
-                found=e,
-                fix="save it as UTF-8",
+                found=f"other bytes from {e.start:,} on",
+                fix="save the file as UTF-8",
             ) from e
         prompts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts and not args.workflow:

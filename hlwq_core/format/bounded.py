@@ -185,7 +185,7 @@ def _finite(text: str) -> float:
 
 def _check_depth(values: Any) -> None:
     level = [values]
-    for _ in range(_DEPTH + 1):
+    for _ in range(_DEPTH):
         inside: list[Any] = []
         for container in level:
             if isinstance(container, dict):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, printable
+from .bounded import open_regular, read_object, whole_number
 
 RECORD = "hlwq.sha256.json"
 # Metadata of a repair's files: before the name of each file of the record that was not there.
@@ -20,7 +21,7 @@ REPAIRED = "hlwq.repaired."
 def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, hexadecimal; `told` gets the bytes read and may raise."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(8 << 20):
             digest.update(block)
             if told is not None:
@@ -49,18 +50,32 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
     """What the record notes: file name → `size` and `sha256`; nothing where there is none.
 
     Raises:
-        InputError: it cannot be understood.
+        InputError: it cannot be read or understood.
     """
     path = folder / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
+    files = read_object(path, "the record of checksums", InputError).get("files")
+    noted: dict[str, dict[str, Any]] = {}
+    for name, item in files.items() if isinstance(files, dict) else [("files", files)]:
+        size = whole_number(item.get("size"), 0, 1 << 60) if isinstance(item, dict) else None
+        digest = item.get("sha256") if isinstance(item, dict) else None
+        if size is None or not isinstance(digest, str) or not _is_name(name):
+            raise InputError(
+                "the record of checksums cannot be understood",
+                file=path,
+                expected="names of files, each with size and sha256",
+                found=f"{printable(name)[:100]}: {printable(item)[:100]}",
+                fix="remove this file (nothing else needs it), or download the checkpoint again",
+            )
+        noted[name] = {"size": size, "sha256": digest}
+    return noted
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file may have this name, on the systems that there are."""
     try:
-        files = json.loads(path.read_text("utf-8"))["files"]
-        return {str(n): {"size": int(r["size"]), "sha256": str(r["sha256"])} for n, r in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "the record of checksums cannot be understood",
-            file=path,
-            found=f"{type(error).__name__}: {error}",
-            fix="remove this file (nothing else needs it), or download the checkpoint again",
-        ) from error
+        parts = name.encode().split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and len(name) < 1000 and all(0 < len(part) <= 255 for part in parts if parts[0] or part)

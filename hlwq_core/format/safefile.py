@@ -7,19 +7,23 @@ overlap or leave holes, a file cut short or with a tail.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
 import re
+import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..errors import FormatError, InputError, UnsupportedError
+from ..errors import ChangedError, FormatError, InputError, UnsupportedError
 from .bounded import open_regular, unreadable
 from .kinds import HEAD, kind_of
 
@@ -28,6 +32,7 @@ MAX_HEADER = 100_000_000
 MAX_TENSORS = 200_000
 MAX_VALUES = 4_000_000
 MAX_RANK = 32
+MAX_NAME = 1000
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 DTYPES: dict[str, tuple[torch.dtype, int]] = {
     "F64": (torch.float64, 8),
@@ -73,10 +78,14 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Entry], dict[st
         UnsupportedError: a known other format (GGUF, pickle).
         FormatError: not a whole safetensors file.
     """
-    path = Path(path)
+    entries, metadata, _ = _look(Path(path))
+    return entries, metadata
+
+
+def _look(path: Path) -> tuple[dict[str, Entry], dict[str, str], os.stat_result]:
     try:
         with open_regular(path) as file:
-            return _read_header(path, file)
+            return *_read_header(path, file), os.fstat(file.fileno())
     except OSError as error:
         raise unreadable(path, error, "a safetensors file that may be read") from error
 
@@ -121,6 +130,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"more than {MAX_TENSORS:,} tensors, or more values than they can have")
     header: dict[str, Any] = json.loads(raw.decode("utf-8"))
     for name in header:
+        if len(name) > MAX_NAME:
+            raise ValueError(f"a name of {len(name):,} letters: {name[:40]!r}…")
         if _NO_NAME.search(name):
             raise ValueError(f"{name[:100]!a} is no name: it has control characters")
     return header
@@ -209,11 +220,13 @@ Mapper = Callable[[Path], Mapping[str, torch.Tensor]]
 
 
 class SafeFile:
-    """An open safetensors file: checked header, tensors as views of the mapped bytes.
+    """An open safetensors file: checked header, tensors as views of the mapped bytes, or copies.
 
     Args:
         path: the file.
         source: who maps it; None for this module itself.
+        mapped: False to read tensors into memory of their own. A mapped file that is cut short kills whoever touches what
+            is no longer there; a tool that reads everything once does not need to take that risk.
 
     Attributes:
         path: the file.
@@ -221,14 +234,17 @@ class SafeFile:
         metadata: its `__metadata__`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: Mapper | None = None):
+    def __init__(self, path: str | os.PathLike[str], source: Mapper | None = None, mapped: bool = True):
         self.path = Path(path)
         self._source = source
-        self.entries, self.metadata = read_header(self.path)
-        self._size = self.path.stat().st_size
+        self._maps = mapped
+        self.entries, self.metadata, stat = _look(self.path)
+        self._size = stat.st_size
+        self._stamp = _stamp(stat)
         # The header was checked: tensors fill the file from here to its end.
         self._data = self._size - max((entry.stop for entry in self.entries.values()), default=0)
         self._mapped: Any = None
+        self._alive: weakref.WeakValueDictionary[str, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -237,30 +253,55 @@ class SafeFile:
         return iter(self.entries)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, a view of the mapped file: no memory is taken until it is read. Do not write into it."""
+        """A tensor on the CPU. Do not write into it.
+
+        A view of the mapped file, which takes no memory until it is read; or a copy, see `mapped`.
+
+        Raises:
+            ChangedError: the file is another one than when it was opened.
+            InputError: it cannot be read any more.
+        """
         entry = self.entries[name]
         dtype = DTYPES[entry.dtype][0]
         if entry.nbytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
+        if not self._maps:
+            return self._copy(name)
+        if self._mapped is None:
+            with self._opened(name):
+                self._mapped = self._map()
         if self._source is not None:
-            self._mapped = self._mapped or self._source(self.path)
             tensor: torch.Tensor = self._mapped[name]
             return tensor
-        if self._mapped is None:
-            try:
-                self._mapped = torch.UntypedStorage.from_file(str(self.path), False, self._size)
-            except (OSError, RuntimeError) as error:
-                raise FormatError(
-                    "the file cannot be mapped",
-                    file=self.path,
-                    expected="a whole safetensors file on a disk that can be mapped",
-                    found=error,
-                    fix=_AGAIN,
-                ) from error
         # safetensors' get_tensor would touch the first page of each tensor, and with what the system reads ahead then
         # the whole file: 30 s for the codes of LTX-2.3 from a disk, when nobody has asked for a single value.
         part = self._mapped[self._data + entry.start : self._data + entry.stop]
         return torch.empty(0, dtype=dtype).set_(part, 0, entry.shape)  # type: ignore[call-overload]
+
+    def _map(self) -> Any:
+        if self._source is not None:
+            return self._source(self.path)
+        try:
+            return torch.UntypedStorage.from_file(str(self.path), False, self._size)
+        except RuntimeError as error:
+            raise FormatError(
+                "the file cannot be mapped",
+                file=self.path,
+                expected="a whole safetensors file on a disk that can be mapped",
+                found=error,
+                fix=_AGAIN,
+            ) from error
+
+    def _copy(self, name: str) -> torch.Tensor:
+        entry = self.entries[name]
+        buffer = self._alive.get(name)  # as long as somebody holds it, it is not read again
+        if buffer is None:
+            buffer = np.empty(entry.nbytes, dtype=np.uint8)
+            with self._opened(name) as file:
+                file.seek(self._data + entry.start)
+                self._fill(file, buffer.data, name)
+            self._alive[name] = buffer
+        return torch.from_numpy(buffer).view(DTYPES[entry.dtype][0]).reshape(entry.shape)
 
     def rows(self, name: str, numbers: Sequence[int], count: int) -> torch.Tensor:
         """Some rows of a tensor, read into memory of their own: for the little that is wanted of a file at once.
@@ -276,34 +317,63 @@ class SafeFile:
             `[len(numbers), values a row]` of the tensor's dtype.
 
         Raises:
-            InputError: the file cannot be read any more.
+            ChangedError: the file is another one than when it was opened.
+            InputError: it cannot be read any more.
         """
         entry = self.entries[name]
         size = entry.nbytes // count
         data = bytearray(size * len(numbers))
         view = memoryview(data)
+        with self._opened(name) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for i, number in enumerate(numbers):
+                file.seek(self._data + entry.start + number * size)
+                self._fill(file, view[i * size : (i + 1) * size], name)
+        return torch.frombuffer(data, dtype=DTYPES[entry.dtype][0]).reshape(len(numbers), -1)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[io.FileIO]:
+        """The file, if it is still the one that was opened."""
         try:
             with open_regular(self.path) as file:
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-                for i, number in enumerate(numbers):
-                    file.seek(self._data + entry.start + number * size)
-                    if file.readinto(view[i * size : (i + 1) * size]) != size:
-                        raise FormatError(
-                            "the file was cut off while it was read",
-                            file=self.path,
-                            tensor=name,
-                            expected=f"{entry.stop + self._data} bytes and more",
-                            found=f"{self.path.stat().st_size} bytes",
-                            fix=_AGAIN,
-                        )
+                now = os.fstat(file.fileno())
+                if _stamp(now) != self._stamp:
+                    raise self._changed(name, f"{now.st_size} bytes, changed at {_time(now.st_mtime)}")
+                yield file
         except OSError as error:
             raise InputError(
                 "the file cannot be read",
                 file=self.path,
                 tensor=name,
-                expected="a file that stays where it was when the checkpoint was opened",
+                expected="a file that stays where it was when it was opened",
                 found=error.strerror or error,
                 fix="check the disk, and start again",
             ) from error
-        return torch.frombuffer(data, dtype=DTYPES[entry.dtype][0]).reshape(len(numbers), -1)
+
+    def _fill(self, file: io.FileIO, view: memoryview, name: str) -> None:
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise self._changed(name, f"{os.fstat(file.fileno()).st_size} bytes")
+            done += count
+
+    def _changed(self, name: str, found: str) -> ChangedError:
+        return ChangedError(
+            "the file was changed while it was in use",
+            file=self.path,
+            tensor=name,
+            expected=f"{self._size} bytes, as when it was opened",
+            found=found,
+            fix="let whatever writes it finish (a download, a sync), then start again",
+        )
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    # No inode: some network drives give a file another at each opening.
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

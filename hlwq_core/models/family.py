@@ -6,12 +6,15 @@ A new family is a file here with one `Family`, and a line in `families`.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..format.bounded import parse_object, read_object, whole_number
 
 # Under which checkpoints hold a diffusion model; a file that holds nothing else may leave it out.
 DIFFUSION = "model.diffusion_model."
@@ -84,6 +87,7 @@ class Family:
         parts: the transformer first.
         check: a config and shapes → where they contradict each other. Absent tensors say nothing.
         tensors: the published model's tensors, name → (safetensors dtype, shape); empty where they are not known.
+        form: a config whose values are of the kind that those of this family are.
         config: the published model's config; None where a checkpoint must bring its own.
         comfyui: the first version of ComfyUI that knows it.
         known: False for a version that was recognised as one of a line, and is none of those that are known: never loaded.
@@ -101,6 +105,7 @@ class Family:
     parts: tuple[Part, ...] = (Part(TRANSFORMER, (DIFFUSION,)),)
     check: Callable[[Values, Shapes], list[Contradiction]] = lambda config, shapes: []
     tensors: Callable[[], Mapping[str, tuple[str, tuple[int, ...]]]] = dict
+    form: Callable[[], Values] = lambda: {TRANSFORMER: {}}
     config: Callable[[], dict[str, Any]] | None = None
     comfyui: str = ""
     known: bool = True
@@ -143,8 +148,10 @@ def find_config(family: Family, folder: Path, metadata: Mapping[str, str], shape
     path = folder / "config.json"
     fix = f"put the model's own config as {path}: the `config` that stands in the metadata of its original file"
     if "config" in metadata:
-        config = Config(_parse(metadata["config"], folder), "metadata of the checkpoint")
-    elif path.is_file() and "transformer" in (values := _parse(path.read_text(encoding="utf-8"), path)):
+        config = Config(
+            parse_object(metadata["config"], "the config", folder, ConfigError), "metadata of the checkpoint"
+        )
+    elif os.path.lexists(path) and "transformer" in (values := read_object(path, "config.json", ConfigError)):
         config = Config(values, str(path))
     elif family.config is not None:
         config = Config(family.config(), f"{family.name}, shipped with the pack")
@@ -156,6 +163,7 @@ def find_config(family: Family, folder: Path, metadata: Mapping[str, str], shape
             found="neither",
             fix=fix,
         )
+    check_form(config.values, family.form(), path if config.source == str(path) else folder)
     contradictions = family.check(config.values, shapes)
     if contradictions:
         what, expected, found = contradictions[0]
@@ -170,26 +178,42 @@ def find_config(family: Family, folder: Path, metadata: Mapping[str, str], shape
     return config
 
 
-def _parse(text: str, file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(
-            "the config is no JSON",
-            file=file,
-            expected="a JSON object",
-            found=error,
-            fix="replace it by the model's own",
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            "the config is no JSON object",
-            file=file,
-            expected="an object with the key transformer",
-            found=type(values).__name__,
-            fix="replace it by the model's own",
-        )
-    return values
+# Values that are counts: of layers nobody builds more, and of anything else none fits a memory.
+_COUNTS = re.compile(r"(?:^|_)(?:layers|heads|dim|channels?|registers)$")
+_MOST_LAYERS, _MOST = 1000, 1 << 24
+
+
+def check_form(values: Values, like: Values, file: Path, where: str = "") -> None:
+    """Refuse a config whose values are not of the kind that those of a known one are: sections, numbers, counts.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
+    for key, known in like.items():
+        if key not in values:
+            continue
+        value, expected = values[key], None
+        if isinstance(known, Mapping):
+            if isinstance(value, Mapping):
+                check_form(value, known, file, f"{where}{key}.")
+            else:
+                expected = "an object"
+        elif isinstance(known, (int, float)) and not isinstance(known, bool):
+            if _COUNTS.search(key):
+                most = _MOST_LAYERS if key.endswith("layers") else _MOST
+                absent = value is None and not key.endswith("layers")
+                if not absent and whole_number(value, 0, most) is None:
+                    expected = f"a whole number up to {most:,}"
+            elif value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                expected = "a number"
+        if expected:
+            raise ConfigError(
+                f"a value of the model's config is not what it must be: {where}{key}",
+                file=file,
+                expected=expected,
+                found=json.dumps(value),
+                fix="replace the config by the model's own",
+            )
 
 
 def has_any(names: Iterable[str], *marks: str) -> bool:

@@ -6,13 +6,17 @@ Source of the tensors' names: ComfyUI's `comfy/ldm/lightricks/{model,av_model,em
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from ..format.codebook import BLOCK
 from .family import DIFFUSION, TRANSFORMER, Contradiction, Family, Limits, Part, Shapes, Values
 
+DATA = Path(__file__).parents[1] / "data"
 PROJECTION, VIDEO_VAE, AUDIO_VAE = "text projection", "video VAE", "audio VAE"
 PROJECTION_PREFIX = "text_embedding_projection."
 PARTS = (
@@ -112,6 +116,13 @@ def _feed_forward(prefix: str, bias: bool) -> Iterator[str]:
     yield from _linear(f"{prefix}net.2", bias)
 
 
+@functools.lru_cache(maxsize=1)
+def form() -> Values:
+    """The config of LTX-2.3: those of other versions have values of the same kinds, as far as they have the same keys."""
+    values: Values = json.loads((DATA / "ltx23_config.json").read_text(encoding="utf-8"))
+    return values
+
+
 def check(config: Values, shapes: Shapes) -> list[Contradiction]:
     """What a config says and the tensors contradict: tensor (or group), expected, found. Absent tensors say nothing."""
     values = config.get("transformer", {})
@@ -125,7 +136,8 @@ def check(config: Values, shapes: Shapes) -> list[Contradiction]:
             found.append((name, f"{meaning} = {value}", f"{shapes[name][axis]} in shape {list(shapes[name])}"))
 
     def product(a: str, b: str) -> int | None:
-        return values[a] * values[b] if a in values and b in values else None
+        factors = values.get(a), values.get(b)
+        return factors[0] * factors[1] if None not in factors else None
 
     blocks = 1 + max((int(m[1]) for m in map(_BLOCK.match, shapes) if m), default=values.get("num_layers", 0) - 1)
     if blocks > values.get("num_layers", blocks):
@@ -157,6 +169,7 @@ UNKNOWN = Family(
     is_one=is_ltx,
     needed=lambda config: {},
     parts=PARTS,
+    form=form,
     known=False,
     limits=LIMITS,
 )

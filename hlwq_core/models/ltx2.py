@@ -30,6 +30,7 @@ FAMILY = Family(
     is_one=is_one,
     needed=needed,
     parts=ltx.PARTS,
+    form=ltx.form,
     check=ltx.check,
     comfyui="0.30.0",
     recipe="ltx2",

@@ -6,7 +6,6 @@ import functools
 import gzip
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from . import ltx
@@ -15,7 +14,6 @@ from .family import TRANSFORMER, Family, TextEncoder, Values, has_any
 # The same checkpoint under its first and its present name.
 REPOSITORIES = ("caiovicentino1/LTX-2.3-22B-HLWQ-Q5", "caiovicentino1/LTX-2.3-22B-PolarQuant-Q5")
 
-_DATA = Path(__file__).parents[1] / "data"
 _MARKS = (
     ".prompt_adaln_single.",
     "prompt_scale_shift_table",
@@ -43,7 +41,7 @@ def needed(config: Values) -> dict[str, list[str]]:
 def tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
     """The 5,947 tensors of LTX-2.3 22B: name → (safetensors dtype, shape)."""
     found = {}
-    with gzip.open(_DATA / "ltx23_manifest.tsv.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(ltx.DATA / "ltx23_manifest.tsv.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             name, dtype, shape = line.rstrip("\n").split("\t")
             found[name] = (dtype, tuple(int(n) for n in shape.split(",") if n))
@@ -52,7 +50,7 @@ def tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
 
 @functools.lru_cache(maxsize=1)
 def _config_text() -> str:
-    return (_DATA / "ltx23_config.json").read_text(encoding="utf-8")
+    return (ltx.DATA / "ltx23_config.json").read_text(encoding="utf-8")
 
 
 def config() -> dict[str, Any]:
@@ -68,6 +66,7 @@ FAMILY = Family(
     is_one=is_one,
     needed=needed,
     parts=ltx.PARTS,
+    form=ltx.form,
     check=ltx.check,
     tensors=tensors,
     config=config,

@@ -56,6 +56,7 @@ FAMILY = Family(
     is_one=is_one,
     needed=needed,
     parts=ltx.PARTS,
+    form=ltx.form,
     check=check,
     comfyui="0.32.0",
     recipe="ltx25",

@@ -21,11 +21,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
+from ..format.bounded import is_file, read_object, whole_number
 from ..format.packed import encoded_bytes
 from ..format.packing import BITS
 
@@ -43,13 +46,28 @@ class Rule:
     bits: int | None
     min_elements: int = 0
     min_in: int = 0
+    trusted: bool = False
+    found: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
 
     def applies(self, name: str, shape: tuple[int, ...]) -> bool:
         if math.prod(shape) < self.min_elements or shape[-1] < self.min_in:
             return False
-        if self.match.startswith("re:"):
-            return re.search(self.match[3:], name) is not None
-        return fnmatch.fnmatchcase(name, self.match)
+        if not self.match.startswith("re:"):
+            return fnmatch.fnmatchcase(name, self.match)
+        self.prepare((name,))
+        return self.found[name]
+
+    def prepare(self, names: Collection[str]) -> None:
+        """Look for a regular expression in many names at once; a user's own is tried where it can be stopped."""
+        new = [name for name in names if name not in self.found]
+        if not self.match.startswith("re:") or not new:
+            return
+        pattern = self.match[3:]
+        if self.trusted:
+            found = [re.search(pattern, name) is not None for name in new]
+        else:
+            found = _search_elsewhere(pattern, new)
+        self.found.update(zip(new, found))
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,19 @@ class Recipe:
                 return rule.bits if rule.bits != 0 else default
         return None
 
+    def prepare(self, names: Collection[str]) -> None:
+        """Before many questions: try the regular expressions of all rules on all names.
+
+        Raises:
+            InputError: one of them takes too long.
+        """
+        for rule in self.rules:
+            rule.prepare(names)
+
     def plan(self, tensors: Iterable[tuple[str, str, tuple[int, ...]]], default: int = 5) -> dict[str, int]:
         """Bits by name for all tensors (name, dtype, shape) that become HLWQ, in their order."""
+        tensors = list(tensors)
+        self.prepare([name for name, _, shape in tensors if len(shape) == 2])
         bits = {name: self.bits_for(name, dtype, tuple(shape), default) for name, dtype, shape in tensors}
         return {name: b for name, b in bits.items() if b is not None}
 
@@ -92,6 +121,8 @@ class PlannedSize:
 
 def planned_size(recipe: Recipe, tensors: Iterable[tuple[str, str, tuple[int, ...]]], default: int = 5) -> PlannedSize:
     """The size of a checkpoint before it is made, from names, dtypes and shapes alone."""
+    tensors = list(tensors)
+    recipe.prepare([name for name, _, shape in tensors if len(shape) == 2])
     codes = norms = kept = layers = weights = 0
     for name, dtype, shape in tensors:
         bits = recipe.bits_for(name, dtype, tuple(shape), default)
@@ -115,64 +146,94 @@ def load_recipe(name_or_file: str | os.PathLike[str]) -> Recipe:
         InputError: no such recipe, or a rule that cannot be understood.
     """
     text = os.fspath(name_or_file)
-    path = _FOLDER / f"{text}.json" if text in recipe_names() else Path(text)
-    if not path.is_file():
+    shipped = text in recipe_names()
+    path = _FOLDER / f"{text}.json" if shipped else Path(text)
+    if not is_file(path):
         raise InputError(
             "unknown recipe",
             expected=", ".join(recipe_names()) + ", or a JSON file",
             found=text,
             fix="name one of these, or give the path of a recipe file (see hlwq_core/data/rules for examples)",
         )
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        rules = tuple(_rule(path, item) for item in data["rules"])
-        return Recipe(str(data.get("name", path.stem)), str(data.get("description", "")), rules)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "the recipe cannot be understood",
-            file=path,
-            expected='a JSON object with "rules"',
-            found=f"{type(error).__name__}: {error}",
-            fix="compare it with hlwq_core/data/rules/plain.json",
-        ) from error
+    data = read_object(path, "the recipe", InputError)
+    rules = data.get("rules")
+    if not isinstance(rules, list) or len(rules) > _MOST_RULES:
+        raise _not_understood(path, 'a JSON object with "rules", a list', rules)
+    return Recipe(
+        str(data.get("name", path.stem)),
+        str(data.get("description", "")),
+        tuple(_rule(path, item, shipped) for item in rules),
+    )
 
 
-def _rule(path: Path, item: dict[str, object]) -> Rule:
+_MOST_RULES = 1000
+_LONGEST_MATCH = 1000
+
+
+def _not_understood(path: Path, expected: str, found: object) -> InputError:
+    return InputError(
+        "the recipe cannot be understood",
+        file=path,
+        expected=expected,
+        found=found,
+        fix="compare it with hlwq_core/data/rules/plain.json",
+    )
+
+
+def _rule(path: Path, item: object, shipped: bool) -> Rule:
     known = {"match", "bits", "keep", "min_elements", "min_in", "comment"}
-    match, bits = item["match"], item.get("bits")
+    if not isinstance(item, dict):
+        raise _not_understood(path, "rules that are JSON objects", item)
+    match, bits = item.get("match"), item.get("bits")
     if set(item) - known:
-        raise InputError(
-            "a rule has unknown fields",
-            file=path,
-            expected=", ".join(sorted(known)),
-            found=sorted(item),
-            fix="correct the name, or take the field out",
-        )
+        raise _not_understood(path, f"rules with no other fields than {', '.join(sorted(known))}", sorted(item))
     if (bits is None) == (item.get("keep") is not True):
-        raise InputError(
-            "a rule needs either bits or keep",
-            file=path,
-            found=json.dumps(item),
-            fix='give the rule one of them: "bits": 5, or "keep": true',
-        )
-    if bits is not None and bits != "default" and bits not in BITS:
-        raise InputError("a rule's bits", file=path, expected=f"{BITS} or default", found=bits, fix="take one of these")
-    if not isinstance(match, str):
-        raise InputError(
-            "a rule's match must be text",
-            file=path,
-            found=json.dumps(item),
-            fix="put a regular expression in quotes there",
-        )
+        raise _not_understood(path, "rules with either bits or keep", json.dumps(item))
+    if not isinstance(match, str) or len(match) > _LONGEST_MATCH:
+        raise _not_understood(path, f"a match that is a text of at most {_LONGEST_MATCH} letters", json.dumps(item))
+    number: int | None = None
+    if bits is not None:
+        number = 0 if bits == "default" else whole_number(bits, 1, 8)
+        if number is None or number and number not in BITS:
+            raise _not_understood(path, f"bits of {', '.join(map(str, BITS))} or default", bits)
     if match.startswith("re:"):
         try:
             re.compile(match[3:])
-        except re.error as error:
-            raise InputError(
-                "a rule's regular expression",
-                file=path,
-                found=f"{match}: {error}",
-                fix="correct it: it is read as in Python",
-            ) from error
-    number = {"default": 0}.get(bits, bits) if isinstance(bits, str) else bits
-    return Rule(match, number, int(item.get("min_elements", 0)), int(item.get("min_in", 0)))  # type: ignore[arg-type, call-overload]
+        except (re.error, RecursionError, OverflowError, ValueError) as error:
+            raise _not_understood(path, "a regular expression after re:", f"{match}: {error}") from error
+    least = [whole_number(item.get(key, 0), 0, 1 << 62) for key in ("min_elements", "min_in")]
+    if None in least:
+        raise _not_understood(path, "whole numbers for min_elements and min_in", json.dumps(item))
+    return Rule(match, number, least[0] or 0, least[1] or 0, shipped)
+
+
+# Some regular expressions take longer than the world lasts, and Python's cannot be stopped: they are tried in a process that can.
+_SECONDS = 5.0
+_SEARCH = (
+    "import json, re, sys; pattern, names = json.load(sys.stdin); "
+    "json.dump([re.search(pattern, name) is not None for name in names], sys.stdout)"
+)
+
+
+def _search_elsewhere(pattern: str, names: list[str]) -> list[bool]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _SEARCH],
+            input=json.dumps([pattern, names]),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+        found: list[bool] = json.loads(done.stdout)
+        return found
+    except subprocess.TimeoutExpired:
+        what, found_text = "a regular expression of the recipe takes too long", f"more than {_SECONDS:.0f} s"
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        what, found_text = "a regular expression of the recipe cannot be tried", str(error)
+    raise InputError(
+        what,
+        expected=f"an answer for {len(names)} names",
+        found=f"{found_text}: {pattern}",
+        fix="avoid repetitions within repetitions, as (a+)+; a glob is often enough",
+    )

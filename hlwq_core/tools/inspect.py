@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..checkpoints.completeness import component, whole
-from ..errors import FormatError, HLWQError, IncompleteError
+from ..checkpoints.completeness import STACK, component, whole
+from ..checkpoints.find import files_below, is_folder
+from ..errors import FormatError, HLWQError, IncompleteError, ListingError, printable
+from ..format.bounded import is_file, open_regular, read_object
+from ..format.kinds import HEAD, LFS_POINTER, kind_of
 from ..format.record import RECORD
 from ..models import families
 
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
 QUANTIZED, PLAIN, MISSING = "quantized", "plain", "missing"
 _CARD_CODES = 4.6e9
 _SIGN = {QUANTIZED: "█", PLAIN: "▒", MISSING: "·"}
-_BLOCK = re.compile(r"^(.*?\.?(?:\w*(?:blocks|layers)))\.(\d+)\.(.+)$")
+_ENDINGS = (".safetensors", ".partial", ".incomplete")
+# Lines of each list of a report; cells of the picture of coverage.
+_SHOWN = 20
+_COMPONENTS = 100
+_ROWS = 500
+_CELLS = 100_000
 
 
 @dataclass
@@ -81,7 +89,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     found = Inspection(str(path))
     _list_files(path, found)
     try:
-        checkpoint = open_checkpoint(path, partial=True)
+        checkpoint = open_checkpoint(path, partial=True, mapped=False)
         if not checkpoint.names():
             raise IncompleteError(
                 "no layer is whole: all lack codes, norms or meta",
@@ -89,7 +97,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
                 fix="download the checkpoint again: whole files are missing",
             )
         found.report = checkpoint.report()
-    except (FormatError, IncompleteError) as error:
+    except (FormatError, IncompleteError, ListingError) as error:
         found.error = str(error)
         _explain(path, found, error)
         return found
@@ -99,11 +107,18 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 
 def _list_files(path: Path, found: Inspection) -> None:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    def skip(where: str, reason: str) -> None:
+        if len(found.hypotheses) < _SHOWN:
+            found.hypotheses.append(printable(f"{os.path.relpath(where, path)} is passed over: {reason}"))
+
+    if is_file(path):
+        files = [str(path)]
+    else:
+        files = sorted(files_below(path, _ENDINGS, skip, hidden=True) if is_folder(path) else ())
     for file in files:
-        if file.suffix in (".safetensors", ".partial", ".incomplete"):
-            name = file.name if path.is_file() else file.relative_to(path).as_posix()
-            found.files.append({"name": name, "bytes": file.stat().st_size})
+        name = path.name if file == str(path) else Path(file).relative_to(path).as_posix()
+        with contextlib.suppress(OSError):
+            found.files.append({"name": name, "bytes": os.stat(file).st_size})
     found.nbytes = sum(file["bytes"] for file in found.files)
 
 
@@ -145,7 +160,7 @@ def _part(name: str) -> str:
 def _fill_grid(states: dict[str, str], found: Inspection) -> None:
     stacks: dict[str, dict[str, dict[int, str]]] = {}
     for name, state in states.items():
-        match = _BLOCK.match(name)
+        match = STACK.match(name)
         if match:
             stacks.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = state
     if not stacks:
@@ -158,7 +173,7 @@ def _fill_grid(states: dict[str, str], found: Inspection) -> None:
     found.stack = max(stacks, key=weight)
     rows = stacks[found.stack]
     depth = 1 + max(max(blocks) for blocks in rows.values())
-    for layer, blocks in rows.items():
+    for layer, blocks in list(rows.items())[: _CELLS // depth]:
         if layer.endswith("weight") and not layer.endswith("_norm.weight") or MISSING in blocks.values():
             found.grid[layer] = [blocks.get(i) for i in range(depth)]
 
@@ -172,10 +187,12 @@ def _explain(path: Path, found: Inspection, error: HLWQError | None) -> None:
     unfinished = [f["name"] for f in found.files if not f["name"].endswith(".safetensors")]
     if unfinished:
         say(f"a download or a quantization was interrupted: {unfinished[0]} is unfinished")
-    numbers = sorted({int(m[1]) for f in found.files if (m := re.search(r"chunk_(\d+)", Path(f["name"]).name))})
-    gaps = [n for n in range(numbers[-1] + 1 if numbers else 0) if n not in numbers]
+    chunk = re.compile(r"chunk_([0-9]{1,4})(?![0-9])")
+    numbers = {int(m[1]) for f in found.files if (m := chunk.search(Path(f["name"]).name))}
+    gaps = [n for n in range(max(numbers, default=-1) + 1) if n not in numbers]
     if gaps:
-        say("chunk files are missing in the numbering: " + ", ".join(f"chunk_{n:02d}" for n in gaps))
+        more = f" and {len(gaps) - _SHOWN} more" if len(gaps) > _SHOWN else ""
+        say("chunk files are missing in the numbering: " + ", ".join(f"chunk_{n:02d}" for n in gaps[:_SHOWN]) + more)
     if error is not None:
         say(error.what + (f" ({Path(error.file).name})" if error.file else ""))
     elif found.missing:
@@ -208,8 +225,8 @@ def _next_step(path: Path, found: Inspection, error: HLWQError | None, unfinishe
 def _repository(path: Path) -> str | None:
     """Where the folder was downloaded from, as the download noted it."""
     try:
-        noted = json.loads((path / RECORD).read_text("utf-8"))["repository"]
-    except (OSError, ValueError, KeyError, TypeError):
+        noted = read_object(path / RECORD, "the record of checksums").get("repository")
+    except HLWQError:
         return None
     return noted if isinstance(noted, str) and families.REPOSITORY_NAME.fullmatch(noted) else None
 
@@ -255,8 +272,12 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _is_pointer(path: Path, name: str) -> bool:
-    file = path if path.is_file() else path / name
-    return file.read_bytes().startswith(b"version https://git-lfs")
+    file = path if path.name == name and is_file(path) else path / name
+    try:
+        with open_regular(file) as opened:
+            return kind_of(opened.read(HEAD), os.fstat(opened.fileno()).st_size) is LFS_POINTER
+    except (OSError, HLWQError):
+        return False
 
 
 def table(found: Inspection) -> str:
@@ -290,8 +311,10 @@ def table(found: Inspection) -> str:
         lines.append(f"  upscalers    {', '.join(report['upscalers']) or 'none'}")
     if found.components:
         lines.append(f"  {'component':<58} quantized  plain  missing")
-        for name, part in sorted(found.components.items()):
+        for name, part in sorted(found.components.items())[:_COMPONENTS]:
             lines.append(f"  {name:<58} {part.quantized:9} {part.plain:6} {part.missing:8}")
+        if len(found.components) > _COMPONENTS:
+            lines.append(f"  … and {len(found.components) - _COMPONENTS} more components")
     if found.grid:
         lines.append(f"  {found.stack}: a column for each block; █ quantized, ▒ plain, · missing")
         for layer, row in found.grid.items():
@@ -315,11 +338,12 @@ def coverage_picture(found: Inspection) -> Image.Image:
     from PIL import Image, ImageDraw, ImageFont
 
     colour = {QUANTIZED: (72, 160, 120), PLAIN: (90, 130, 190), MISSING: (210, 70, 60), None: (45, 45, 48)}
-    cell, left, line = 14, 300, 18
     depth = max((len(row) for row in found.grid.values()), default=1)
-    bars = sorted(found.components.items())
+    cell, left, line = max(2, min(14, 1400 // depth)), 300, 18
+    rows = dict(list(found.grid.items())[:_ROWS])
+    bars = sorted(found.components.items())[:_COMPONENTS]
     width = left + max(depth, 48) * cell + 20
-    height = 3 * line + len(found.grid) * cell + line + (len(bars) + 1) * line + 10
+    height = 3 * line + len(rows) * cell + line + (len(bars) + 1) * line + 10
     image = Image.new("RGB", (width, height), (28, 28, 30))
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default()
@@ -332,12 +356,12 @@ def coverage_picture(found: Inspection) -> Image.Image:
         draw.text((x + 15, 27), key, white, font)
         x += 100
     top = 3 * line
-    for y, (layer, row) in enumerate(found.grid.items()):
+    for y, (layer, row) in enumerate(rows.items()):
         draw.text((10, top + y * cell), layer[-46:], white, font)
         for i, value in enumerate(row):
             x0, y0 = left + i * cell, top + y * cell
             draw.rectangle((x0, y0, x0 + cell - 2, y0 + cell - 2), colour[value])
-    top += len(found.grid) * cell + line
+    top += len(rows) * cell + line
     for y, (name, part) in enumerate(bars):
         draw.text((10, top + y * line), name[-46:], white, font)
         edge = float(left)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.dense import DenseModel, open_dense
-from ..checkpoints.find import holds_codes
+from ..checkpoints.find import SAFETENSORS, files_below, holds_codes
 from ..codec.compensate import open_moments
 from ..codec.fidelity import Fidelity
 from ..codec.layers import encode_layer
@@ -222,7 +222,7 @@ def _check_free(target: Path, layout: str, force: bool) -> None:
     """Refuse to replace what is no checkpoint of this layout, and a checkpoint unless that is asked for."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    whole = [target] if target.is_file() else sorted(target.rglob("*.safetensors"))
+    whole = [str(target)] if target.is_file() else files_below(target, SAFETENSORS, lambda where, reason: None)
     is_checkpoint = any(holds_codes(file) for file in whole) and target.is_dir() == (layout == "published")
     if not force or not is_checkpoint:
         found = "an HLWQ checkpoint" if is_checkpoint else "something that is no HLWQ checkpoint of this layout"
@@ -578,7 +578,7 @@ def _identity(path: Path) -> list[int] | None:
 
 def _belongs_to_checkpoint(item: Path) -> bool:
     if item.is_dir():
-        return any(item.rglob("*.safetensors"))
+        return any(True for _ in files_below(item, SAFETENSORS, lambda where, reason: None))
     return item.suffix == ".safetensors" or item.name in (RECORD, "polar_config.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import whole
 from ..checkpoints.dense import DenseModel, open_dense
+from ..checkpoints.index import Layer
 from ..codec.codec import nearest, to_blocks
 from ..codec.layers import encode_layer
-from ..errors import InputError, UnsupportedError
+from ..errors import FormatError, InputError, UnsupportedError
+from ..format.bounded import is_file
 from ..format.codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
 from ..format.hadamard import rotate
-from ..format.packing import pack, unpack
+from ..format.packing import BITS, pack, unpack
 from ..format.record import REPAIRED, read_record
 from ..format.safefile import DTYPES
 from ..format.variants import V1, VARIANTS, Announced, base_of, layer_entries, metas_first
@@ -92,7 +95,7 @@ def repair(
         InputError: a single file, an original of another model, or another run writes to the folder.
     """
     path = Path(path)
-    if path.is_file():
+    if is_file(path):
         raise InputError(
             "only folders can be completed: a single file would have to be written anew",
             file=path,
@@ -101,7 +104,8 @@ def repair(
     source = open_dense(original)
     with alone(path):
         shapes = {name: entry.shape for name, (_, entry) in source.entries.items()}
-        checkpoint = open_checkpoint(path, shapes=shapes, partial=True)
+        checkpoint = open_checkpoint(path, shapes=shapes, partial=True, mapped=False)
+        record = read_record(path)
         checkpoint.resolve_names(source.entries)
         _check_same_model(checkpoint, source)
         missing = [name for name in source.entries if name not in checkpoint]
@@ -110,9 +114,10 @@ def repair(
         job = _Job(
             checkpoint,
             source,
-            norms or checkpoint.metadata.get("hlwq.norms", "author"),
+            norms or _noted_norms(checkpoint),
             choose_device(device),
             Tally(progress, sum(source.entries[name][1].nbytes for name in missing)),
+            record,
         )
         files = []
         if plan or checkpoint.cut:
@@ -141,6 +146,7 @@ def _check_same_model(checkpoint: Checkpoint, source: DenseModel) -> None:
                 expected="a matrix of this name",
                 fix="name the dense checkpoint that this one was made from",
             )
+        _check_parts(layer, source.entries[name][1].shape)
     for name in checkpoint.names():
         found = source.entries.get(name)
         shape = checkpoint.info(name).shape
@@ -152,6 +158,39 @@ def _check_same_model(checkpoint: Checkpoint, source: DenseModel) -> None:
                 expected=list(shape),
                 found=list(found[1].shape) if found else "no such tensor",
                 fix="name the dense checkpoint that this one was made from",
+            )
+
+
+def _check_parts(layer: Layer, shape: tuple[int, ...]) -> None:
+    """Refuse parts of a cut layer that are not of the weight that the original has.
+
+    Raises:
+        FormatError: the other parts cannot be made to fit them.
+    """
+    rows, blocks = shape[0], -(-shape[1] // BLOCK)
+    layer.rows, layer.num_blocks = rows, blocks
+    layer.columns()
+    for part, stored in layer.parts.items():
+        entry, bits = stored.entry, 0
+        if part == "codes" and rows * blocks:
+            bits, left = divmod(entry.nbytes * 8, rows * blocks * BLOCK)
+            fits, expected = (
+                entry.dtype in ("U8", "I8") and not left and bits in BITS,
+                f"codes of {rows * blocks} blocks",
+            )
+        elif part == "norms":
+            fits = entry.shape == (rows, blocks) and entry.dtype in ("F16", "F32", "BF16")
+            fits, expected = fits and bool(torch.isfinite(stored.tensor()).all()), f"finite norms {[rows, blocks]}"
+        else:
+            continue
+        if not fits:
+            raise FormatError(
+                f"a layer that is cut in two has {part} of another shape than the original's weight",
+                file=stored.file.path,
+                tensor=stored.key,
+                expected=expected,
+                found=f"{entry.dtype} {list(entry.shape)}",
+                fix="remove this file and repair again, or name the dense checkpoint that this one was made from",
             )
 
 
@@ -168,6 +207,7 @@ def _plan(
     recipe = load_recipe(
         noted if noted in recipe_names() else families.recipe_of(source.entries, families.DEFAULT.recipe)
     )
+    recipe.prepare(missing)
     plan = {}
     for name, dtype, shape in described:
         bits = alike.get(_without_numbers(name))
@@ -176,6 +216,11 @@ def _plan(
         if bits is not None and len(shape) == 2:
             plan[name] = bits
     return plan
+
+
+def _noted_norms(checkpoint: Checkpoint) -> str:
+    noted = checkpoint.metadata.get("hlwq.norms", "")
+    return noted if noted in ("author", "search") else "author"
 
 
 def _usual_bits(checkpoint: Checkpoint) -> int:
@@ -194,6 +239,7 @@ class _Job:
     norms: str
     device: torch.device
     tally: Tally
+    record: Mapping[str, object] = field(default_factory=dict)
 
     def _reading(self, bits: int) -> tuple[str, str]:
         """Bit order and codebook of the checkpoint's layers of these bits: one reading is found for all of them."""
@@ -209,7 +255,7 @@ class _Job:
     def _replaced(self) -> dict[str, str]:
         """A note, for verify, of the files that the record of checksums names and that are lost."""
         folder = self.checkpoint.path
-        return {REPAIRED + name: "1" for name in read_record(folder) if not (folder / name).is_file()}
+        return {REPAIRED + name: "1" for name in self.record if not is_file(folder / name)}
 
     def write_codes(self, plan: dict[str, int]) -> Path:
         layers = [*self.checkpoint.names()[:1]]

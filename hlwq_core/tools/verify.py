@@ -15,7 +15,8 @@ from ..checkpoints.completeness import component, whole
 from ..checkpoints.dense import DenseModel, open_dense
 from ..checkpoints.detect import expected_rms, level_rms
 from ..codec.fidelity import Fidelity, compare
-from ..errors import FormatError, HLWQError, IncompleteError
+from ..errors import ChangedError, FormatError, HLWQError, IncompleteError, ListingError
+from ..format.bounded import is_file
 from ..format.codebook import SQRT_BLOCK, VERSIONS
 from ..format.packed import PackedLayer
 from ..format.record import RECORD, REPAIRED, file_sha256, read_record
@@ -115,13 +116,13 @@ def verify(
     """
     result = Verification(str(path))
     try:
-        checkpoint = open_checkpoint(path, partial=True)
+        checkpoint = open_checkpoint(path, partial=True, mapped=False)
         original = open_dense(against) if against is not None else None
         if original is not None:
             checkpoint.resolve_names(original.entries)
             checkpoint.set_shapes({name: entry.shape for name, (_, entry) in original.entries.items()})
         run = _Run(checkpoint, original, choose_device(device), result, progress)
-    except (FormatError, IncompleteError) as error:
+    except (FormatError, IncompleteError, ListingError) as error:
         if (
             against is not None
             and error.file is not None
@@ -130,7 +131,10 @@ def verify(
             raise
         result.add("structure", error.what, f"{error.file or path} {error.tensor or ''}".strip(), error.fix or "")
         return result
-    run.all()
+    try:
+        run.all()
+    except ChangedError as error:
+        result.add("structure", error.what, f"{error.file} {error.tensor}", error.fix or "")
     return result
 
 
@@ -157,9 +161,16 @@ class _Run:
     def __post_init__(self) -> None:
         self.infos = {name: self.checkpoint.info(name) for name in self.checkpoint.names()}
         self.folder = self.checkpoint.path if self.checkpoint.path.is_dir() else self.checkpoint.path.parent
-        self.record = read_record(self.folder) if self.checkpoint.path.is_dir() else {}
+        self.record = self._record() if self.checkpoint.path.is_dir() else {}
         total = sum(info.nbytes for info in self.infos.values()) + sum(r["size"] for r in self.record.values())
         self.tally = Tally(self.progress, total)
+
+    def _record(self) -> dict[str, dict[str, Any]]:
+        try:
+            return read_record(self.folder)
+        except HLWQError as error:
+            self.result.add("sha256", f"{error.what}: {error.found}", str(error.file), error.fix or "")
+            return {}
 
     def all(self) -> None:
         self._names()
@@ -205,6 +216,8 @@ class _Run:
             try:
                 packed = self.checkpoint.packed(name)
                 self.checkpoint.check_data(name)
+            except ChangedError:
+                raise  # whatever is found from here on is of two files
             except HLWQError as error:
                 self.result.add("norms" if "norms" in error.what else "codes", error.what, name, error.fix or "")
                 self.tally.add(info.nbytes, name)
@@ -294,19 +307,34 @@ class _Run:
             self.result.notes.append(f"no {RECORD}: sha256 not compared")
         for name, expected in self.record.items():
             path = self.folder / name
-            if not path.resolve().is_relative_to(self.folder.resolve()):
+            if not _is_inside(path, self.folder):
                 self.result.add("sha256", "the record names a file outside the folder", name)
-            elif not path.is_file() and self.checkpoint.metadata.get(REPAIRED + name):
+            elif not is_file(path) and self.checkpoint.metadata.get(REPAIRED + name):
                 self.result.notes.append(f"{name} is not there; a repair has made its tensors anew")
-            elif not path.is_file():
+            elif not is_file(path):
                 self.result.add("sha256", "the record names a file that is not there", name, "download it again")
-            elif path.stat().st_size != expected["size"] or self._digest(path, name) != expected["sha256"]:
-                self.result.add("sha256", "the file is not what was written or published", name, "download it again")
             else:
+                self._checksum(path, name, expected)
+
+    def _checksum(self, path: Path, name: str, expected: dict[str, Any]) -> None:
+        try:
+            if os.stat(path).st_size == expected["size"] and self._digest(path, name) == expected["sha256"]:
                 self.result.checksums += 1
+                return
+        except (OSError, HLWQError) as error:
+            self.result.add("sha256", f"the file cannot be read: {getattr(error, 'strerror', None) or error}", name)
+            return
+        self.result.add("sha256", "the file is not what was written or published", name, "download it again")
 
     def _digest(self, path: Path, name: str) -> str:
         return file_sha256(path, lambda nbytes: self.tally.add(nbytes, f"sha256 of {name}"))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link into itself, by the version of Python
+        return False
 
 
 def _figures(fidelity: Fidelity) -> dict[str, float]:

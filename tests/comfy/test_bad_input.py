@@ -300,3 +300,61 @@ def test_nothing_of_a_refused_checkpoint_stays(pack, comfy_base, copy):
     refused(pack, copy)
     assert len(comfy.model_management.current_loaded_models) == before
     assert sorted(str(p) for p in copy.rglob("*")) == [f for f in files if os.path.lexists(f)]
+
+
+SPOILED_UPSCALERS = {
+    "a channel too many": {"initial_conv.weight": lambda t: t[:-1]},
+    "a convolution of no rank": {"initial_conv.weight": lambda t: t.flatten()[0]},
+    "no channels": {"initial_conv.weight": lambda t: t[:, :0]},
+    "an upsampler of no rank": {"upsampler.0.weight": lambda t: t.flatten()[0]},
+    "an upsampler of no channels": {"upsampler.0.weight": lambda t: t[:, :0]},
+    "a bias of another width": {"initial_conv.bias": lambda t: t[:-1]},
+}
+
+
+@pytest.mark.parametrize("case", SPOILED_UPSCALERS)
+def test_upscalers_that_do_not_fit_themselves(pack, copy, tmp_path, case):
+    from comfyui_hlwq.hlwq_core.errors import FormatError
+    from comfyui_hlwq.nodes import load_upscaler
+
+    tensors = load_file(next((copy / "upscalers").glob("*spatial*")))
+    for name, change in SPOILED_UPSCALERS[case].items():
+        tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, tmp_path / "u.safetensors")
+    with pytest.raises(FormatError) as caught:
+        load_upscaler.load_upscaler(tmp_path / "u.safetensors")
+    assert caught.value.file == str(tmp_path / "u.safetensors") and caught.value.tensor and caught.value.fix
+
+
+@pytest.mark.parametrize("config", ["5", "[]", "[" * 100_000, '"x"', '{"dims": 1e999}', "\ufeff", "{"])
+def test_an_upscaler_with_any_config(pack, copy, tmp_path, config):
+    from comfyui_hlwq.hlwq_core.errors import ConfigError
+    from comfyui_hlwq.nodes import load_upscaler
+
+    tensors = load_file(next((copy / "upscalers").glob("*spatial*")))
+    save_file(tensors, tmp_path / "u.safetensors", {"config": config})
+    with pytest.raises(ConfigError) as caught:
+        load_upscaler.load_upscaler(tmp_path / "u.safetensors")
+    assert caught.value.file == str(tmp_path / "u.safetensors")
+
+
+SHAPES = {
+    "no rank": {"model.norm.weight": ()},
+    "no width": {"model.layers.0.self_attn.q_norm.weight": (0,)},
+    "a layer of number 9,999,999": {"model.layers.9999999.x": (1,)},
+    "a layer of no number": {"model.layers.x.y": (1,)},
+    "a vision tower of another rank": {"vision_model.embeddings.patch_embedding.weight": (4, 3)},
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_widths_of_a_gemma_that_are_none(pack, case):
+    from comfyui_hlwq.nodes import gemma
+
+    first = "model.layers.0."
+    shapes = {"model.embed_tokens.weight": (32, 8), "model.norm.weight": (8,), first + "mlp.gate_proj.weight": (16, 8)}
+    shapes |= {first + f"self_attn.{n}.weight": (8, 8) for n in ("q_proj", "k_proj")}
+    shapes[first + "self_attn.q_norm.weight"] = (4,)
+    assert gemma.Sizes.read(shapes).layers == 1
+    with pytest.raises(KeyError):
+        gemma.Sizes.read(shapes | SHAPES[case])

@@ -81,6 +81,13 @@ def test_moments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("other", {"b.weight": torch.eye(256)}, "no layer of this model"),
         ("narrow", {"a.weight": torch.eye(128)}, "does not fit"),
         ("nan", {"a.weight": torch.full((256, 256), float("nan"))}, "NaN"),
+        ("infinite", {"a.weight": torch.eye(256) * float("inf")}, "NaN"),
+        ("negative", {"a.weight": -torch.eye(256)}, "no second moments"),
+        ("random", {"a.weight": torch.randn(256, 256)}, "no second moments"),
+        ("integers", {"a.weight": torch.eye(256, dtype=torch.int64)}, "does not fit"),
+        ("flat", {"a.weight": torch.ones(256)}, "does not fit"),
+        ("empty", {"a.weight": torch.zeros(0, 0)}, "does not fit"),
+        ("nothing", {}, "no layer of this model"),
     ):
         save_file(tensors, tmp_path / f"{name}.safetensors")
         with pytest.raises(InputError, match=match):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_core.errors import InputError
-from hlwq_core.models import ltx23
+from hlwq_core.models import ltx23, recipes
 from hlwq_core.models.recipes import load_recipe, planned_size, recipe_names
 
 UPSCALERS = 1.3e9
@@ -135,3 +135,38 @@ def test_bad_recipes_are_named(tmp_path: Path, text: str) -> None:
 def test_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(InputError, match="ltx23-compact"):
         load_recipe("lxt23")
+
+
+def test_a_regular_expression_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's cannot be interrupted: a user's own are tried in a process that can."""
+    monkeypatch.setattr(recipes, "_SECONDS", 1.0)
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"rules": [{"match": "re:^(a+)+$", "bits": 5}]}))
+    tensors = [("a" * 60 + "!", "F16", (256, 256))]
+    for work in (lambda: load_recipe(mine).plan(tensors), lambda: planned_size(load_recipe(mine), tensors)):
+        with pytest.raises(InputError, match="takes too long") as caught:
+            work()
+        assert "(a+)+" in str(caught.value.found) and caught.value.fix
+
+
+def test_a_users_regular_expression_finds_what_ours_would(tmp_path: Path) -> None:
+    pattern = r"(?i)BLOCKS\.(0|47)\..*weight"
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"rules": [{"match": f"re:{pattern}", "bits": 6}]}))
+    names = ["m.blocks.0.é.weight", "m.blocks.47.b.weight", "m.blocks.4.c.weight", "x"]
+    recipe = load_recipe(mine)
+    assert list(recipe.plan((name, "F16", (256, 256)) for name in names)) == names[:2]
+    assert [recipe.bits_for(name, "F16", (256, 256)) for name in names] == [6, 6, None, None]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [5, [5], [{}], [{"match": "*", "bits": True}], [{"match": "*", "bits": 7}], [{"match": 5, "bits": 5}],
+     [{"match": "x" * 2000, "bits": 5}], [{"match": "re:" + "(" * 900, "bits": 5}], [{"match": "re:a{9" + "9" * 30 + "}", "bits": 5}],
+     [{"match": "*", "bits": 5, "min_elements": "9"}], [{"match": "*", "bits": 5, "min_in": -1}], [{"match": "*", "keep": True}] * 2000],
+)  # fmt: skip
+def test_rules_that_are_none(tmp_path: Path, rules: object) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"rules": rules}))
+    with pytest.raises(InputError, match="cannot be understood") as caught:
+        load_recipe(tmp_path / "mine.json")
+    assert caught.value.file and caught.value.fix
