@@ -7,17 +7,18 @@ Only names that the pack itself offers are taken, never paths. Long work runs in
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import itertools
+import json
 import logging
 import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from server import PromptServer
@@ -29,6 +30,7 @@ from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from ..hlwq_core.models import families
 from ..hlwq_core.tools import download, inspect, verify
 from . import compat, listing, locations
+from .compat import origin
 from .model_loading import refuse_unloadable
 
 log = logging.getLogger("hlwq")
@@ -196,12 +198,48 @@ def _fast() -> dict[str, Any]:
 # ---- the routes ------------------------------------------------------------------------------------------------------
 
 
-def _same_origin(request: web.Request) -> None:
-    """Refuse what another site's page sends; ComfyUI itself checks this only without --enable-cors-header."""
-    origin = request.headers.get("Origin")
-    foreign = origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
-    if foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+LARGEST_BODY = 1 << 16
+LONGEST_NAME = 1024
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+def _guarded(handler: Handler) -> Handler:
+    """A handler behind what holds for every route: ComfyUI's own page asks, and whatever it asks is answered in a sentence."""
+
+    @functools.wraps(handler)
+    async def guarded(request: web.Request) -> web.Response:
+        await _own_page(request)
+        try:
+            response = await handler(request)
+        except HLWQError as error:
+            response = _refusal(error)
+        except OSError as error:
+            log.exception("HLWQ: %s failed", request.path)
+            text = f"the system refuses: {error.strerror or error}"
+            response = web.json_response({"error": text, "fixes": []}, status=422)
+        # Another site's page may not have it as a picture or a script either.
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    return guarded
+
+
+async def _own_page(request: web.Request) -> None:
+    """Refuse what another site's page asks for: by ComfyUI's own check, also with --enable-cors-header. A picture comes without
+    an origin, so for what is read the browser must say that it is our page's."""
+    foreign = request.method == "GET" and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
+    if foreign or not await origin.accepted(request):
         raise web.HTTPForbidden(text="HLWQ takes requests from ComfyUI's own page only")
+
+
+def _name(text: str) -> str:
+    """A name out of a request; its meaning is judged elsewhere, its form here."""
+    if len(text) > LONGEST_NAME or any(len(part.encode(errors="replace")) > 255 for part in re.split(r"[/\\]", text)):
+        raise web.HTTPBadRequest(text="no name of a checkpoint is so long")
+    if not text.isprintable():
+        raise web.HTTPBadRequest(text="a name has no control characters and no halves of characters")
+    return text
 
 
 def _refusal(error: HLWQError) -> web.Response:
@@ -227,37 +265,26 @@ def _download(job: Job, repository: str) -> str:
 
 async def get_checkpoint(request: web.Request) -> web.Response:
     """?name= -> the report, or 422 `{error, fixes}`."""
-    _same_origin(request)
-    try:
-        return web.json_response(await asyncio.to_thread(report, request.query.get("name", "")))
-    except HLWQError as error:
-        return _refusal(error)
+    return web.json_response(await asyncio.to_thread(report, _name(request.query.get("name", ""))))
 
 
 async def get_coverage(request: web.Request) -> web.Response:
     """?name= -> a PNG of what is there and what is missing."""
-    _same_origin(request)
+    name = _name(request.query.get("name", ""))
 
     def draw() -> bytes:
-        path = locations.checkpoint(request.query.get("name", ""))
+        path = locations.checkpoint(name)
         png = io.BytesIO()
         inspect.coverage_picture(inspect.inspect(path)).save(png, "PNG")
         return png.getvalue()
 
-    try:
-        return web.Response(body=await asyncio.to_thread(draw), content_type="image/png")
-    except HLWQError as error:
-        return _refusal(error)
+    return web.Response(body=await asyncio.to_thread(draw), content_type="image/png")
 
 
 async def post_verify(request: web.Request) -> web.Response:
     """{name} -> {job}; the findings come with the job's last event."""
-    name = (await _body(request)).get("name", "")
-    try:
-        path = locations.checkpoint(name)
-    except HLWQError as error:
-        return _refusal(error)
-
+    name = _name((await _body(request)).get("name", ""))
+    path = await asyncio.to_thread(locations.checkpoint, name)
     return web.json_response({"job": _start("verify", name, lambda job: _verify(job, path)).id})
 
 
@@ -278,15 +305,19 @@ async def post_cancel(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    _same_origin(request)
+async def _body(request: web.Request) -> dict[str, str]:
     # A form of another site cannot send this type without being asked first.
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="application/json is expected")
+    raw = await request.content.read(LARGEST_BODY + 1)
+    while len(raw) <= LARGEST_BODY and (more := await request.content.read(LARGEST_BODY + 1 - len(raw))):
+        raw += more
+    if len(raw) > LARGEST_BODY:
+        raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_BODY, actual_size=len(raw), text="the body is too large")
     try:
-        body = await request.json()
-    except ValueError as error:
-        raise web.HTTPBadRequest(text="the body is no JSON") from error
+        body = json.loads(raw.decode(request.charset or "utf-8"))
+    except (ValueError, LookupError, RecursionError) as error:
+        raise web.HTTPBadRequest(text="the body is no JSON that can be read here") from error
     if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
         raise web.HTTPBadRequest(text="an object of strings is expected")
     return body
@@ -297,11 +328,11 @@ def register() -> None:
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
-    server.routes.get("/hlwq/checkpoint")(get_checkpoint)
-    server.routes.get("/hlwq/coverage")(get_coverage)
-    server.routes.post("/hlwq/verify")(post_verify)
-    server.routes.post("/hlwq/download")(post_download)
-    server.routes.post("/hlwq/cancel")(post_cancel)
+    server.routes.get("/hlwq/checkpoint")(_guarded(get_checkpoint))
+    server.routes.get("/hlwq/coverage")(_guarded(get_coverage))
+    server.routes.post("/hlwq/verify")(_guarded(post_verify))
+    server.routes.post("/hlwq/download")(_guarded(post_download))
+    server.routes.post("/hlwq/cancel")(_guarded(post_cancel))
 
 
 register()

@@ -1,0 +1,28 @@
+"""ComfyUI's own answer to the question whether a request may come from another site's page.
+
+Source: ComfyUI 0.30.0, `server.py`, `create_origin_only_middleware`; with --enable-cors-header ComfyUI itself does not ask.
+"""
+
+from __future__ import annotations
+
+import server
+from aiohttp import web
+
+_check = server.create_origin_only_middleware()
+
+
+async def accepted(request: web.Request) -> bool:
+    """Whether the check lets a request through: `Sec-Fetch-Site`, and where the host is this machine `Host` against `Origin`,
+    ports only where both name one (proxies drop them)."""
+    passed = False
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal passed
+        passed = True
+        return web.Response()
+
+    try:
+        await _check(request, handler)
+    except ValueError:  # an origin that is none, such as one with the port 99999
+        return False
+    return passed
