@@ -224,7 +224,11 @@ class Client:
         path = Path(path)
         if not path.is_file():
             raise InputError("there is no such file to upload", file=path, fix="correct the path")
-        with path.open("rb") as content:
+        try:
+            opened = path.open("rb")
+        except OSError as e:
+            raise InputError("the file cannot be read", file=path, found=e.strerror or e, fix="correct the path") from e
+        with opened as content:
             form = aiohttp.FormData()
             form.add_field("image", content, filename=path.name)
             form.add_field("subfolder", subfolder)

@@ -7,7 +7,10 @@ its folder.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,7 +32,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 def bound(command: Sequence[str]) -> list[str]:
     """The command as one that the kernel kills with us, where it can. The kernel counts threads, not processes, so only the main
-    thread binds a child to itself."""
+    thread binds a child to itself.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
@@ -61,7 +70,8 @@ class Lifeline:
             self._watcher.communicate(b"done", timeout=10)
         except (OSError, ValueError, subprocess.TimeoutExpired):
             self._watcher.kill()
-            self._watcher.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._watcher.wait(5)
         if self._close_job is not None:
             self._close_job()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -100,9 +101,17 @@ class LocalServer:
                 expected="a folder with custom_nodes/ (this pack in it) and models/",
                 fix="correct --base-directory",
             )
-        self._folder = Path(tempfile.mkdtemp(prefix="hlwq-comfyui-"))
         try:
+            self._folder = Path(tempfile.mkdtemp(prefix="hlwq-comfyui-"))
             self._start()
+        except OSError as error:
+            self.stop()
+            raise ServerError(
+                "ComfyUI cannot be started",
+                file=os.fsdecode(error.filename) if error.filename else self.python,
+                found=error.strerror or error,
+                fix="correct --python, --comfyui-log or the variable TMPDIR",
+            ) from error
         except BaseException:
             self.stop()
             raise
@@ -197,7 +206,9 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 pass
             self._end(process, hard=True)  # the server itself, or what it started and left behind
-            process.wait(30)
+            # One that hangs in the kernel is no reason to leave the folder, nor to hide why we stop.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -46,5 +47,7 @@ def _save(found: Inspection, file: Path) -> None:
         coverage_picture(found).save(beside, "PNG")
         os.replace(beside, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise write_error(file, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            beside.unlink()

@@ -5,6 +5,7 @@ Only ever runs on the user's explicit act. Names that the hub gives are not trus
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -129,7 +130,13 @@ def download(
             "the target is a file", file=folder, expected="a folder", fix="choose another folder with --to"
         )
     with alone(folder):
-        return _Job(found, commit, folder, files, token, endpoint, progress).run()
+        job = _Job(found, commit, folder, files, token, endpoint, progress)
+        try:
+            return job.run()
+        except OSError as error:
+            if job.stopped is error:
+                raise
+            raise _failure(str(folder), error) from error
 
 
 def default_folder(repository: str) -> Path:
@@ -228,6 +235,8 @@ def _failure(what: str, error: Exception) -> HLWQError:
             found=error.strerror,
             fix="free some space; the download goes on where it was",
         )
+    if isinstance(error, OSError) and error.filename is not None:  # of a file here, not of a connection
+        return write_error(Path(os.fsdecode(error.filename)), error)
     return DownloadError(
         "the hub cannot be reached, or answers with an error",
         file=what,
@@ -298,11 +307,8 @@ class _Job:
         self.tally = Tally(self.progress, sum(file.size for file in self.files))
 
     def run(self) -> Downloaded:
-        try:
-            finish(self.folder / JOURNAL, self.folder)
-            self._remove_old_parts()
-        except OSError as error:
-            raise write_error(self.folder, error) from error
+        finish(self.folder / JOURNAL, self.folder)
+        self._remove_old_parts()
         noted = self._noted()
         present: list[RemoteFile] = []
         absent: list[RemoteFile] = []
@@ -313,11 +319,8 @@ class _Job:
         waiting = [file for file in absent if (self.folder / file.name).exists()]
         for file in absent:
             self._fetch(file, stay=file in waiting)
-        try:
-            self._put_in_place(waiting)
-            self._write_record()
-        except OSError as error:
-            raise _failure(self.repository, error) from error
+        self._put_in_place(waiting)
+        self._write_record()
         there = {file.name for file in self.files}
         return Downloaded(
             repository=self.repository,
@@ -448,7 +451,8 @@ class _Job:
             # No progress of its own, but Cancel works here too.
             digest = file.digest(partial, lambda n: self.tally.add(0, f"checking {file.name}"))
         if size != file.size or digest != file.checksum:
-            partial.unlink()
+            with contextlib.suppress(OSError):  # what is wrong with the file is the error to tell
+                partial.unlink()
             raise DownloadError(
                 "a file came corrupted and was thrown away",
                 file=f"{self.repository}: {file.name}",

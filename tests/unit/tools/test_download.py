@@ -550,3 +550,21 @@ def test_killed_at_any_rename_no_revisions_are_mixed(hub: Hub, tmp_path: Path) -
         if not killed:
             break
     assert 5 < number < 29
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_disk_that_became_read_only(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """The error is an HLWQError, and what is wrong with a file comes before what fails behind it."""
+    hub.models[HLWQ] = files
+    if damaged:
+        hub.listed_sha256 = dict.fromkeys(files, "0" * 64)
+
+    def refuse(source: Any, *args: Any, **kwargs: Any) -> None:
+        raise OSError(30, "Read-only file system", os.fspath(source))
+
+    for name in ("replace", "unlink", "remove"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(DownloadError if damaged else InputError, match="corrupted" if damaged else "cannot be written"):
+        download(HLWQ, tmp_path / "x")
