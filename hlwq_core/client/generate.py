@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HLWQError, InputError, ServerError
+from ..format.portable import portable
 from ..media import MediaInfo, probe
 from . import graph, grid
 from .client import Client, result_files
@@ -262,7 +263,7 @@ class Target:
 
     def place(self, name: str, number: int, several: bool) -> Path:
         """The path for a result that ComfyUI calls `name`, of the `number`-th prompt (from 1)."""
-        name = Path(name.replace("\\", "/")).name  # a server does not choose our folders
+        name = portable(Path(name.replace("\\", "/")).name)  # a server does not choose our folders, nor our devices
         if self.path is not None and not self.path.is_dir():
             stem, suffix = self.path.stem, Path(name).suffix
             if self.count > 1:

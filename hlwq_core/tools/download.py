@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 
 from .. import comfyui
 from ..errors import DownloadError, HLWQError, InputError
+from ..format.portable import why_not
 from ..format.record import file_sha256, read_record, save_record
 from ..format.writer import write_error
 from ..models import families
@@ -134,7 +136,7 @@ def download(
         try:
             return job.run()
         except OSError as error:
-            if job.stopped is error:
+            if job.tally.stopped is error:
                 raise
             raise _failure(str(folder), error) from error
 
@@ -185,13 +187,14 @@ def _list(
             continue
         except Exception as error:
             raise _failure(repository, error) from error
-        files = []
+        files: list[RemoteFile] = []
         for sibling in info.siblings or []:
             lfs = sibling.lfs
             if _needed(sibling.rfilename):
                 check_name(sibling.rfilename, repository)
                 sha256, blob = (lfs.sha256, None) if lfs else (None, _git_checksum(sibling.blob_id))
                 files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), sha256, blob))
+        _check_distinct([file.name for file in files], repository)
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(
                 "the repository has no safetensors files",
@@ -262,13 +265,28 @@ def check_name(name: str, repository: str) -> None:
         DownloadError: the name is not safe.
     """
     parts = name.split("/")
-    if any(not re.fullmatch(r"[\w][\w.+ -]*", part) or part.endswith((".", " ")) for part in parts) or len(parts) > 6:
+    if any(not re.fullmatch(r"[\w][\w.+ -]*", part) or why_not(part) for part in parts) or len(parts) > 6:
         raise DownloadError(
             "the repository lists a file whose name is not safe: nothing is fetched",
             file=repository,
             found=repr(name),
             fix="do not trust this repository; report it to the hub",
         )
+
+
+def _check_distinct(names: Sequence[str], repository: str) -> None:
+    """Refuse names that some systems take for one: each would be written over the other."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in seen:
+            raise DownloadError(
+                "the repository lists two files that are one to some systems: nothing is fetched",
+                file=repository,
+                found=f"{seen[key]!r} and {name!r}",
+                fix="do not trust this repository; report it to the hub",
+            )
+        seen[key] = name
 
 
 class _Counting(io.RawIOBase):

@@ -216,6 +216,8 @@ def test_a_file_of_comfyuis_name_replaces_nothing(tmp_path: Path) -> None:
     assert target.place("x.mp4", 1, False) == tmp_path / "x_1.mp4"
     for outside in ("../../y.mp4", "/etc/y.mp4", "..\\y.mp4"):
         assert target.place(outside, 1, False) == tmp_path / "y.mp4"
+    for device, place in (("NUL.mp4", "_NUL.mp4"), ("z.mp4:stream", "z.mp4_stream"), ("..", "_"), ("", "_")):
+        assert target.place(device, 1, False) == tmp_path / place
 
 
 # ---- running on a fake ComfyUI ----

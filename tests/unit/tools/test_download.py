@@ -397,6 +397,11 @@ def test_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ".ssh/evil.safetensors",
         "a/b/c/d/e/f/evil.safetensors",
         "evil\n.safetensors",
+        "con.safetensors",
+        "a/NUL/evil.safetensors",
+        "aux .safetensors",
+        "é" * 128 + ".safetensors",
+        "a /evil.safetensors",
     ],
 )
 def test_names_cannot_leave_the_folder(hub: Hub, tmp_path: Path, name: str) -> None:
@@ -406,6 +411,14 @@ def test_names_cannot_leave_the_folder(hub: Hub, tmp_path: Path, name: str) -> N
     with pytest.raises(DownloadError, match="not safe"):
         download("we/model", tmp_path / "in" / "x")
     assert on_disk(tmp_path) == {}
+
+
+@pytest.mark.parametrize("other", ["A.safetensors", "Sub/a.safetensors"])
+def test_two_names_that_are_one_to_some_systems(hub: Hub, tmp_path: Path, other: str) -> None:
+    hub.models["we/model"] = {other.lower(): b"x", other: b"y"}
+    with pytest.raises(DownloadError, match="two files that are one"):
+        download("we/model", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_link_cannot_lead_out(hub: Hub, tmp_path: Path) -> None:
