@@ -59,8 +59,9 @@ def _try(patches: list[Patch], weight: torch.Tensor, key: str, device: torch.dev
     said: list[str] = []
     for patch in patches:
         value = patch[1]
-        if isinstance(value, list):  # another model's weight, of a merge
-            there = list(value[0][0].shape)
+        other = _other_weight(value)
+        if other is not None:
+            there = list(other.shape)
             said = [] if there == list(stand_in.shape) else [f"the other model's weight is {there}"]
             continue
         try:
@@ -69,6 +70,15 @@ def _try(patches: list[Patch], weight: torch.Tensor, key: str, device: torch.dev
         except Exception as error:
             said = [f"{type(error).__name__}: {error}"]
     return said[0] if said else None
+
+
+def _other_weight(value: Any) -> torch.Tensor | None:
+    """Another model's whole weight: of a merge, or of a hook that makes a LoRA of a model."""
+    if isinstance(value, list):
+        return value[0][0]
+    if isinstance(value, tuple) and value and value[0] == "model_as_lora":
+        return value[1][0]
+    return None
 
 
 @contextlib.contextmanager

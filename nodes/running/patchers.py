@@ -46,7 +46,12 @@ class PatchAfterDecoding:
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         self.move_to(weight.device)
-        return compat.calculate_weight(self._on_device, weight, self.key, intermediate_dtype=self._dtype)
+        # What a hook that makes a LoRA of a model subtracts; core has it from the patcher, where ours is packed.
+        differs = any(isinstance(value, tuple) and value[0] == "model_as_lora" for _, value, *_ in self._on_device)
+        original = {self.key: [(weight.clone(),)]} if differs else None
+        return compat.calculate_weight(
+            self._on_device, weight, self.key, intermediate_dtype=self._dtype, original_weights=original
+        )
 
 
 def _move(value: Any, device: torch.device, counted: list[int]) -> Any:

@@ -552,3 +552,28 @@ def test_a_bypass_that_does_not_fit_samples(model, sample, caplog):
     patched, _ = comfy.sd.load_bypass_lora_for_models(model, None, wrong, 1.0, 0.0)
     assert torch.isfinite(sample(patched, steps=1)[0]).all()
     assert len([record for record in caplog.records if name in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_hook_that_makes_a_lora_of_a_model(model, caplog, fits):
+    """Its patch is another model's whole weight, of which the own one is subtracted."""
+    import comfy.hooks
+
+    base = effective(model)
+    target = base + torch.randn(base.shape, generator=torch.Generator().manual_seed(3)) * base.std() * 0.1
+    hook = comfy.hooks.WeightHook(1.0, 0.0)
+    hook.weights = {KEY: ("model_as_lora", (target if fits else torch.randn(64, 64),))}
+    hook.need_weight_init = False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    hooked = model.clone()
+    hooked.add_hook_patches(hook, hook.weights, 1.0)
+    with on_device(hooked):
+        hooked.patch_hooks(group)
+        if fits:
+            assert cosine(effective(hooked), target) > 0.9999
+        else:
+            assert torch.equal(effective(hooked), base)
+        hooked.patch_hooks(None)
+        assert torch.equal(effective(hooked), base)
+    assert len([record for record in caplog.records if KEY in record.getMessage()]) == (0 if fits else 1)
