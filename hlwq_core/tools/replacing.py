@@ -47,6 +47,7 @@ def finish(journal: Path, root: Path) -> bool:
 
     Raises:
         InputError: the journal is none of ours.
+        OSError: it cannot be read, or a rename failed.
     """
     steps = _read(journal, root)
     if steps is None:
@@ -97,9 +98,9 @@ def _read(journal: Path, root: Path) -> dict[str, Any] | None:
             "into": [(_below(root, a), _below(root, b)) for a, b in found["into"]],
             "discard": [_below(root, name) for name in found["discard"]],
         }
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             "the journal of an unfinished replacement cannot be understood: nothing was changed",
             file=journal,
