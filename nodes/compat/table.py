@@ -161,7 +161,7 @@ PATCHES = (
     Name("comfy.weight_adapter.bypass.BypassForwardHook", LORA, mentions="adapter eject forward"),
     Name("comfy.patcher_extension.CallbacksMP.ON_INJECT_MODEL", BOTH_LOADERS),
     Name("comfy.model_patcher.ModelPatcher.inject_model", LORA, mentions="get_all_callbacks ON_INJECT_MODEL"),
-    Name("comfy.lora.calculate_weight", LORA, call="patches, weight, key, intermediate_dtype="),
+    Name("comfy.lora.calculate_weight", LORA, call="patches, weight, key, intermediate_dtype=, original_weights="),
     Name("comfy.lora.calculate_weight", LORA, mentions="WeightAdapterBase"),
     Name("comfy.weight_adapter.base.WeightAdapterBase", LORA, mentions="name loaded_keys weights"),
     Name("comfy.weight_adapter.lora.LoRAAdapter", LORA, call="loaded_keys, weights"),

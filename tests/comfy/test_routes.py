@@ -79,6 +79,18 @@ def test_posts_are_taken_where_cores_are(
     assert status == (200 if taken else 403)
 
 
+@pytest.mark.parametrize(
+    ("origin_", "taken"), [("http://127.0.0.1", True), (None, True), ("https://example.org", False)]
+)
+def test_a_comfyui_without_such_a_check(
+    routes: ModuleType, origin: ModuleType, monkeypatch: pytest.MonkeyPatch, origin_: str | None, taken: bool
+) -> None:
+    """Its name is private and may go."""
+    monkeypatch.setattr(origin, "_check", origin._own())
+    headers = {**JSON, "Host": "127.0.0.1:8188", **({"Origin": origin_} if origin_ else {})}
+    assert ask(routes, "POST", "/hlwq/cancel", b'{"job": "none"}', headers)[0] == (200 if taken else 403)
+
+
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 @pytest.mark.parametrize("route", ["checkpoint", "coverage"])
 def test_another_page_reads_nothing(routes: ModuleType, route: str, site: str) -> None:
