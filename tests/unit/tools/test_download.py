@@ -23,6 +23,8 @@ from hlwq_core.models import ltx23
 from hlwq_core.tools.download import check_name, default_folder, download
 from hlwq_core.tools.verify import verify
 
+from .killing import killed_at, needs_fork
+
 REPO = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HLWQ, POLARQUANT = ltx23.REPOSITORIES
@@ -542,10 +544,9 @@ def test_files_that_the_new_revision_has_not(hub: Hub, tmp_path: Path) -> None:
     assert (tmp_path / "x" / "b.safetensors").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@needs_fork
 def test_killed_at_any_rename_no_revisions_are_mixed(hub: Hub, tmp_path: Path) -> None:
     """The files of a newer revision take their places together, in the killed run or in the next."""
-    from .test_replacing import killed_at
 
     def revision(letter: bytes) -> dict[str, bytes]:
         return {f"{name}.safetensors": letter * 2000 + name.encode() for name in ("a", "b", "c")}
@@ -555,7 +556,7 @@ def test_killed_at_any_rename_no_revisions_are_mixed(hub: Hub, tmp_path: Path) -
         hub.models["we/model"] = old = revision(b"o")
         download("we/model", folder)
         hub.models["we/model"] = new = revision(b"n")
-        killed = killed_at(number, lambda folder=folder: download("we/model", folder))  # type: ignore[misc]
+        killed = killed_at(number, "hlwq_core.tools.download:download", "we/model", folder, endpoint=hub.url)
         found = {name: data for name, data in on_disk(folder).items() if name.endswith(".safetensors")}
         assert found in (old, new) or (folder / ".hlwq.replacing.json").is_file(), f"change {number}"
         download("we/model", folder)

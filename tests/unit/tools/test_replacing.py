@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,10 @@ from hlwq_core import open_checkpoint
 from hlwq_core.errors import InputError
 from hlwq_core.tools.quantize import quantize
 
+from .killing import killed_at, needs_fork
 from .test_quantize import model
+
+QUANTIZE = "hlwq_core.tools.quantize:quantize"
 
 
 @pytest.fixture
@@ -26,40 +27,12 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def killed_at(number: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a forked process that dies before its `number`-th change of a folder; False: it came to its end."""
-    child = os.fork()
-    if child == 0:
-        calls = 0
-
-        def dying(change: Callable[..., Any]) -> Callable[..., Any]:
-            def replacement(*args: Any, **kwargs: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == number:
-                    os._exit(9)
-                return change(*args, **kwargs)
-
-            return replacement
-
-        for name in ("replace", "rename", "rmdir", "unlink"):
-            setattr(os, name, dying(getattr(os, name)))
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9), code
-    return code == 9
-
-
 def content(folder: Path) -> dict[str, bytes]:
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@needs_fork
 @pytest.mark.parametrize("layout", ["published", "single"])
 @pytest.mark.parametrize("there", [False, True])
 def test_killed_at_any_rename_the_next_run_goes_on(tmp_path: Path, layout: str, there: bool) -> None:
@@ -84,13 +57,10 @@ def test_killed_at_any_rename_the_next_run_goes_on(tmp_path: Path, layout: str, 
         shutil.copytree(tmp_path / "before", place) if there else place.mkdir()
         target = place / name
 
-        def work(target: Path = target) -> object:
-            return quantize(source, target, bits=6, force=there, **options)
-
-        killed = killed_at(number, work)
+        killed = killed_at(number, QUANTIZE, source, target, bits=6, force=there, **options)
         if killed:
             try:
-                assert work().layers == 2  # type: ignore[attr-defined]
+                assert quantize(source, target, bits=6, force=there, **options).layers == 2
             except InputError:
                 assert content(target) == right and not there, "nothing was left to do"
         found = content(target)
@@ -115,7 +85,7 @@ def test_a_finished_replacement_is_not_made_again(
     killed = 0
     for number in range(1, 60):
         killed = number
-        if not killed_at(number, lambda: quantize(source, target, rules="plain", bits=6, force=True)):
+        if not killed_at(number, QUANTIZE, source, target, rules="plain", bits=6, force=True):
             break
         if (tmp_path / ".out.quantizing" / "replacing.json").exists():
             break
@@ -164,7 +134,7 @@ def test_a_refusal_names_what_lies_hidden_beside_the_target(tmp_path: Path, sour
         quantize(source, tmp_path / "out", rules="plain", force=True)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@needs_fork
 def test_a_repair_killed_at_any_rename_goes_on(tmp_path: Path, source: Path) -> None:
     """It adds files, one for codes and one for the rest: the second of them comes with the next run."""
     from hlwq_core.tools.repair import repair
@@ -176,7 +146,7 @@ def test_a_repair_killed_at_any_rename_goes_on(tmp_path: Path, source: Path) -> 
         chunks = sorted((target / "polarquant" / "codes").iterdir())
         chunks[0].unlink()
         shutil.rmtree(target / "polarquant" / "bf16")
-        killed = killed_at(number, lambda target=target: repair(target, source))  # type: ignore[misc]
+        killed = killed_at(number, "hlwq_core.tools.repair:repair", target, source)
         if killed:
             repair(target, source)
         opened = open_checkpoint(target)
