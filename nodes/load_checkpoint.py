@@ -14,8 +14,9 @@ from ..hlwq_core.checkpoints.find import files_of
 from ..hlwq_core.models import ltx
 from . import compat, locations, model_loading
 from .absent import AbsentPart, connected, no_part
-from .loader_inputs import AUTO, decoding_inputs
+from .loader_inputs import decoding_inputs
 from .running import faster_attention, recorded_blocks
+from .running.choices import DEFAULT, FAST, Choices
 
 _log = logging.getLogger("hlwq")
 
@@ -26,11 +27,7 @@ OUTPUTS = {1: ltx.VIDEO_VAE, 2: ltx.AUDIO_VAE}
 
 def load_checkpoint(
     path: Path,
-    backend: str = AUTO,
-    codebook: str = AUTO,
-    bit_order: str = AUTO,
-    pack_rest: bool = False,
-    mode: str = model_loading.EXACT,
+    chosen: Choices = DEFAULT,
     used: Collection[str] = (),
     vaes: bool = True,
 ) -> tuple[Any, Any | None, Any | None, str]:
@@ -38,10 +35,7 @@ def load_checkpoint(
 
     Args:
         path: folder or file of the checkpoint.
-        backend: what decodes the weights: `auto`, or a name of `backends.names()`.
-        codebook, bit_order: `auto` finds them in the data.
-        pack_rest: also pack the large linear layers that the checkpoint leaves dense.
-        mode: `exact` or `fast`.
+        chosen: how it is read, decoded and run.
         used: parts that somebody waits for: `video VAE`, `audio VAE`.
         vaes: also load the VAEs.
 
@@ -54,10 +48,8 @@ def load_checkpoint(
     """
     compat.require(compat.Feature.LOADING)
     device = compat.model_management.get_torch_device()
-    chosen = backends.choose(device, backend)
-    version = None if codebook == AUTO else codebook
-    order = None if bit_order == AUTO else bit_order
-    opened = model_loading.open_complete(path, version, order)
+    backend = backends.choose(device, chosen.backend)
+    opened = model_loading.open_complete(path, chosen.version, chosen.order)
     for part in opened.whole.absent:
         if part.name in used:
             raise no_part(path, part.name, part.instead)
@@ -72,11 +64,8 @@ def load_checkpoint(
     if vaes and opened.config is not None:
         vae = model_loading.vae(opened, vae_prefixes, "video VAE", step)
         audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
-    model = model_loading.diffusion_model(opened, backend, pack_rest, mode, step=step)
-    model.cached_patcher_init = (
-        model_loading.reload_diffusion_model,
-        (str(path), version, order, backend, pack_rest, mode),
-    )
+    model = model_loading.diffusion_model(opened, chosen, step=step)
+    model.cached_patcher_init = (model_loading.reload_diffusion_model, (str(path), chosen))
     if vaes and opened.config is None:
         vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
         vae = model_loading.vae(opened, vae_prefixes, "VAE", step)
@@ -90,15 +79,15 @@ def load_checkpoint(
         if patcher is not None:
             patcher.cached_patcher_init = (
                 model_loading.reload_vae,
-                (str(path), version, order, tuple(prefixes.items()), name),
+                (str(path), chosen.version, chosen.order, tuple(prefixes.items()), name),
             )
     bar.update_absolute(len(opened.names))
-    report = describe(opened, model, chosen.name, device, mode)
+    report = describe(opened, model, backend.name, device, chosen)
     _log.info("%s", report)
     return model, vae, audio_vae, report
 
 
-def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any, mode: str) -> str:
+def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any, chosen: Choices) -> str:
     """The report: what was loaded, how it is decoded, how much memory it takes."""
     facts = opened.checkpoint.report()
     bits = ", ".join(f"{count} of {bits} bits" for bits, count in facts["bits"].items())
@@ -119,11 +108,12 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         f"  decoded on {device} by the backend {backend}",
         *reasons,
     ]
-    if mode == model_loading.FAST:
+    kind = None
+    if chosen.mode == FAST:
         kind, reason = backends.choose_fast(device)
         lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
-        reason = faster_attention.unavailable_reason(device)
-        lines.append(f"  attention: {'cuDNN' if reason is None else f'as ComfyUI has it: {reason}'}")
+    weights = "" if kind else "weights exact, "
+    lines.append(f"  {weights}attention {faster_attention.choose(chosen.attention, device).words}")
     if hasattr(model.model.diffusion_model, "hlwq_recordings"):
         lines.append(f"  blocks: replayed as a CUDA graph up to {recorded_blocks.MAX_TOKENS:,} video tokens")
     for part in opened.whole.absent:
@@ -183,17 +173,13 @@ class HLWQLoadCheckpoint(io.ComfyNode):
     def execute(
         cls,
         checkpoint: str,
-        backend: str = AUTO,
-        codebook: str = AUTO,
-        bit_order: str = AUTO,
-        pack_rest: bool = False,
-        mode: str = model_loading.EXACT,
+        **inputs: Any,
     ) -> io.NodeOutput:
         """Load the checkpoint."""
         path = locations.checkpoint(checkpoint)
         prompt = getattr(cls.hidden, "prompt", None)
         used = {part for output, part in OUTPUTS.items() if connected(prompt, "HLWQLoadCheckpoint", checkpoint, output)}
-        model, vae, audio_vae, report = load_checkpoint(path, backend, codebook, bit_order, pack_rest, mode, used)
+        model, vae, audio_vae, report = load_checkpoint(path, Choices(**inputs), used)
         return io.NodeOutput(
             model,
             AbsentPart(path, ltx.VIDEO_VAE, LOAD_VAE) if vae is None else vae,

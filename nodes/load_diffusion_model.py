@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import locations, model_loading
+from . import locations
 from .load_checkpoint import HLWQLoadCheckpoint, load_checkpoint
-from .loader_inputs import AUTO, decoding_inputs
+from .loader_inputs import decoding_inputs
+from .running.choices import Choices
 
 
 class HLWQLoadDiffusionModel(io.ComfyNode):
@@ -53,13 +54,9 @@ class HLWQLoadDiffusionModel(io.ComfyNode):
     def execute(
         cls,
         checkpoint: str,
-        backend: str = AUTO,
-        codebook: str = AUTO,
-        bit_order: str = AUTO,
-        pack_rest: bool = False,
-        mode: str = model_loading.EXACT,
+        **inputs: Any,
     ) -> io.NodeOutput:
         """Load the diffusion model."""
         path = locations.checkpoint(checkpoint)
-        model, _, _, report = load_checkpoint(path, backend, codebook, bit_order, pack_rest, mode, vaes=False)
+        model, _, _, report = load_checkpoint(path, Choices(**inputs), vaes=False)
         return io.NodeOutput(model, report)

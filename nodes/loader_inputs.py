@@ -1,4 +1,5 @@
-"""The inputs that every loader of a packed diffusion model has: how its codes are read, and what decodes them."""
+"""The inputs that every loader of a packed diffusion model has, the fields of `choices.Choices`: how its codes are read, what
+decodes them, and how the model runs."""
 
 from __future__ import annotations
 
@@ -6,13 +7,12 @@ from comfy_api.latest import io
 
 from ..hlwq_core import backends
 from ..hlwq_core.format.codebook import VERSIONS
-from .model_loading import EXACT, FAST
-
-AUTO = "auto"
+from .running import faster_attention
+from .running.choices import AUTO, EXACT, MODES
 
 
 def decoding_inputs() -> list[io.Input]:
-    """`backend`, `codebook`, `bit_order`, `pack_rest` and `mode`."""
+    """One input for each field of `Choices`, in their order."""
     return [
         io.Combo.Input(
             "backend",
@@ -46,12 +46,43 @@ def decoding_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mode",
-            options=[EXACT, FAST],
+            options=list(MODES),
             default=EXACT,
             optional=True,
             tooltip="exact decodes every weight. fast multiplies in 8 bits (FP8 from Ada on, INT8 on Turing and "
-            "Ampere), attends by cuDNN on Hopper and later, and replays the blocks as a CUDA graph at small sizes: "
-            "quicker, with a small error of its own. Where the card cannot, the report says so and decoding stays "
+            "Ampere): quicker, with a small error of its own. Where the card cannot, the report says so and decoding stays "
             "exact.",
+        ),
+        io.Combo.Input(
+            "attention",
+            options=list(faster_attention.NAMES),
+            default=AUTO,
+            optional=True,
+            advanced=True,
+            tooltip="auto attends by cuDNN on Hopper and later, the same arithmetic rounded otherwise, unless ComfyUI was "
+            "started with an attention of its own or a node sets one. comfy_kitchen and sage attend in 8 bits, with a "
+            "small error. Where the one chosen is not to be had, the report says why and ComfyUI's is used.",
+        ),
+        io.Boolean.Input(
+            "record_blocks",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Replay the transformer blocks as one CUDA graph at small sizes, where the processor is slower than the "
+            "card. The same result, bit by bit.",
+        ),
+        io.Boolean.Input(
+            "keep_decoded",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Keep decoded weights in video memory that nothing else wants.",
+        ),
+        io.Boolean.Input(
+            "load_at_once",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="Read the files to the card at once where the whole model fits; else ComfyUI brings layer by layer.",
         ),
     ]

@@ -24,13 +24,13 @@ from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import fast, packed_tensor
 from . import compat
 from .compat.saving import StateDict
-from .running import faster_attention, patchers, recorded_blocks
+from .running import choices, faster_attention, patchers, recorded_blocks
+from .running.choices import FAST, Choices
 from .running.packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
 
 AUDIO_PREFIXES = {"audio_vae.": "autoencoder.", "vocoder.": "vocoder."}
-EXACT, FAST = "exact", "fast"
 # Smaller layers win little by packing, and their errors weigh more.
 PACK_REST_FROM = 1 << 20
 
@@ -160,18 +160,14 @@ def state_dict(
 
 def diffusion_model(
     opened: Opened,
-    backend: str,
-    pack_rest: bool = False,
-    mode: str = EXACT,
+    chosen: Choices = choices.DEFAULT,
     disable_dynamic: bool = False,
     step: Callable[[], None] = lambda: None,
 ) -> Any:
     """The diffusion model as a patcher of ComfyUI, its quantized weights packed.
 
     Args:
-        backend: what decodes them.
-        pack_rest: also pack the large linear layers that the checkpoint leaves dense.
-        mode: `exact`, or `fast` to multiply in 8 bits and attend by cuDNN where the device can; a warning says why not.
+        chosen: how it is decoded and run; what the device cannot do is done the next best way, and a warning says why.
         disable_dynamic: for ComfyUI's other patcher.
         step: called once a tensor.
 
@@ -179,23 +175,36 @@ def diffusion_model(
         HLWQError: ComfyUI does not know the architecture, or tensors are missing, unknown or of other shapes.
     """
     compat.require(compat.Feature.LOADING)
-    patcher = _build(opened, backend, disable_dynamic, step)
+    patcher = _build(opened, chosen.backend, disable_dynamic, step)
     model = patcher.model
     model.hlwq_metadata = opened.metadata
     decode_where_no_linear(model)
-    if pack_rest:
-        pack_the_rest(model, opened.checkpoint, backend)
-    kind = None
-    if mode == FAST:
-        device = compat.model_management.get_torch_device()
+    if chosen.pack_rest:
+        pack_the_rest(model, opened.checkpoint, chosen.backend)
+    return run_as_chosen(patcher, chosen)
+
+
+def run_as_chosen(patcher: Any, chosen: Choices) -> Any:
+    """Make a patcher of a model with packed weights ours, its model to be run as the user chose.
+
+    Args:
+        patcher: of core.
+        chosen: of it mode, attention, and what is recorded, kept and loaded at once.
+
+    Returns:
+        The patcher.
+    """
+    model = patcher.model
+    choices.note(model, chosen)
+    device = compat.model_management.get_torch_device()
+    if chosen.mode == FAST:
         kind, reason = backends.choose_fast(device)
         if kind is None:
             _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
         else:
             make_fast(model, kind)
-        if faster_attention.unavailable_reason(device) is None:
-            faster_attention.use(patcher)
-    if recorded_blocks.wanted(kind is not None):
+    faster_attention.use(patcher, faster_attention.choose(chosen.attention, device).override)
+    if recorded_blocks.wanted(model):
         recorded_blocks.use(model)
     return patchers.adopt(patcher)
 
@@ -306,17 +315,13 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
 
 def reload_diffusion_model(
     path: str,
-    codebook: str | None,
-    bit_order: str | None,
-    backend: str,
-    pack_rest: bool,
-    mode: str,
+    chosen: Choices,
     disable_dynamic: bool = False,
 ) -> Any:
     """Load the diffusion model again, for ComfyUI's `cached_patcher_init` (torch.compile, several GPUs)."""
-    opened = open_complete(Path(path), codebook, bit_order)
-    patcher = diffusion_model(opened, backend, pack_rest, mode, disable_dynamic)
-    patcher.cached_patcher_init = (reload_diffusion_model, (path, codebook, bit_order, backend, pack_rest, mode))
+    opened = open_complete(Path(path), chosen.version, chosen.order)
+    patcher = diffusion_model(opened, chosen, disable_dynamic)
+    patcher.cached_patcher_init = (reload_diffusion_model, (path, chosen))
     return patcher
 
 

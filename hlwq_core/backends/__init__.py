@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 
 import torch
 
+from .. import switches
 from ..errors import InputError
 from ..format.packed import PackedLayer
 from .contract import Backend, Fast
@@ -20,7 +20,7 @@ from .eight_bit import KINDS
 
 # In order of preference; the last one is the definition, and runs everywhere.
 _TABLE = ("cuda", "triton", "eager")
-ENVIRONMENT_VARIABLE = "HLWQ_BACKEND"
+SWITCH = "HLWQ_BACKEND"
 
 _log = logging.getLogger("hlwq")
 
@@ -41,7 +41,7 @@ def get(name: str) -> Backend:
             "unknown HLWQ backend",
             expected=", ".join(("auto", *_TABLE)),
             found=name,
-            fix=f"choose one of these in the loader, or in the environment variable {ENVIRONMENT_VARIABLE}",
+            fix=f"choose one of these in the loader, or in the environment variable {SWITCH}",
         )
     return importlib.import_module(f".{name}", __name__).BACKEND
 
@@ -64,7 +64,7 @@ def choose(device: torch.device | str, forced: str | None = None) -> Backend:
     if not isinstance(device, torch.device):
         device = torch.device(device)
     if forced in (None, "", "auto"):
-        forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        forced = switches.value(SWITCH) or None
     return _choose(device, None if forced == "auto" else forced)
 
 
@@ -78,7 +78,7 @@ def _choose(device: torch.device, forced: str | None) -> Backend:
                 f"the HLWQ backend {forced} cannot run on {device}",
                 expected="a backend that runs there",
                 found=reason,
-                fix=f"choose auto or eager in the loader, or unset {ENVIRONMENT_VARIABLE}",
+                fix=f"choose auto or eager in the loader, or unset {SWITCH}",
             )
         _log.info("HLWQ: decoding on %s with the backend %s (forced)", device, forced)
         return backend

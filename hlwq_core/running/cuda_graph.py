@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import math
+import sys
 import time
 import traceback
 import warnings
@@ -136,6 +137,7 @@ class Recording:
         structure, leaves: arguments, by `flatten`, all on one device.
 
     Attributes:
+        device: where it runs.
         results: of these arguments.
         pays_after: replays that win back the time that it took to make, as far as this once tells; infinity if none do.
 
@@ -144,8 +146,8 @@ class Recording:
     """
 
     def __init__(self, function: Callable[..., list[torch.Tensor]], structure: Any, leaves: list[torch.Tensor]):
-        self._device = leaves[0].device
-        self._stream = _stream(self._device)
+        self.device = leaves[0].device
+        self._stream = _stream(self.device)
         self._inputs = [_like(leaf) for leaf in leaves]
         self._graph = torch.cuda.CUDAGraph()
 
@@ -160,8 +162,9 @@ class Recording:
         try:
             self._record(run)
             # The layers' scratch goes back after sampling, or is replaced by a larger one: not while this may be replayed.
-            self._held = scratch.buffers(self._device)
+            self._held = scratch.buffers(self.device)
             recorded = self._now()
+            _log.debug("HLWQ: a rehearsal of %.2f s, recorded in %.2f s", rehearsed - begun, recorded - rehearsed)
             replayed = self.replay(leaves)
             ended = self._now()
             saved = (rehearsed - begun) - (ended - recorded)
@@ -175,7 +178,7 @@ class Recording:
             raise
 
     def _now(self) -> float:
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def _fill(self, leaves: list[torch.Tensor]) -> None:
@@ -188,7 +191,7 @@ class Recording:
     def _rehearse(self, run: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         """Run as the recording will: libraries and compiled code set up what they need for this stream and these inputs. What
         waits for the device raises here: while it is recorded, cudaMallocAsync would end the process over it."""
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), _no_waiting(), _while_recording():
             outputs = [output.clone() for output in run()]
@@ -213,7 +216,7 @@ class Recording:
             except RuntimeError:
                 # torch's allocator would wait for the end of this recording for ever.
                 with contextlib.suppress(RuntimeError):
-                    torch._C._cuda_endAllocateToPool(self._device.index or 0, pool)
+                    torch._C._cuda_endAllocateToPool(self.device.index or 0, pool)
                 raise
 
     def _record_results(self, run: Callable[[], list[torch.Tensor]]) -> None:
@@ -230,15 +233,21 @@ class Recording:
         self._graph.replay()
         return self._copies()
 
+    def __del__(self) -> None:
+        # A model went with its recordings: what the driver keeps of their memory is of no use to anybody.
+        if getattr(self, "_outputs", None) and not _recording and not sys.is_finalizing():
+            with contextlib.suppress(Exception):
+                self.close()
+
     def close(self) -> None:
         """Give its memory back."""
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.device)
         self._graph.reset()
         self._inputs, self._outputs, self._held = [], [], []
         if torch.cuda.get_allocator_backend() == "native":
             torch.cuda.empty_cache()  # it would keep the memory for another recording, and nothing else
         else:
-            _trim(self._device)
+            _trim(self.device)
 
 
 def _trim(device: torch.device) -> None:

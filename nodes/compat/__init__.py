@@ -18,7 +18,8 @@ from .table import TABLE
 
 contract.check(TABLE)
 
-from .dynamic_vram import (  # noqa: E402  they ask what works
+from .attention import arithmetic, attention_function, defined_in, is_cores_override  # noqa: E402  they ask what works
+from .dynamic_vram import (  # noqa: E402
     Arrival,
     Reader,
     Whereabouts,
@@ -28,12 +29,14 @@ from .dynamic_vram import (  # noqa: E402  they ask what works
     awaits_first_load,
     file_source,
     model_vbar,
+    others_make_room,
     pins_memory,
     places_kept,
     release_resident,
     room_on_card,
     take_resident,
     unused_memory,
+    use_again,
 )
 from .ltx import (  # noqa: E402
     LatentUpsampler,
@@ -76,7 +79,9 @@ __all__ = [
     "Whereabouts",
     "aimdo_to_tensor",
     "allocation_bytes",
+    "arithmetic",
     "arrive",
+    "attention_function",
     "attention_pytorch",
     "awaits_first_load",
     "blocks_can_be_recorded",
@@ -84,10 +89,12 @@ __all__ = [
     "cast_bias_weight",
     "contract",
     "core_patcher_class",
+    "defined_in",
     "disable_weight_init",
     "file_source",
     "folder_paths",
     "get_key_weight",
+    "is_cores_override",
     "join_latents",
     "lasting_memory",
     "latent_parts",
@@ -98,6 +105,7 @@ __all__ = [
     "metadata_wanted",
     "model_management",
     "model_vbar",
+    "others_make_room",
     "pins_memory",
     "places_kept",
     "reason",
@@ -113,6 +121,7 @@ __all__ = [
     "unused_memory",
     "upsample_latent",
     "upscaler_kind",
+    "use_again",
     "utils",
     "video_vae_channels",
     "what_is_off",

@@ -34,9 +34,10 @@ class Feature(enum.Enum):
     FAST_PATH = "layers take ComfyUI's own way to their weights, which is slower"
     FROM_FILES = "ComfyUI reads weights by way of memory"
     FIRST_LOAD = "ComfyUI loads layer by layer"
+    STILL_LOADED = "each sampling run goes through all layers first"
     KEPT_DECODED = "decoded layers are not kept"
     RECORDINGS = "blocks are not recorded"
-    FASTER_ATTENTION = "fast mode attends as ComfyUI does"
+    FASTER_ATTENTION = "models attend as ComfyUI does"
     METADATA = "saved videos carry no workflow"
 
 

@@ -221,6 +221,30 @@ def unused_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def use_again(patcher: Any) -> None:
+    """What a load of ComfyUI's dynamic patcher does besides going through the layers: the model comes first on the card again,
+    and its pinned memory is in use."""
+    vbar = patcher._vbar_get(create=True)
+    if vbar is not None:
+        vbar.prioritize()
+    pins = patcher.model.dynamic_pins[patcher.load_device]
+    pins["failed"], pins["active"] = False, True
+
+
+def others_make_room(nbytes: int, model: torch.nn.Module, device: torch.device) -> bool:
+    """Have other models give up so much of `device`, if that is there: dynamic VRAM brings theirs back as they are used."""
+    others = [loaded.model for loaded in _management.current_loaded_models]
+    others = [
+        o for o in others if o is not None and o.is_dynamic() and o.load_device == device and o.model is not model
+    ]
+    if nbytes > sum(other.loaded_size() for other in others):
+        return False
+    for other in others:
+        if nbytes > 0:
+            nbytes -= other.partially_unload(other.offload_device, nbytes)
+    return nbytes <= 0
+
+
 class Whereabouts:
     """Where the weights of some modules are on a device, for work that was recorded with their addresses."""
 
@@ -249,17 +273,34 @@ class Whereabouts:
             if not module._parameters:
                 continue
             modules.append(module)
-            if "_v" in module.__dict__:
-                resident = take_resident(module, device)
-                if resident is None:
-                    return None
-                release_resident(resident[2])
         found = cls(modules, device)
-        return None if found._state is None or found._signatures is None else found
+        resident = all(found._is_resident(module) for module in modules if "_v" in module.__dict__)
+        return None if found._state is None or found._signatures is None or not resident else found
 
     def unchanged(self) -> bool:
         """Whether all of them still are where they were, with what was there or what ComfyUI put there since."""
         return self._look() == self._state and self._pages() == self._signatures
+
+    def may_come_back(self) -> bool:
+        """Whether all of them belong where they were, though dynamic VRAM took some away: their next use brings them there."""
+        return self._look() == self._state
+
+    def came_back(self) -> bool:
+        """Whether all of them are where they were again."""
+        if not self.may_come_back() or not all(self._is_resident(m) for m in self._modules if "_v" in m.__dict__):
+            return False
+        signatures = self._pages()
+        if signatures is None:
+            return False
+        self._signatures = signatures
+        return True
+
+    def _is_resident(self, module: torch.nn.Module) -> bool:
+        resident = take_resident(module, self._device)
+        if resident is None:
+            return False
+        release_resident(resident[2])
+        return True
 
     def _look(self) -> tuple | None:
         found: list[Any] = []

@@ -19,6 +19,7 @@ FAST_PATH = (Feature.FAST_PATH,)
 FIRST_LOAD = (Feature.FIRST_LOAD,)
 # What tells where dynamic VRAM has a layer; a recording replays with those addresses.
 RESIDENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS)
+STILL_LOADED = (Feature.STILL_LOADED,)
 LENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS, Feature.KEPT_DECODED)
 
 OPERATIONS = (
@@ -70,8 +71,8 @@ DYNAMIC_VRAM = (
         FIRST_LOAD,
         otherwise=Name("comfy.model_management.DISABLE_PINNED_MEMORY", FIRST_LOAD),
     ),
-    Name("comfy.model_management.current_loaded_models", FIRST_LOAD),
-    Name("comfy.model_management.LoadedModel", FIRST_LOAD, mentions="model"),
+    Name("comfy.model_management.current_loaded_models", (Feature.FIRST_LOAD, Feature.RECORDINGS)),
+    Name("comfy.model_management.LoadedModel", (Feature.FIRST_LOAD, Feature.RECORDINGS), mentions="model"),
     Name("comfy.model_management.get_free_memory", (Feature.FIRST_LOAD, Feature.RECORDINGS), call="dev"),
     Name("comfy.model_management.minimum_inference_memory", (Feature.FIRST_LOAD, Feature.RECORDINGS), call=""),
     Name("comfy.model_management.throw_exception_if_processing_interrupted", FIRST_LOAD, call=""),
@@ -132,6 +133,21 @@ PATCHERS = (
         "comfy.model_patcher.ModelPatcherDynamic.partially_unload",
         BOTH_LOADERS,
         parameters="device_to memory_to_free force_patch_weights",
+    ),
+    # What a load does, and depends on, that still_loaded.py leaves out or looks at.
+    Name(
+        "comfy.model_patcher.ModelPatcherDynamic.load",
+        STILL_LOADED,
+        mentions="restore_loaded_backups unpatch_hooks _vbar_get prioritize dynamic_pins failed active _load_list patches "
+        "weight_wrapper_patches forced_hooks get_all_callbacks ON_LOAD",
+    ),
+    Name("comfy.model_patcher.ModelPatcherDynamic.partially_unload", STILL_LOADED, mentions="restore_loaded_backups"),
+    Name("comfy.model_patcher.ModelPatcherDynamic.restore_loaded_backups", STILL_LOADED, parameters=""),
+    Name("comfy.model_patcher.ModelPatcherDynamic._vbar_get", STILL_LOADED, call="self, create="),
+    Name(
+        "comfy.model_patcher.ModelPatcher",
+        STILL_LOADED,
+        mentions="patches_uuid object_patches injections hook_patches callbacks weight_wrapper_patches forced_hooks",
     ),
     Name("comfy.model_patcher.CoreModelPatcher", UPSCALERS, call="model, load_device=, offload_device="),
     # Callbacks, and what they are called with.
@@ -242,6 +258,8 @@ SAMPLING = (
         call="q, k, v, heads",
         mentions="mask skip_reshape skip_output_reshape",
     ),
+    Name("comfy.ldm.modules.attention.get_attention_function", (Feature.FASTER_ATTENTION,), call="name, default"),
+    Name("comfy.ldm.modules.attention.optimized_attention", (Feature.RECORDINGS,)),
     Name(
         "comfy.ldm.modules.attention.wrap_attn",
         (Feature.FASTER_ATTENTION,),

@@ -4,13 +4,12 @@ Left to itself, ComfyUI's dynamic VRAM brings each layer when the first step com
 read, wait. A packed model has two and a half times as many layers a gigabyte as one in BF16, and each of them waits. Here
 some threads read while this one makes room, and nothing is pinned: what leaves the card later is pinned when it comes back.
 
-The environment variable HLWQ_LOAD_AT_ONCE=0 turns it off.
+The loader's input `load_at_once` turns it off; so does HLWQ_LOAD_AT_ONCE=0, in an emergency.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,12 @@ from typing import Any
 
 import torch
 
+from ...hlwq_core import switches
 from ...hlwq_core.errors import InputError
 from .. import compat
+from . import choices
 
-ENVIRONMENT_VARIABLE = "HLWQ_LOAD_AT_ONCE"
+SWITCH = "HLWQ_LOAD_AT_ONCE"
 READERS = 4
 COMPARED = 3
 
@@ -40,7 +41,8 @@ def load(patcher: Any, device: torch.device) -> None:
     Raises:
         InputError: a file could not be read; the layers are then as they were before.
     """
-    if device.type != "cuda" or os.environ.get(ENVIRONMENT_VARIABLE, "") == "0" or not _proven.get(device, True):
+    wanted = choices.of(patcher.model).load_at_once and not switches.off(SWITCH)
+    if device.type != "cuda" or not wanted or not _proven.get(device, True):
         return
     if not compat.works(compat.Feature.FIRST_LOAD):
         return

@@ -3,31 +3,33 @@
 ComfyUI's dynamic VRAM lends the memory: a reservation of its own, below every model's in priority. What other models or the
 latents need is taken from it first, and a layer that lost its place is decoded as it is used, as without all this.
 
-The environment variable HLWQ_KEEP_DECODED=0 turns it off.
+The loader's input `keep_decoded` turns it off; so does HLWQ_KEEP_DECODED=0, in an emergency.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
 
+from ...hlwq_core import switches
 from ...hlwq_core.backends import eight_bit
 from ...hlwq_core.format.codebook import BLOCK
 from ...hlwq_core.running import decoders
 from .. import compat
+from . import choices
 
-ENVIRONMENT_VARIABLE = "HLWQ_KEEP_DECODED"
+SWITCH = "HLWQ_KEEP_DECODED"
 BYTES_A_VALUE = 2  # bfloat16 and float16; other dtypes are not kept
 
 _log = logging.getLogger("hlwq")
 
 
-def wanted() -> bool:
-    """Whether the user has not turned it off, and ComfyUI lends memory as this module knows it."""
-    return compat.works(compat.Feature.KEPT_DECODED) and os.environ.get(ENVIRONMENT_VARIABLE, "") != "0"
+def wanted(model: Any) -> bool:
+    """Whether the user has not turned it off for a model, or for all, and ComfyUI lends memory as this module knows it."""
+    chosen = choices.of(model).keep_decoded and not switches.off(SWITCH)
+    return chosen and compat.works(compat.Feature.KEPT_DECODED)
 
 
 class Place:
@@ -112,9 +114,15 @@ def lend_places(model: Any, modules: list[Any], device: torch.device) -> None:
         reservations[device] = reservation
         for module, size in zip(modules, sizes, strict=True):
             module.place = Place(reservation.alloc(size))
-    # To the front makes all of it usable again after what it had to give up, then behind all others.
-    reservations[device].prioritize()
-    reservations[device].deprioritize()
+    use_again(model, device)
+
+
+def use_again(model: torch.nn.Module, device: torch.device) -> None:
+    """Before a sampling run: what had to be given up may be used again, after everybody else."""
+    reservation = model.__dict__.get("hlwq_reservations", {}).get(device)
+    if reservation is not None:
+        reservation.prioritize()
+        reservation.deprioritize()
 
 
 def give_back(model: torch.nn.Module, device: torch.device, nbytes: float) -> int:

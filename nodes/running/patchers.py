@@ -15,7 +15,7 @@ import torch
 from ...hlwq_core.running import packed_tensor, scratch
 from .. import compat
 from ..compat.saving import StateDict
-from . import first_load, fitting, kept_decoded, recorded_blocks
+from . import first_load, fitting, kept_decoded, recorded_blocks, still_loaded
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -102,7 +102,7 @@ def route_patches(patcher: Any, device: torch.device, *unused: Any) -> None:
         module.weight_function = functions
     if not patcher.is_dynamic():
         patcher.model.model_loaded_weight_memory += loaded
-    elif kept_decoded.wanted() and device.type != "cpu":
+    elif kept_decoded.wanted(patcher.model) and device.type != "cpu":
         kept_decoded.lend_places(patcher.model, [module for _, module in modules], device)
 
 
@@ -111,10 +111,19 @@ def eject_misfits(patcher: Any) -> None:
     fitting.eject_misfits(patcher.model)
 
 
-def release_scratch(patcher: Any, *unused: Any) -> None:
-    """After sampling the scratch buffer goes back, and what was recorded."""
-    recorded_blocks.release(patcher.model)
+def after_sampling(patcher: Any, *unused: Any) -> None:
+    """The scratch buffer goes back, unless recordings that are kept for the next run hold it anyway."""
+    if not recorded_blocks.end_run(patcher.model):
+        scratch.release(patcher.load_device)
+
+
+def _release_recordings(patcher: Any) -> int:
+    """Give back what recordings hold, the scratch buffer included; the bytes freed, but for that."""
+    if not recorded_blocks.keeps_any(patcher.model):
+        return 0
+    freed = recorded_blocks.release(patcher.model)
     scratch.release(patcher.load_device)
+    return freed
 
 
 # What core keeps of a weight that it replaces for a while.
@@ -215,11 +224,12 @@ class _Packed:
             compat.require(compat.Feature.LORA)
             module = compat.utils.get_attr(self.model, key.rpartition(".")[0])  # type: ignore[attr-defined]
             module.weight_function = [*_without_hooks(module), _HookPatch(key, combined_patches)]
+            self.model.__dict__.setdefault("hlwq_hooked", []).append(module)  # type: ignore[attr-defined]
         return None
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
         """Take the hooks' patches off again."""
-        for _, module in packed_modules(self):
+        for module in self.model.__dict__.pop("hlwq_hooked", []):  # type: ignore[attr-defined]
             module.weight_function = _without_hooks(module)
         super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
 
@@ -237,6 +247,8 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
 
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
         """As in core, and packed layers forget their patches."""
+        if unpatch_weights:
+            _release_recordings(self)  # weights are about to move
         super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
             for _, module in packed_modules(self):
@@ -247,6 +259,7 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
         self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
     ) -> Any:
         """As in core; the patches of what was offloaded are there already, as functions of the decoded weight."""
+        _release_recordings(self)
         freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
         for _, module in packed_modules(self):
             module.weight_function = [f for f in module.weight_function if not isinstance(f, compat.LowVramPatch)]
@@ -257,18 +270,31 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     """ComfyUI's ModelPatcherDynamic for packed weights."""
 
     def load(self, *args: Any, **kwargs: Any) -> None:
-        """As in core, but packed weights on the card stay good when the patches change: they are never written into them.
-        What is still in the files is then read at once."""
+        """As in core, but not again where nothing changed, and packed weights on the card stay good when the patches change:
+        they are never written into them. What is still in the files is then read at once."""
+        if still_loaded.is_loaded(self):
+            compat.use_again(self)
+            kept_decoded.use_again(self.model, self.load_device)
+            return
+        still_loaded.forget(self)
         with compat.places_kept([module for _, module in packed_modules(self)]):
             super().load(*args, **kwargs)
         first_load.load(self, self.load_device)
+        still_loaded.note(self)
+
+    def restore_loaded_backups(self):
+        """As in core: small weights leave the card."""
+        still_loaded.forget(self)
+        return super().restore_loaded_backups()
 
     def partially_unload(
         self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
     ) -> Any:
-        """As in core, after decoded weights that were kept; where both free too little, the LoRAs' factors go as well.
-        They come back at their next use."""
+        """As in core, after decoded weights that were kept and recordings; where all of it is too little, the LoRAs' factors go
+        as well. They come back at their next use."""
         freed = kept_decoded.give_back(self.model, self.load_device, memory_to_free)
+        if freed < memory_to_free:
+            freed += _release_recordings(self)
         if freed < memory_to_free:
             freed += super().partially_unload(device_to, memory_to_free - freed, force_patch_weights)
         if freed < memory_to_free:
@@ -325,7 +351,7 @@ def adopt(patcher: Any) -> Any:
         (compat.CallbacksMP.ON_LOAD, route_patches),
         (compat.CallbacksMP.ON_CLONE, _adopt_clone),
         (compat.CallbacksMP.ON_INJECT_MODEL, eject_misfits),
-        (compat.CallbacksMP.ON_CLEANUP, release_scratch),
+        (compat.CallbacksMP.ON_CLEANUP, after_sampling),
     ):
         patcher.remove_callbacks_with_key(call, "hlwq")
         patcher.add_callback_with_key(call, "hlwq", callback)

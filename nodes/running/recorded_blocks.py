@@ -1,11 +1,12 @@
-"""A model's transformer blocks as one CUDA graph: in fast mode the host could not keep up with the card at small sizes.
+"""A model's transformer blocks as one CUDA graph: where the host cannot keep up with the card, one launch instead of thousands.
 
 ComfyUI asks for the blocks once a step. With arguments of new shapes they run as ever; the next time they are recorded, which
-takes one or two steps more, and from then on replayed, until sampling ends. A recording knows where its weights are: what moved,
-was patched or hooked since runs as ever. Nothing is recorded where the host is fast enough (many tokens), where a node changes
-what blocks do, or where too few steps would use it: how many that are is known once there was a recording.
+takes a step or two more, and from then on replayed, in later sampling runs as well, until ComfyUI needs the memory or the
+weights go elsewhere. A recording knows where its weights are and what its blocks are made of: what moved, was patched or
+hooked since runs as ever. Nothing is recorded where the host is fast enough (many tokens), where a node changes what blocks
+do, or where too few steps would use it: how many that are is known once there was a recording.
 
-The environment variable HLWQ_CUDA_GRAPHS=0 turns it off, HLWQ_CUDA_GRAPHS=1 turns it on for exact decoding as well.
+The loader's input `record_blocks` turns it off; so does HLWQ_CUDA_GRAPHS=0, in an emergency.
 """
 
 from __future__ import annotations
@@ -13,25 +14,30 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
+from ...hlwq_core import switches
 from ...hlwq_core.running import cuda_graph
 from .. import compat
-from . import faster_attention, kept_decoded
+from . import choices, faster_attention, kept_decoded
 
-ENVIRONMENT_VARIABLE = "HLWQ_CUDA_GRAPHS"
+SWITCH = "HLWQ_CUDA_GRAPHS"
 DEVICE = "cuda"
 # With more tokens the card takes longer than the host, and a graph's memory is large.
 MAX_TOKENS = 12 * 1024
 # With fewer steps, the first recording takes longer than it saves.
 MIN_STEPS = 6
-# Where weights come and go all the time, no more than so many are made until sampling ends.
+# A size that comes again in a later run will come once more: the steps of so many runs count.
+RUNS_AHEAD = 3
+# Where weights come and go all the time, no more than so many are made in a run.
 MAX_RECORDINGS = 4
+# So many are kept, of as many sizes or conditions; the one that was not used for longest makes room.
+MAX_KEPT = 4
+MAX_SEEN = 100
 # A recording has its own copy of whatever lives during a block: so many times the size of the video's tokens, at most.
 MEMORY = 32
 # What the blocks read of `transformer_options`, and what is there for others.
@@ -64,20 +70,61 @@ class _RecordsBlocks:
         return _run_blocks(run, transformer_options, *arguments, **others)
 
 
+class _Kept:
+    """A recording, and what has to be as it was for a replay to be right.
+
+    Attributes:
+        recording: what is replayed.
+        whereabouts: of the weights.
+        made_of: of the blocks (`_made_of`).
+        run: the sampling run that it was made in, or last compared in.
+        away: steps in a row in which weights were not on the card.
+    """
+
+    def __init__(self, recording: cuda_graph.Recording, whereabouts: compat.Whereabouts, made_of: list[Any], run: int):
+        self.recording, self.whereabouts, self.made_of, self.run = recording, whereabouts, made_of, run
+        self.away = 0
+
+
+class _Seen:
+    """What is known of one structure of the arguments.
+
+    Attributes:
+        pays_from: steps from which a recording pays, of all that was seen; the host's speed varies, so half of what was known
+            remains.
+        first_run: the sampling run in which it came first.
+        outlives: whether a recording is still good in the next run, as far as was seen.
+    """
+
+    def __init__(self, run: int):
+        self.pays_from: float = MIN_STEPS
+        self.first_run = run
+        self.outlives = True
+
+    def pays(self, steps: int, run: int) -> bool:
+        """Whether a recording made now pays, in this run and the next ones."""
+        again = self.outlives and run > self.first_run
+        return steps * (RUNS_AHEAD if again else 1) >= self.pays_from
+
+
 class Recordings:
     """A model's recordings.
 
     Args:
         model: ComfyUI's model around the diffusion model.
+
+    Attributes:
+        reasons: why blocks ran one by one where they might have been recorded, as far as others are the reason.
     """
 
     def __init__(self, model: Any):
         self._model = weakref.ref(model)
-        self._ready: dict[Hashable, tuple[cuda_graph.Recording, compat.Whereabouts]] = {}
+        self._ready: dict[Hashable, _Kept] = {}
+        self._seen: dict[Hashable, _Seen] = {}
+        self._run = 0
         self._made = 0
-        # Steps from which a recording pays, of all that was seen; the host's speed varies, so half of what was known remains.
-        self._pays_from: dict[Hashable, float] = {}
         self._refused = False
+        self.reasons: dict[str, None] = {}
 
     def run(
         self, run: Callable[..., Any], blocks: torch.nn.ModuleList, arguments: list[Any], options: dict[str, Any]
@@ -92,27 +139,28 @@ class Recordings:
         """
         if self._refused or compat.memory_is_compiled() or not _pays(arguments[0], options):
             return None
-        read = _recordable(options)
-        if read is None:
-            return None
         leaves: list[torch.Tensor] = []
         try:
+            read = _recordable(options)
             structure = cuda_graph.flatten(arguments, leaves)
         except cuda_graph.Unrecordable as reason:
-            _log.debug("HLWQ: the blocks are not recorded: %s", reason)
+            self._say(str(reason))
             return None
         if any(leaf.device != leaves[0].device for leaf in leaves):
             return None
         # The blocks are in it because torch.compile puts others in their place.
-        key = (structure, tuple(read.items()), *blocks)
-        if key not in self._pays_from:
-            self._pays_from[key] = MIN_STEPS
+        key = (structure, tuple(read.items()), compat.arithmetic(), *blocks)
+        seen = self._seen.get(key)
+        if seen is None:
+            if len(self._seen) >= MAX_SEEN:
+                del self._seen[next(iter(self._seen))]
+            self._seen[key] = _Seen(self._run)
             return None
         steps = len(options["sample_sigmas"]) - 1
         try:
             if key in self._ready:
-                return self._replay(key, leaves)
-            if steps < self._pays_from[key] or self._made >= MAX_RECORDINGS:
+                return self._replay(key, blocks, leaves)
+            if not seen.pays(steps, self._run) or self._made >= MAX_RECORDINGS:
                 return None
             return self._record(key, functools.partial(_run_blocks, run, read), blocks, structure, leaves)
         except Exception as error:  # whatever it is: the blocks run as ever, and raise it again if it is their own
@@ -123,12 +171,32 @@ class Recordings:
             )
             return None
 
-    def _replay(self, key: Hashable, leaves: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        recording, whereabouts = self._ready[key]
-        if whereabouts.unchanged():
-            return recording.replay(leaves)
-        recording.close()
-        del self._ready[key]
+    def _say(self, reason: str) -> None:
+        if reason not in self.reasons:
+            self.reasons[reason] = None
+            _log.info("HLWQ: the blocks run one by one, not as one CUDA graph: %s", reason)
+
+    def _replay(
+        self, key: Hashable, blocks: torch.nn.ModuleList, leaves: list[torch.Tensor]
+    ) -> list[torch.Tensor] | None:
+        kept = self._ready.pop(key)
+        good = kept.whereabouts.unchanged() or kept.whereabouts.came_back()
+        if kept.run != self._run:  # between runs nodes may change anything, within one only weights move
+            same = kept.made_of == _made_of(blocks)
+            self._seen[key].outlives = same and kept.whereabouts.may_come_back()
+            if not same:
+                kept.recording.close()
+                return None
+            kept.run = self._run
+        if good:
+            kept.away = 0
+            self._ready[key] = kept  # as the last one used
+            return kept.recording.replay(leaves)
+        kept.away += 1
+        if kept.away == 1 and kept.whereabouts.may_come_back():
+            self._ready[key] = kept  # this step brings the weights, if they fit
+        else:
+            kept.recording.close()
         return None
 
     def _record(
@@ -142,10 +210,16 @@ class Recordings:
         whereabouts = compat.Whereabouts.of(blocks, leaves[0].device)
         if whereabouts is None:
             return None
+        seen = self._seen[key]
+        if (reason := _changed_by_others(blocks)) is not None:
+            self._say(reason)
+            return None
         if _is_compiled(blocks) and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
             # Compiled code asks the driver for the addresses of what it is given, and while it records there are none.
-            self._pays_from[key] = math.inf
+            seen.pays_from = math.inf
             return None
+        while len(self._ready) >= MAX_KEPT:
+            self._ready.pop(next(iter(self._ready))).recording.close()
         if not self._has_room(leaves[0]):
             self._made = MAX_RECORDINGS  # it takes long to find out
             return None
@@ -153,27 +227,41 @@ class Recordings:
         with compat.uninterrupted():
             recording = cuda_graph.Recording(function, structure, leaves)
         results, recording.results = recording.results, []
-        self._pays_from[key] = (self._pays_from[key] + 1 + recording.pays_after) / 2
-        _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", self._pays_from[key])
-        if whereabouts.unchanged():
-            self._ready[key] = recording, whereabouts
+        seen.pays_from = (seen.pays_from + 1 + recording.pays_after) / 2
+        _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", seen.pays_from)
+        if recording.pays_after < math.inf and whereabouts.unchanged():
+            self._ready[key] = _Kept(recording, whereabouts, _made_of(blocks), self._run)
         else:
             recording.close()
         return results
 
     def _has_room(self, video: torch.Tensor) -> bool:
-        """Whether the card has memory for a recording; decoded weights that were kept make room."""
-        needed = MEMORY * video.nbytes + compat.model_management.minimum_inference_memory()
-        missing = needed - compat.unused_memory(video.device)
+        """Whether the card has memory for a recording; decoded weights that were kept and other models make room."""
+        device = video.device
+        missing = MEMORY * video.nbytes + compat.model_management.minimum_inference_memory()
+        missing -= compat.unused_memory(device)
         model = self._model()
-        return missing <= 0 or (model is not None and kept_decoded.give_back(model, video.device, missing) >= missing)
+        if missing <= 0 or model is None:
+            return missing <= 0
+        missing -= kept_decoded.give_back(model, device, missing)
+        return missing <= 0 or compat.others_make_room(missing, model, device)
 
-    def release(self) -> None:
-        """Give their memory back."""
-        for recording, _ in self._ready.values():
-            recording.close()
-        self._ready.clear()
+    def end_run(self) -> bool:
+        """After a sampling run; whether recordings are kept for the next one."""
+        self._run += 1
         self._made = 0
+        return bool(self._ready)
+
+    def release(self) -> int:
+        """Give their memory back; the bytes that this freed, as the card counts them."""
+        if not self._ready:
+            return 0
+        device = next(iter(self._ready.values())).recording.device
+        before = compat.unused_memory(device)
+        for kept in self._ready.values():
+            kept.recording.close()
+        self._ready.clear()
+        return max(0, compat.unused_memory(device) - before)
 
 
 def _run_blocks(run: Callable[..., Any], options: dict[str, Any], *arguments: Any, **others: Any) -> list[torch.Tensor]:
@@ -186,6 +274,28 @@ def _is_compiled(blocks: torch.nn.ModuleList) -> bool:
     return any("_orig_mod" in module._modules for module in blocks.modules())
 
 
+def _made_of(blocks: torch.nn.ModuleList) -> list[Any]:
+    """What the blocks do, as far as it can be changed from outside: their modules, methods and hooks, and how each multiplies."""
+    found: list[Any] = []
+    for module in blocks.modules():
+        state = module.__dict__
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        found.append((module, type(module).forward, state.get("forward"), hooks, state.get("eight_bit")))
+    return found
+
+
+def _changed_by_others(blocks: torch.nn.ModuleList) -> str | None:
+    """Why blocks may do more than compute, as far as it shows: a recording would do once what a node wants done every step.
+    ComfyUI's own replacements add a LoRA to a layer's output, torch's compile it."""
+    for name, module in blocks.named_modules():
+        forward = module.__dict__.get("forward")
+        if forward is not None and not compat.defined_in(forward).startswith(("comfy.", "torch.")):
+            return f"the forward of {name}{_whose(forward)}"
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            return f"a hook of {name}{_whose(hook)}"
+    return None
+
+
 def _pays(x: Any, options: dict[str, Any]) -> bool:
     return (
         isinstance(x, list)
@@ -196,25 +306,35 @@ def _pays(x: Any, options: dict[str, Any]) -> bool:
     )
 
 
-def _recordable(options: dict[str, Any]) -> dict[str, Any] | None:
-    """What of `transformer_options` the blocks read; None where something is in it that they might call or change."""
+def _recordable(options: dict[str, Any]) -> dict[str, Any]:
+    """What of `transformer_options` the blocks read.
+
+    Raises:
+        Unrecordable: something is in it that they might call or change.
+    """
     read = {}
     for name, value in options.items():
         if name in NOT_READ or (name in ("patches", "patches_replace") and not value):
             continue
         known = name in READ and isinstance(value, (bool, int))
-        ours = name == faster_attention.KEY and value is faster_attention.faster_attention
-        if not known and not ours:
-            _log.debug("HLWQ: the blocks are not recorded: transformer_options has %s", name)
-            return None
+        if not known and not (name == faster_attention.KEY and faster_attention.is_known(value)):
+            raise cuda_graph.Unrecordable(f"{name} of transformer_options{_whose(value)}")
         read[name] = value
     return read
 
 
-def wanted(fast: bool) -> bool:
-    """Whether the user wants it, in fast mode or not. NVIDIA's graphs only: AMD's were never tried."""
-    setting = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    return torch.version.hip is None and (setting == "1" or (fast and setting != "0"))
+def _whose(value: Any) -> str:
+    """The Python module that a value of `transformer_options` comes from, in words; \"\" where it does not tell."""
+    while isinstance(value, (dict, list, tuple)) and value:
+        value = next(iter(value.values())) if isinstance(value, dict) else value[0]
+    module = compat.defined_in(value)
+    return "" if module == "builtins" or module.startswith("torch") else f", set by {module}"
+
+
+def wanted(model: Any) -> bool:
+    """Whether a model's blocks may be recorded here. NVIDIA's graphs only: AMD's were never tried."""
+    here = compat.model_management.get_torch_device().type == DEVICE and torch.version.hip is None
+    return here and choices.of(model).record_blocks and not switches.off(SWITCH)
 
 
 @functools.lru_cache(maxsize=8)
@@ -231,7 +351,24 @@ def use(model: Any) -> None:
         inner.hlwq_recordings = Recordings(model)
 
 
-def release(model: Any) -> None:
-    """After sampling."""
-    if hasattr(model.diffusion_model, "hlwq_recordings"):
-        model.diffusion_model.hlwq_recordings.release()
+def _of(model: Any) -> Recordings | None:
+    inner = getattr(model, "diffusion_model", None)  # a text encoder has none
+    return None if inner is None else inner.__dict__.get("hlwq_recordings")
+
+
+def keeps_any(model: Any) -> bool:
+    """Whether a model has recordings."""
+    recordings = _of(model)
+    return recordings is not None and bool(recordings._ready)
+
+
+def end_run(model: Any) -> bool:
+    """After a sampling run; whether the model keeps recordings for the next one."""
+    recordings = _of(model)
+    return recordings is not None and recordings.end_run()
+
+
+def release(model: Any) -> int:
+    """Give the memory of a model's recordings back: somebody needs it, or weights are about to go. The bytes freed."""
+    recordings = _of(model)
+    return 0 if recordings is None else recordings.release()

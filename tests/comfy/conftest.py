@@ -19,10 +19,11 @@ TEXT_WIDTH = 256 + 96
 def load(pack: ModuleType, comfy_base: Path) -> Callable[..., tuple[Any, Any, Any, str]]:
     """The loader as a function: `load(name=CHECKPOINT, **options) -> (model, vae, audio_vae, report)`."""
     from comfyui_hlwq.nodes import load_checkpoint, locations
+    from comfyui_hlwq.nodes.running.choices import Choices
 
     def load(name: str = CHECKPOINT, **options: Any) -> tuple[Any, Any, Any, str]:
         with torch.inference_mode():  # as ComfyUI runs its nodes
-            return load_checkpoint.load_checkpoint(locations.checkpoint(name), **options)
+            return load_checkpoint.load_checkpoint(locations.checkpoint(name), Choices(**options))
 
     return load
 

@@ -48,9 +48,10 @@ def refused(pack: ModuleType, path: Path, **options: object):
     """Load, and give the error back; whatever is no error of the pack's own fails the test."""
     from comfyui_hlwq.hlwq_core.errors import HLWQError
     from comfyui_hlwq.nodes import load_checkpoint
+    from comfyui_hlwq.nodes.running.choices import Choices
 
     with pytest.raises(HLWQError) as caught:
-        load_checkpoint.load_checkpoint(path, **options)
+        load_checkpoint.load_checkpoint(path, Choices(**options))
     for part in ("expected", "found", "fix", *(() if options else ("file",))):
         assert getattr(caught.value, part), f"no {part} in: {caught.value}"
     return caught.value

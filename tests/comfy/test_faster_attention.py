@@ -1,4 +1,4 @@
-"""Fast mode's attention in a whole model: used where it computes what core's would, and out of the way elsewhere."""
+"""The attention that the loader was asked for, in a whole model: used where it computes what core's would, and out of the way elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_model_samples_the_same_with_it(load, sample, distance, attended, monk
     model = load()[0]
     expected = sample(model, steps=1)
     assert not attended
-    faster_attention.use(model)
+    faster_attention.use(model, faster_attention.faster_attention)
     assert distance(sample(model, steps=1), expected) < 0.01
     assert attended, "no attention went this way"
     assert faster_attention.KEY in model.clone().model_options["transformer_options"]
@@ -77,7 +77,7 @@ def test_a_kernel_that_fails_gives_way_to_cores(attended, monkeypatch, caplog):
     def no_memory(*parts):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(faster_attention, "_refused", [])
+    monkeypatch.setattr(faster_attention, "_refused", {})
     q = torch.randn(1, 16, 64)
     monkeypatch.setattr(attention, "attend", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
@@ -95,5 +95,105 @@ def test_a_node_that_sets_its_own_attention_keeps_it(load):
     model = load()[0].clone()
     mine = object()
     model.model_options["transformer_options"][faster_attention.KEY] = mine
-    faster_attention.use(model)
+    faster_attention.use(model, faster_attention.faster_attention)
     assert model.model_options["transformer_options"][faster_attention.KEY] is mine
+
+
+CPU = torch.device("cpu")
+
+
+def test_what_cannot_be_had_is_said_and_left_to_comfyui(load):
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    for name in faster_attention.NAMES:
+        found = faster_attention.choose(name, CPU)
+        assert found.override is None and found.words.startswith("as ComfyUI has it")
+        assert (name == "comfyui") is (":" not in found.words), found.words
+        model, _, _, report = load(attention=name)
+        assert f"weights exact, attention {found.words}" in report
+        assert faster_attention.KEY not in model.model_options["transformer_options"]
+
+
+@pytest.fixture
+def kernels(monkeypatch, pack):
+    """Stand-ins for what a card has: every choice is to be had, and tells that it was called."""
+    from comfyui_hlwq.hlwq_core.running import attention
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    called = []
+    plain = compat.attention_pytorch
+
+    def kernel(name):
+        return lambda q, k, v, heads, *args, **options: called.append(name) or plain(q, k, v, heads)
+
+    monkeypatch.setattr(compat, "attention_function", kernel)
+    monkeypatch.setattr(attention, "attend", kernel("cudnn"))
+    monkeypatch.setattr(attention, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(attention, "MIN_PAIRS", 1)
+    monkeypatch.setattr(attention, "HEAD_SIZES", (32, 64))
+    monkeypatch.setattr(faster_attention, "_refused", {})
+    faster_attention._unavailable_reason.cache_clear()
+    yield called
+    faster_attention._unavailable_reason.cache_clear()
+
+
+def queries():
+    return torch.randn(1, 16, 64).bfloat16()
+
+
+KERNELS = {"auto": "cudnn", "cudnn": "cudnn", "comfy_kitchen": "comfy_kitchen_int8", "sage": "sage"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_chosen_kernel_attends(kernels, name):
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    override = faster_attention.choose(name, CPU).override
+    kernels.clear()
+    q = queries()
+    override(compat.attention_pytorch, q, q, q, 2, mask=None, scale=None)
+    assert kernels == [KERNELS[name]] and faster_attention.is_known(override)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_only_auto_gives_way_to_the_attention_of_the_command_line(kernels, name):
+    """--use-sage-attention speaks for all models, the loader for one."""
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    override, mine, q = faster_attention.choose(name, CPU).override, [], queries()
+    kernels.clear()
+    override(lambda *args, **options: mine.append(1), q, q, q, 2)
+    assert (mine, kernels) == (([1], []) if name == "auto" else ([], [KERNELS[name]]))
+
+
+@pytest.mark.parametrize("name", ["comfy_kitchen", "sage"])
+def test_a_kernel_that_computes_something_else_is_not_used(kernels, monkeypatch, name):
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    monkeypatch.setattr(compat, "attention_function", lambda key: lambda q, k, v, heads: q)
+    found = faster_attention.choose(name, CPU)
+    assert found.override is None and "differs from its definition" in found.words
+
+
+def test_it_can_be_turned_off_in_an_emergency(kernels, monkeypatch):
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    monkeypatch.setenv(faster_attention.SWITCH, "0")
+    assert all(faster_attention.choose(name, CPU).override is None for name in faster_attention.NAMES)
+
+
+def test_cores_own_attention_node_is_known_and_another_packs_is_not(load):
+    from comfyui_hlwq.nodes.running import faster_attention
+
+    def of_another_pack(function, *args, **options):
+        return function(*args, **options)
+
+    model = load()[0].clone()
+    assert not faster_attention.is_known(of_another_pack)
+    if not hasattr(model, "set_model_optimized_attention"):
+        pytest.skip("this ComfyUI has no attention node")
+    model.set_model_optimized_attention(torch.nn.functional.scaled_dot_product_attention)
+    assert faster_attention.is_known(model.model_options["transformer_options"][faster_attention.KEY])

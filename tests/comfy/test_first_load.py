@@ -95,7 +95,7 @@ def card(monkeypatch, load, dynamic_vram):  # noqa: F811
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(first_load, "_proven", {})
-    monkeypatch.delenv(first_load.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(first_load.SWITCH, raising=False)
     linear = packed_ops.PackedOperations.Linear
     take = linear._load_from_state_dict
 
@@ -239,7 +239,7 @@ def test_it_can_be_turned_off_and_is_for_cuda_alone(card, monkeypatch):
     from comfyui_hlwq.nodes.running import first_load
 
     first_load.load(card.model, torch.device("cpu"))
-    monkeypatch.setenv(first_load.ENVIRONMENT_VARIABLE, "0")
+    monkeypatch.setenv(first_load.SWITCH, "0")
     first_load.load(card.model, CARD)
     assert not any(map(arrived, card.modules))
 

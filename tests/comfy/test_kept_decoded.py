@@ -193,11 +193,12 @@ def test_no_memory_lent_is_no_error(load, lent, monkeypatch, caplog):
 def test_only_where_somebody_can_take_it_back(load, monkeypatch, pack):
     from comfyui_hlwq.nodes.running import kept_decoded
 
-    monkeypatch.delenv(kept_decoded.ENVIRONMENT_VARIABLE, raising=False)
-    assert kept_decoded.wanted()
-    monkeypatch.setenv(kept_decoded.ENVIRONMENT_VARIABLE, "0")
-    assert not kept_decoded.wanted()
-    monkeypatch.delenv(kept_decoded.ENVIRONMENT_VARIABLE)
+    monkeypatch.delenv(kept_decoded.SWITCH, raising=False)
+    model = load()[0].model
+    assert kept_decoded.wanted(model) and not kept_decoded.wanted(load(keep_decoded=False)[0].model)
+    monkeypatch.setenv(kept_decoded.SWITCH, "0")
+    assert not kept_decoded.wanted(model)
+    monkeypatch.delenv(kept_decoded.SWITCH)
     # Without dynamic VRAM there is nobody who could take the memory back: nothing is kept.
     import comfy.model_management
 

@@ -26,7 +26,7 @@ class StandIn:
 
         if StandIn.failing is not None:
             raise StandIn.failing
-        self.function, self.structure = function, structure
+        self.function, self.structure, self.device = function, structure, leaves[0].device
         self.inputs = [cuda_graph._like(leaf) for leaf in leaves]
         self.replays, self.closed = 0, False
         self.results = self.replay(leaves)
@@ -44,7 +44,7 @@ class StandIn:
             return [part.clone() for part in self.function(*cuda_graph.rebuild(self.structure, self.inputs))]
 
     def close(self):
-        self.closed = True
+        self.closed, self.function = True, None
 
 
 @pytest.fixture
@@ -57,10 +57,11 @@ def recorded(load, pack, monkeypatch):
     monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
     monkeypatch.setattr(StandIn, "made", [], raising=False)
     monkeypatch.setattr(StandIn, "failing", None)
+    monkeypatch.setenv(recorded_blocks.SWITCH, "0")
 
     def make():
-        with monkeypatch.context() as context:  # what is loaded later is plain
-            context.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, "1")
+        with monkeypatch.context() as context:  # what is loaded by `load` is plain
+            context.setenv(recorded_blocks.SWITCH, "")
             return load()[0]
 
     return make
@@ -75,15 +76,146 @@ def test_sampling_is_the_same(recorded, load, sample):
     found = sample(model, steps=6)
     (recording,) = StandIn.made
     # The first step runs as ever, the second is the recording's own.
-    assert recording.replays == 4 and recording.closed
+    assert recording.replays == 4
     assert equal(found, sample(load()[0], steps=6))
 
 
-def test_known_shapes_are_recorded_in_the_first_step(recorded, sample):
+def test_a_recording_outlives_the_run(recorded, load, sample):
+    model, plain = recorded(), load()[0]
+    for seed in range(3):
+        assert equal(sample(model, seed=seed, steps=6), sample(plain, seed=seed, steps=6))
+    (recording,) = StandIn.made
+    assert recording.replays == 4 + 6 + 6 and not recording.closed
+
+
+def test_few_steps_are_recorded_when_they_come_again(recorded, load, sample):
+    """The official schedule is 8 steps, then 3 at another size: each prompt has as few."""
+    model, plain = recorded(), load()[0]
+    for run in range(3):
+        assert equal(sample(model, seed=run, steps=3), sample(plain, seed=run, steps=3))
+        assert len(StandIn.made) == min(run, 1)
+    assert StandIn.made[0].replays == 2 + 3
+
+
+def test_no_more_are_kept_than_so_many(recorded, sample, monkeypatch):
+    from comfyui_hlwq.nodes.running import recorded_blocks
+
+    monkeypatch.setattr(recorded_blocks, "MAX_KEPT", 2)
     model = recorded()
-    first, second = sample(model, steps=6), sample(model, steps=6)
-    assert equal(first, second)
-    assert [recording.replays for recording in StandIn.made] == [4, 5]
+    for frames in (2, 3, 2, 4):  # the third run keeps the first recording young
+        sample(model, steps=6, latent=joint_latent(frames=frames))
+    assert [recording.closed for recording in StandIn.made] == [False, True, False]
+
+
+UNLOADS = {
+    "all models": lambda model: __import__("comfy.model_management").model_management.unload_all_models(),
+    "memory asked for": lambda model: model.partially_unload(torch.device("cpu"), 1),
+    "detached": lambda model: model.detach(),
+}
+
+
+@pytest.mark.parametrize("how", UNLOADS)
+def test_recordings_go_when_comfyui_needs_memory(recorded, load, sample, how):
+    model = recorded()
+    sample(model, steps=6)
+    UNLOADS[how](model)
+    assert StandIn.made[0].closed and not model.model.diffusion_model.hlwq_recordings._ready
+    assert equal(sample(model, steps=6), sample(load()[0], steps=6))
+
+
+def _hook(model, calls):
+    model.model.diffusion_model.transformer_blocks[0].attn1.register_forward_hook(lambda *a: calls.append(1))
+
+
+def _forward(model, calls):
+    attention = model.model.diffusion_model.transformer_blocks[0].attn1
+    forward = attention.forward
+    model.add_object_patch(
+        "diffusion_model.transformer_blocks.0.attn1.forward", lambda *a, **k: calls.append(1) or forward(*a, **k)
+    )
+
+
+def _submodule(model, calls):
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            calls.append(1)
+            return x
+
+    counted = Counted()
+    model.model.diffusion_model.transformer_blocks[0].ff.net[1] = counted
+    counted.register_forward_hook(lambda *a: None)
+
+
+@pytest.mark.parametrize("change", [_hook, _forward, _submodule])
+def test_what_blocks_are_made_of_is_compared_in_every_run(recorded, load, sample, change):
+    """A node may have changed it between two runs: nothing of the recorded ones would show that."""
+    model, calls = recorded(), []
+    sample(model, steps=6)
+    change(model, calls)
+    found = sample(model, steps=6)
+    assert len(calls) >= 6 and StandIn.made[0].closed
+    assert equal(found, sample(load()[0], steps=6))
+
+
+def test_who_wraps_a_function_is_seen_behind_its_name(pack):
+    import functools
+
+    from comfyui_hlwq.nodes import compat
+
+    @functools.wraps(torch.nn.Linear.forward)
+    def wrapper(*args):
+        return torch.nn.Linear.forward(*args)
+
+    assert wrapper.__module__.startswith("torch.") and compat.defined_in(wrapper) == __name__
+    assert compat.defined_in(torch.nn.Linear(1, 1).forward) == "torch.nn.modules.linear"
+    assert compat.defined_in(3) == "builtins"
+
+
+def test_it_says_whose_change_stands_in_the_way(recorded, sample, caplog):
+    caplog.set_level("INFO", "hlwq")
+    model = recorded()
+    _forward(model, [])
+    sample(model, steps=6)
+    sample(model, steps=6)
+    assert caplog.text.count("run one by one, not as one CUDA graph: the forward of 0.attn1, set by ") == 1
+    assert __name__.rpartition(".")[2] in caplog.text and not StandIn.made
+
+
+def test_another_attention_of_the_whole_comfyui_is_not_overlooked(recorded, sample, monkeypatch):
+    """Older packs replace core's function for everybody."""
+    import comfy.ldm.modules.attention as core
+
+    model, calls, original = recorded(), [], core.optimized_attention
+    sample(model, steps=6)
+    monkeypatch.setattr(core, "optimized_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
+    sample(model, steps=3)
+    assert len(StandIn.made) == 1 and calls and StandIn.made[0].replays == 4
+
+
+def test_weights_that_were_away_come_back(recorded, load, sample, monkeypatch):
+    """As after the text encoder took the card's memory: a step brings them to where they were, then replays go on."""
+    from comfyui_hlwq.nodes import compat
+
+    model, steps = recorded(), []
+    sample(model, steps=6)
+    monkeypatch.setattr(compat.Whereabouts, "unchanged", lambda self: steps.append(1) or len(steps) > 2)
+    monkeypatch.setattr(compat.Whereabouts, "came_back", lambda self: len(steps) > 1)
+    assert equal(sample(model, steps=6), sample(load()[0], steps=6))
+    (recording,) = StandIn.made
+    assert recording.replays == 4 + 5 and not recording.closed
+
+
+def test_weights_that_stay_away_end_a_recording(recorded, load, sample, monkeypatch):
+    """They do not fit any more: what a recording holds is memory that they could use."""
+    from comfyui_hlwq.nodes import compat
+
+    model = recorded()
+    sample(model, steps=6)
+    monkeypatch.setattr(compat.Whereabouts, "unchanged", lambda self: False)
+    monkeypatch.setattr(compat.Whereabouts, "came_back", lambda self: False)
+    monkeypatch.setattr(compat.Whereabouts, "of", lambda *args: None)
+    assert equal(sample(model, steps=6), sample(load()[0], steps=6))
+    assert len(StandIn.made) == 1 and StandIn.made[0].closed
 
 
 def test_every_shape_has_its_own(recorded, load, sample):
@@ -128,13 +260,24 @@ def test_few_steps_are_not_recorded(recorded, sample, steps):
 
 @pytest.mark.parametrize(
     "pays_after, steps, recorded_again",
-    [(7.5, 7, False), (7.5, 8, True), (2, 4, False), (2, 5, True), (float("inf"), 50, False)],
+    # As many steps in three runs, for a size that came again.
+    [
+        (7.5, 2, False),
+        (7.5, 3, True),
+        (2, 1, False),
+        (2, 2, True),
+        (20, 4, False),
+        (20, 5, True),
+        (float("inf"), 50, False),
+    ],
 )
 def test_what_did_not_pay_is_not_recorded_again(recorded, load, sample, monkeypatch, pays_after, steps, recorded_again):
     monkeypatch.setattr(StandIn, "pays_after", pays_after)
     model = recorded()
     sample(model, steps=6)
-    assert [recording.replays for recording in StandIn.made] == [4]  # what is there is used
+    # What is there is used, unless a replay is no faster at all.
+    assert [recording.replays for recording in StandIn.made] == [4 if pays_after < float("inf") else 0]
+    model.model.diffusion_model.hlwq_recordings.release()
     found = sample(model, steps=steps)
     assert len(StandIn.made) == 1 + recorded_again and equal(found, sample(load()[0], steps=steps))
 
@@ -169,25 +312,29 @@ def test_without_memory_nothing_is_recorded(recorded, sample, monkeypatch):
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("setting, fast, expected", [("", False, 0), ("", True, 1), ("0", True, 0), ("1", False, 1)])
-def test_who_wants_it(pack, monkeypatch, setting, fast, expected):
+@pytest.mark.parametrize("setting, expected", [("", True), ("0", False), ("1", True)])
+def test_who_wants_it(load, monkeypatch, setting, expected):
     from comfyui_hlwq.nodes.running import recorded_blocks
 
-    monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
-    assert recorded_blocks.wanted(fast) is bool(expected)
+    model, without = load()[0].model, load(record_blocks=False)[0].model
+    monkeypatch.setenv(recorded_blocks.SWITCH, setting)
+    assert not recorded_blocks.wanted(model), "there is no CUDA here"
+    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
+    assert recorded_blocks.wanted(model) is expected and not recorded_blocks.wanted(without)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert not recorded_blocks.wanted(fast)
+    assert not recorded_blocks.wanted(model)
 
 
 def test_the_loader_asks(load, monkeypatch):
     from comfyui_hlwq.nodes.running import recorded_blocks
 
-    for setting in ("", "1"):
-        monkeypatch.setenv(recorded_blocks.ENVIRONMENT_VARIABLE, setting)
+    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
+    for setting in ("0", ""):
+        monkeypatch.setenv(recorded_blocks.SWITCH, setting)
         model, _, _, report = load()
         inner = model.model.diffusion_model
-        assert hasattr(inner, "hlwq_recordings") is bool(setting)
-        assert ("blocks: replayed as a CUDA graph up to 12,288 video tokens" in report) is bool(setting)
+        assert hasattr(inner, "hlwq_recordings") is (not setting)
+        assert ("blocks: replayed as a CUDA graph up to 12,288 video tokens" in report) is (not setting)
         assert type(inner).__name__ == "LTXAVModel"
 
 
@@ -274,7 +421,7 @@ def test_a_failure_leaves_the_blocks_as_they_were(recorded, load, sample, caplog
     assert not StandIn.made
 
 
-def test_nobody_interrupts_a_recording(recorded, sample, monkeypatch):
+def test_nobody_interrupts_a_recording(recorded, load, sample, monkeypatch):
     """The user's interruption comes between steps: within, what was recorded so far could not be taken back."""
     import comfy.model_management
 
@@ -288,7 +435,9 @@ def test_nobody_interrupts_a_recording(recorded, sample, monkeypatch):
     monkeypatch.setattr(StandIn, "__init__", interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(model, steps=6)
-    assert len(StandIn.made) == 1 and StandIn.made[0].closed
+    monkeypatch.setattr(StandIn, "__init__", original)
+    found = sample(model, steps=3)
+    assert len(StandIn.made) == 1 and StandIn.made[0].replays == 3 and equal(found, sample(load()[0], steps=3))
 
 
 def test_weights_that_move_all_the_time_are_not_recorded_all_the_time(recorded, sample, monkeypatch):
@@ -296,6 +445,7 @@ def test_weights_that_move_all_the_time_are_not_recorded_all_the_time(recorded, 
 
     looked = []
     monkeypatch.setattr(compat.Whereabouts, "unchanged", lambda self: len(looked.append(1) or looked) % 2 == 1)
+    monkeypatch.setattr(compat.Whereabouts, "may_come_back", lambda self: False)
     sample(recorded(), steps=20)
     assert len(StandIn.made) == 4 and all(recording.closed for recording in StandIn.made)
 
@@ -332,6 +482,24 @@ def test_compiled_blocks_are_recorded_where_that_works(recorded, sample, monkeyp
     with torch.compiler.set_stance("force_eager"):
         sample(model, steps=6)
     assert len(StandIn.made) == expected
+
+
+def test_a_model_without_blocks_has_nothing_to_give_back(pack):
+    """A text encoder is patched by the same patchers."""
+    from comfyui_hlwq.nodes.running import recorded_blocks
+
+    assert recorded_blocks.release(torch.nn.Linear(2, 2)) == 0 and not recorded_blocks.end_run(torch.nn.Linear(2, 2))
+
+
+def test_scratch_goes_with_the_recordings(recorded, sample):
+    """Between runs they hold it anyway; without them nobody does."""
+    from comfyui_hlwq.hlwq_core.running import scratch
+
+    model = recorded()
+    sample(model, steps=6)
+    assert scratch.nbytes(torch.device("cpu"))
+    model.detach()
+    assert not scratch.nbytes(torch.device("cpu"))
 
 
 def test_other_models_and_other_versions_are_left_alone(pack):

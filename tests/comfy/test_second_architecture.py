@@ -117,6 +117,7 @@ def test_pack_rest_packs_the_large_layers(wan, tmp_path, sample, distance, monke
     from comfyui_hlwq.hlwq_core.codec import codec
     from comfyui_hlwq.nodes import load_checkpoint, model_loading
     from comfyui_hlwq.nodes.running import patchers
+    from comfyui_hlwq.nodes.running.choices import Choices
 
     tensors = load_file(wan)
     encoded = codec.encode(tensors.pop("blocks.0.self_attn.q.weight"))
@@ -125,7 +126,7 @@ def test_pack_rest_packs_the_large_layers(wan, tmp_path, sample, distance, monke
     save_file(tensors, tmp_path / "wan.safetensors")
     monkeypatch.setattr(model_loading, "PACK_REST_FROM", 1 << 15)
     with torch.inference_mode():
-        small = load_checkpoint.load_checkpoint(tmp_path / "wan.safetensors", pack_rest=True)[0]
+        small = load_checkpoint.load_checkpoint(tmp_path / "wan.safetensors", Choices(pack_rest=True))[0]
         large = load_checkpoint.load_checkpoint(tmp_path / "wan.safetensors")[0]
     packed = {key for key, _ in patchers.packed_modules(small)}
     assert "diffusion_model.text_embedding.0.weight" in packed and len(packed) > len(patchers.packed_modules(large))

@@ -17,12 +17,13 @@ LONGEST = 600
 # Who may import whom, the ground floor first: each room and the rooms that it may import from. A new room is a line here.
 LIBRARY = {
     "hlwq_core.errors": "",
+    "hlwq_core.switches": "",
     "hlwq_core.comfyui": "errors",
     "hlwq_core.media": "errors",
     "hlwq_core.terminal": "",
     "hlwq_core.format": "errors",
     "hlwq_core.models": "errors format",
-    "hlwq_core.backends": "errors format",
+    "hlwq_core.backends": "errors switches format",
     "hlwq_core.running": "errors format backends",
     "hlwq_core.codec": "errors format backends",
     "hlwq_core.checkpoints": "errors format models backends",
@@ -40,7 +41,7 @@ FLOORS: dict[str, set[str]] = {
 } | {
     "nodes.compat": {"hlwq_core.errors"},
     "nodes.running": {
-        "nodes.compat", "hlwq_core.errors", "hlwq_core.format", "hlwq_core.backends", "hlwq_core.running"
+        "nodes.compat", "hlwq_core.errors", "hlwq_core.switches", "hlwq_core.format", "hlwq_core.backends", "hlwq_core.running"
     },
     "nodes": {
         "hlwq_core",

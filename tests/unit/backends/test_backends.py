@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[3]
 
 
 def test_choice(monkeypatch):
-    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(backends.SWITCH, raising=False)
     assert backends.choose("cpu").name == "eager"
     assert "CUDA" in backends.unavailable_reasons("cpu")["cuda"]
     assert "Triton" in backends.unavailable_reasons("cpu")["triton"]
@@ -31,7 +31,7 @@ def test_choice(monkeypatch):
         backends.choose("cpu", "cuda")
     with pytest.raises(InputError, match="unknown HLWQ backend"):
         backends.choose("cpu", "quick")
-    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "eager")
+    monkeypatch.setenv(backends.SWITCH, "eager")
     assert backends.choose("cpu", "auto").name == "eager"
 
 
