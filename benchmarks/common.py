@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -75,3 +76,15 @@ def seconds(function: Callable[[], Any], repeat: int = 20, warm: int = 3, device
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+
+
+def hold(free_gib: float) -> Any:
+    """A second process that holds all but `free_gib` of the card's memory, until it is no longer referenced."""
+    code = (
+        "import sys, torch; free, _ = torch.cuda.mem_get_info(); "
+        f"kept = torch.empty(max(0, free - int({free_gib} * 2**30)), dtype=torch.uint8, device='cuda'); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline().strip() == "held"
+    return process

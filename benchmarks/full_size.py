@@ -22,8 +22,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import core
+from common import hold
 
-FORMATS = ("bf16", "fp8", "gguf_q5k", "hlwq", "hlwq_packed", "hlwq_kept", "hlwq_graphs", "hlwq_fast", "hlwq_fast_kept")
+# What the loader is asked for (choices.Choices), less than it does by itself: each measures one thing. `installed` is as it is.
+HLWQ: dict[str, dict[str, Any]] = {
+    "hlwq": {"keep_decoded": False, "record_blocks": False, "attention": "comfyui"},
+    "hlwq_packed": {"keep_decoded": False, "record_blocks": False, "attention": "comfyui"},
+    "hlwq_kept": {"record_blocks": False, "attention": "comfyui"},
+    "hlwq_graphs": {"keep_decoded": False, "attention": "comfyui"},
+    "hlwq_fast": {"mode": "fast", "keep_decoded": False},
+    "hlwq_fast_kept": {"mode": "fast"},
+    "hlwq_installed": {},
+}
+FORMATS = ("bf16", "fp8", "gguf_q5k", *HLWQ)
 PREFIX = "model.diffusion_model."
 # Video latents of 768×512×121, 1536×1024×121 and a small one, by their number of tokens: frames, height, width.
 SIZES = {96: (2, 6, 8), 2048: (8, 16, 16), 6144: (16, 16, 24), 24576: (16, 32, 48)}
@@ -190,13 +201,12 @@ def _load_opaque(weights: dict, tensors: dict, metadata: dict, options: dict) ->
 def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> Any:
     import comfy.sd
 
-    os.environ["HLWQ_KEEP_DECODED"] = "1" if kind.endswith("_kept") else "0"
     core.pack()
     from comfyui_hlwq.hlwq_core.codec import codec
     from comfyui_hlwq.hlwq_core.format.packed import PackedLayer
     from comfyui_hlwq.hlwq_core.running import packed_tensor
     from comfyui_hlwq.nodes import compat, model_loading
-    from comfyui_hlwq.nodes.running import packed_ops, patchers, recorded_blocks
+    from comfyui_hlwq.nodes.running import choices, packed_ops
 
     device = compat.model_management.get_torch_device()
 
@@ -219,16 +229,11 @@ def _load_hlwq(kind: str, weights: dict, layers: list[str], metadata: dict) -> A
         stripped, model_options={"custom_operations": packed_ops.PackedOperations}, metadata=metadata
     )
     model_loading.decode_where_no_linear(model.model)
-    if kind.startswith("hlwq_fast"):
-        from comfyui_hlwq.hlwq_core import backends
-
-        chosen, reason = backends.choose_fast(device)
-        if chosen is None and device.type == "cuda":
-            raise SystemExit(f"fast mode is not available: {reason}")
-        model_loading.make_fast(model.model, chosen or "fp8")
-    if kind.startswith("hlwq_fast") or kind == "hlwq_graphs":
-        recorded_blocks.use(model.model)
-    return patchers.adopt(model)
+    model = model_loading.run_as_chosen(model, choices.Choices(**HLWQ[kind]))
+    layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
+    if device.type == "cuda" and kind.startswith("hlwq_fast") and layer.eight_bit is None:
+        raise SystemExit("fast mode is not available")
+    return model
 
 
 def with_lora(model: Any, rank: int) -> Any:
@@ -436,7 +441,8 @@ def main() -> None:
     device = comfy.model_management.get_torch_device()
     begun = time.perf_counter()
     model = load(args.format, args.blocks, args.small)
-    attend(model, args.attention or ("cudnn" if args.format.startswith("hlwq_fast") else "core"))
+    if args.attention:
+        attend(model, args.attention)
     if args.lora:
         model = with_lora(model, args.lora)
     result: dict[str, Any] = {"format": args.format, "dynamic": DYNAMIC, "load_s": time.perf_counter() - begun}
@@ -450,7 +456,7 @@ def main() -> None:
     counted = count_bus_bytes() if DYNAMIC else {"bytes": 0}
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what encoding took is free too
-    holder = hold(args.free, device) if args.free and device.type == "cuda" else None
+    holder = hold(args.free) if args.free and device.type == "cuda" else None
 
     ask = functools.partial(answer, model, steps=args.steps, counted=counted, device=device)
     if args.serve:
@@ -492,21 +498,7 @@ def attend(model: Any, how: str) -> None:
         if reason is not None and device.type == "cuda":
             raise SystemExit(f"no cuDNN attention: {reason}")
         if reason is None:
-            faster_attention.use(model)
-
-
-def hold(free_gib: float, device: torch.device) -> Any:
-    """A second process that holds all but `free_gib` of the card's memory, until it is no longer referenced."""
-    import subprocess
-
-    code = (
-        "import sys, torch; free, _ = torch.cuda.mem_get_info(); "
-        f"kept = torch.empty(max(0, free - int({free_gib} * 2**30)), dtype=torch.uint8, device='cuda'); "
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline().strip() == "held"
-    return process
+            faster_attention.use(model, faster_attention.faster_attention)
 
 
 if __name__ == "__main__":

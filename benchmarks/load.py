@@ -121,7 +121,7 @@ def measure(kind: str, path: Path, size: str, latents: Path) -> dict[str, Any]:
         read = _read_from_disk()
         begun = time.perf_counter()
         if packed:
-            model = model_loading.diffusion_model(model_loading.open_complete(path), "auto")
+            model = model_loading.diffusion_model(model_loading.open_complete(path))
         else:
             model = comfy.sd.load_diffusion_model(str(path))
         loaded = time.perf_counter() - begun
