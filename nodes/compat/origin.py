@@ -5,6 +5,7 @@ Source: ComfyUI 0.30.0, `server.py`, `create_origin_only_middleware`; with --ena
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit
 
 import server
@@ -22,7 +23,7 @@ def _own() -> object:
     return check
 
 
-_check = getattr(server, "create_origin_only_middleware", _own)()
+_check: Any = getattr(server, "create_origin_only_middleware", _own)()
 
 
 async def accepted(request: web.Request) -> bool:
