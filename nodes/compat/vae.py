@@ -6,14 +6,17 @@ Sources: ComfyUI 0.30.0, `comfy/sd.py` (VAE.decode, decode_tiled), `comfy/ldm/li
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as ltx_vae
 import comfy.model_management
 import torch
+
+_CPU_PIECE = 1 << 20
 
 
 def streams(vae: Any) -> bool:
@@ -47,9 +50,22 @@ def decode_into(vae: Any, latent: torch.Tensor, take: Callable[[torch.Tensor], N
         vae.process_output(pixels)
         take(pixels[0].movedim(0, -1))
 
-    with comfy.model_management.cuda_device_context(vae.device):
+    with comfy.model_management.cuda_device_context(vae.device), _small_pieces(vae.device):
         samples = latent.to(device=vae.device, dtype=vae.vae_dtype)
         vae.first_stage_model.decode(samples, output_buffer=_Sink(finished))
+
+
+@contextlib.contextmanager
+def _small_pieces(device: torch.device) -> Iterator[None]:
+    """On a CPU, pieces that fit its caches in place of those that core chooses for cards: it needs dozens of them at its
+    peak, which is gigabytes of the host's memory."""
+    chosen = ltx_vae.get_max_chunk_size
+    if device.type == "cpu":
+        ltx_vae.get_max_chunk_size = lambda device: _CPU_PIECE
+    try:
+        yield
+    finally:
+        ltx_vae.get_max_chunk_size = chosen
 
 
 def make_room(vae: Any, nbytes: int) -> int:
@@ -61,7 +77,7 @@ def make_room(vae: Any, nbytes: int) -> int:
 
 def chunk_bytes(vae: Any) -> int:
     """Bytes of the pieces that LTX's decoder works in, which depend on the card's memory."""
-    return ltx_vae.get_max_chunk_size(vae.device)
+    return _CPU_PIECE if vae.device.type == "cpu" else ltx_vae.get_max_chunk_size(vae.device)
 
 
 def item_bytes(vae: Any) -> int:
