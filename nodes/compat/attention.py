@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -25,7 +26,11 @@ def defined_in(value: Any) -> str:
 
 def is_cores_override(override: Any) -> bool:
     """Whether an override of the attention is the one that core's node sets: another of core's functions, and nothing else."""
-    return defined_in(override) == "comfy.model_patcher"
+    if defined_in(override) != "comfy.model_patcher":
+        return False
+    attends = inspect.getclosurevars(override).nonlocals.get("optimized_attention")
+    # Behind core's decorator, which other packs may use too.
+    return attends is not None and defined_in(inspect.unwrap(attends)) == _attention.__name__
 
 
 def arithmetic() -> tuple:

@@ -21,7 +21,7 @@ def chosen(load, pack):
         return inspect.unwrap(core.optimized_attention)(*args, **kwargs)
 
     model = load()[0]
-    faster_attention.use(model)
+    faster_attention.use(model, faster_attention.faster_attention)
     clone = model.clone()
     if hasattr(clone, "set_model_optimized_attention"):
         clone.set_model_optimized_attention(attention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 
 import pytest
 import torch
@@ -185,15 +186,24 @@ def test_it_can_be_turned_off_in_an_emergency(kernels, monkeypatch):
     assert all(faster_attention.choose(name, CPU).override is None for name in faster_attention.NAMES)
 
 
-def test_cores_own_attention_node_is_known_and_another_packs_is_not(load):
+def as_core_sets_it(attends):
+    """What ModelPatcher.set_model_optimized_attention makes of an attention, in ComfyUI 0.33 and later."""
+    optimized_attention = attends
+
+    def override(_, *args, **options):
+        return optimized_attention(*args, **options)
+
+    return types.FunctionType(override.__code__, {"__name__": "comfy.model_patcher"}, closure=override.__closure__)
+
+
+def test_cores_own_attention_node_is_known_and_another_packs_is_not(pack):
+    """Blocks are recorded with the one, not with the other: what it does besides attending, nobody knows."""
+    import comfy.ldm.modules.attention as core
     from comfyui_hlwq.nodes.running import faster_attention
 
-    def of_another_pack(function, *args, **options):
-        return function(*args, **options)
+    def of_another_pack(q, k, v, heads, **options):
+        return q
 
-    model = load()[0].clone()
-    assert not faster_attention.is_known(of_another_pack)
-    if not hasattr(model, "set_model_optimized_attention"):
-        pytest.skip("this ComfyUI has no attention node")
-    model.set_model_optimized_attention(torch.nn.functional.scaled_dot_product_attention)
-    assert faster_attention.is_known(model.model_options["transformer_options"][faster_attention.KEY])
+    assert faster_attention.is_known(as_core_sets_it(core.attention_pytorch))
+    for foreign in (of_another_pack, core.wrap_attn(of_another_pack)):
+        assert not faster_attention.is_known(foreign) and not faster_attention.is_known(as_core_sets_it(foreign))
