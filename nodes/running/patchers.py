@@ -282,7 +282,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
         first_load.load(self, self.load_device)
         still_loaded.note(self)
 
-    def restore_loaded_backups(self):
+    def restore_loaded_backups(self) -> Any:
         """As in core: small weights leave the card."""
         still_loaded.forget(self)
         return super().restore_loaded_backups()
