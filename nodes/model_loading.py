@@ -20,6 +20,7 @@ from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refu
 from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, UnsupportedError
 from ..hlwq_core.format.codebook import VERSIONS
+from ..hlwq_core.format.packing import BITS
 from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import fast, packed_tensor
 from . import compat
@@ -295,6 +296,7 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
     device = compat.model_management.get_torch_device()
     like = ckpt.info(ckpt.names()[0])
     version = like.codebook if like.codebook in VERSIONS else "infinite"
+    bits = like.bits if like.bits in BITS else 5
     rest = [
         module
         for module in model.modules()
@@ -306,8 +308,8 @@ def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> Non
     bar = compat.ProgressBar(len(rest))
     for module in rest:
         weight = module.weight
-        encoded = codec.encode(weight.to(device), like.bits, version, norms="search")
-        packed = encoded.layer("byte" if like.bits == 8 else "msb").to("cpu")
+        encoded = codec.encode(weight.to(device), bits, version, norms="search")
+        packed = encoded.layer("byte" if bits == 8 else "msb").to("cpu")
         module.weight = packed_tensor.as_parameter(packed_tensor.quantized_tensor(packed, weight.dtype, backend))
         bar.update(1)
     _log.info("HLWQ: packed %d more layers at load", len(rest))

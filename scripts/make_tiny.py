@@ -17,6 +17,8 @@ What is made (57 MB in a second, the same bytes on every run of one machine), un
     models/text_encoders/gemma_3_tiny.safetensors     48 narrow layers, vision tower, sentencepiece model
     models/text_encoders/gemma-3-tiny-HLWQ-Q5/        the same quantized (V2 naming, 5 bits)
     models/reference/ltx23_tiny_bf16.safetensors      the checkpoint decoded, one file with config metadata
+    ltx25/models/diffusion_models/ltx25_tiny_bf16.safetensors   a transformer of LTX-2.5 alone, where ComfyUI knows it;
+    ltx2/models/diffusion_models/ltx2_tiny_bf16.safetensors     and one of LTX-2: beside models/, not in its lists
     models/loras/ltx-2.3-tiny-distilled-lora.safetensors        rank 4, on every quantized Linear
     models/latent_upscale_models/ltx-2.3-*-tiny.safetensors     the upscalers with config metadata
     input/start.png, input/voice.wav              768×512 picture; 3 s of stereo tones

@@ -30,7 +30,7 @@ class Whole:
     """What there must be, and what of it there is.
 
     Attributes:
-        model: `LTX-2.3 22B`, `LTX-2.3 of another size`, or `unknown`.
+        model: `LTX-2.3 22B`, `LTX-2.3 of another size`, `LTX-2` where the published sizes are not known, or `unknown`.
         found: the family, None where it is not known.
         config: of a known family, None if there is none that fits: then `error` says why.
         names: every tensor that the parts that are there need; for an unknown model those that are there, and those that
@@ -93,22 +93,25 @@ def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: lis
         result.names = [found.own(name) for name in marks]
         result.error = _unknown_version(checkpoint, family)
         return
-    result.model = family.full if _is_full(family, shapes) else f"{family.name} of another size"
+    full = _is_full(family, shapes)
+    result.model = family.full if full else f"{family.name} of another size" if family.tensors() else family.name
     needed = None
     try:
         result.config = _config(checkpoint, family, shapes)
         needed = family.needed(result.config.values)
     except ConfigError as error:
         result.error = error
-        if _is_full(family, shapes) and family.config is not None:
+        if full and family.config is not None:
             needed = family.needed(family.config())
     if needed is None:
         result.names = [found.own(name) for name in dict.fromkeys([*marks, *missing_in_blocks(marks)])]
         return
     absent = [part for part in family.parts[1:] if not any(map(part.holds, marks))]
     lost = not set(needed[TRANSFORMER]) <= {found.canonical(name) for name in have}
-    # What took a part of the transformer along took more: then nothing was left out on purpose.
-    result.absent = [part for part in absent if not (lost and needed.get(part.name))]
+    if lost and (len(absent) < len(family.parts) - 1 or not checkpoint.plain_names()):
+        # What took a part of the transformer along took more than that: nothing was left out on purpose.
+        absent = [part for part in absent if not needed.get(part.name)]
+    result.absent = absent
     names: list[str] = []
     for part in family.parts:
         if part not in result.absent:
@@ -117,7 +120,7 @@ def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: lis
     known = set(names)
     result.names = [found.own(name) for name in names]
     result.unexpected = [found.own(name) for name in marks if name not in known]
-    if _is_full(family, shapes):
+    if full:
         expected = family.tensors()
         wrong = [name for name, shape in shapes.items() if name in expected and tuple(shape) != expected[name][1]]
         result.wrong_shapes = [found.own(name) for name in wrong]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from . import ltx, ltx2, ltx23, ltx25
 from .family import DIFFUSION, Family
 
-# The first that recognises a checkpoint is it: what has fewer marks of its own stands further down.
-FAMILIES: tuple[Family, ...] = (ltx25.FAMILY, ltx23.FAMILY, ltx2.FAMILY, ltx.UNKNOWN)
-DEFAULT = ltx23.FAMILY
+# Modules, each with a `FAMILY`. The first that recognises a checkpoint is it: what has fewer marks stands further down.
+_TABLE = ("ltx25", "ltx23", "ltx2", "ltx")
+FAMILIES: tuple[Family, ...] = tuple(importlib.import_module(f".{name}", __package__).FAMILY for name in _TABLE)
+# What was published before files said what they are.
+DEFAULT = next(family for family in FAMILIES if family.key == "ltx23")
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

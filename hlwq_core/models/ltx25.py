@@ -5,11 +5,12 @@ Its files hold one component each: transformer, text encoder (Gemma 4 with the p
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 from typing import Any
 
-from . import ltx
+from . import ltx, ltx23
 from .family import DIFFUSION, TRANSFORMER, Contradiction, Family, Shapes, TextEncoder, Values, has_any
 
 _KEYFRAMES = f"{DIFFUSION}keyframes_abs_pos_embedding"
@@ -40,6 +41,14 @@ def needed(config: Values) -> dict[str, list[str]]:
     return {TRANSFORMER: ltx.transformer(_values(config)), ltx.PROJECTION: projection}
 
 
+@functools.lru_cache(maxsize=1)
+def tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The transformer of LTX-2.5 22B: LTX-2.3's tensors and shapes, as far as it has them."""
+    older = ltx23.tensors()
+    names = needed({"transformer": {**ltx23.config()["transformer"], "ff_bias": False}})[TRANSFORMER]
+    return {name: older.get(name, ("BF16", (1, 4096))) for name in names}
+
+
 def check(config: Values, shapes: Shapes) -> list[Contradiction]:
     """As of every LTX; and a config that asks for biases in the feed-forwards is another version's."""
     block = f"{DIFFUSION}transformer_blocks.0.ff.net.2"
@@ -58,6 +67,7 @@ FAMILY = Family(
     parts=ltx.PARTS,
     form=ltx.form,
     check=check,
+    tensors=tensors,
     comfyui="0.32.0",
     recipe="ltx25",
     limits=ltx.LIMITS,

@@ -16,7 +16,7 @@ from hlwq_core.codec.codec import Encoded, encode
 from hlwq_core.format.writer import write_safetensors
 
 from . import gemma, structure
-from .config import config, upscaler_config
+from .config import config, upscaler_config, version_config
 from .noise import normal
 from .transformer import PREFIX
 
@@ -62,9 +62,19 @@ def everything(dest: Path) -> None:
         metadata = {"config": json.dumps(upscaler_config(kind))}
         save(models / "latent_upscale_models" / f"{stem}-tiny.safetensors", state, metadata)
 
+    for version in ("ltx25", "ltx2"):
+        if structure.knows(version):
+            _write_version(dest / version / "models", version)
     _write_gemma(models)
     save(models / "loras" / "ltx-2.3-tiny-distilled-lora.safetensors", _lora(weights, list(encoded)))
     _write_inputs(dest / "input")
+
+
+def _write_version(models: Path, version: str) -> None:
+    """A tiny transformer of another version, alone: with the prefix and its config, as such files are published."""
+    tiny = version_config(version)
+    state = structure.of_version(version, tiny)
+    save(models / "diffusion_models" / f"{version}_tiny_bf16.safetensors", state, {"config": json.dumps(tiny)})
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

@@ -57,6 +57,26 @@ def config() -> dict[str, Any]:
     return tiny
 
 
+def version_config(version: str) -> dict[str, Any]:
+    """The config of a tiny transformer alone, of another version: `ltx25` or `ltx2`."""
+    tiny = {"transformer": config()["transformer"]}
+    if version == "ltx25":
+        tiny["transformer"] |= {"ff_bias": False, "audio_ff_bias": True}
+    else:
+        tiny["transformer"] |= {
+            "apply_gated_attention": False,
+            "connector_apply_gated_attention": False,
+            "cross_attention_adaln": False,
+            "caption_proj_before_connector": False,
+            "caption_channels": GEMMA_WIDTH,
+            "connector_attention_head_dim": 32,
+            "connector_num_attention_heads": GEMMA_WIDTH // 32,
+            "audio_connector_attention_head_dim": 32,
+            "audio_connector_num_attention_heads": GEMMA_WIDTH // 32,
+        }
+    return tiny
+
+
 def upscaler_config(kind: str) -> dict[str, Any]:
     """An upscaler's config as it stands in file metadata; `kind` is spatial or temporal."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from typing import Any
@@ -31,6 +32,22 @@ def checkpoint(config: dict[str, Any]) -> State:
     weights |= _video_vae(config["vae"])
     weights |= _audio_vae(config)
     return {name: value.float() if "scale_shift_table" in name else value.bfloat16() for name, value in weights.items()}
+
+
+def knows(version: str) -> bool:
+    """Whether this ComfyUI builds a version's transformer: `ltx2`, `ltx23` or `ltx25`."""
+    return version != "ltx25" or "audio_ff_bias" in inspect.signature(LTXAVModel).parameters
+
+
+def of_version(version: str, config: dict[str, Any]) -> State:
+    """The transformer of a version, under its published names, in the published dtypes."""
+    keyframes = {"use_keyframes_abs_pos_embedding": True} if version == "ltx25" else {}
+    model = LTXAVModel(**config["transformer"], **keyframes, device="meta", operations=comfy.ops.disable_weight_init)
+    weights: State = {}
+    for name, value in model.state_dict().items():
+        made = transformer.weight(transformer.PREFIX + name, tuple(value.shape))
+        weights[transformer.PREFIX + name] = made.float() if "scale_shift_table" in name else made.bfloat16()
+    return weights
 
 
 def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -34,6 +34,15 @@ def test_ltx25_lacks_96_biases_and_has_a_place_for_keyframes() -> None:
     assert len(lost) == 96 and all(".ff.net." in name and name.endswith(".bias") for name in lost)
 
 
+def test_ltx25_at_full_size_is_planned_from_names_alone() -> None:
+    """What `quantize --plan` says of the published transformer: as many layers as of LTX-2.3's, and their size."""
+    from hlwq_core.models.recipes import load_recipe, planned_size
+
+    described = [(name, dtype, shape) for name, (dtype, shape) in ltx25.tensors().items()]
+    size = planned_size(load_recipe("ltx25"), described)
+    assert size.layers == 48 * 28 + 3 and 11.8e9 < size.codes + size.norms < 12e9
+
+
 @pytest.mark.parametrize("bare", [False, True], ids=["prefixed", "bare"])
 @pytest.mark.parametrize("family", KNOWN, ids=lambda family: family.key)
 def test_a_transformer_alone_is_recognised(family: Family, bare: bool) -> None:
@@ -62,7 +71,7 @@ def test_codes_alone_are_the_published_model() -> None:
 def test_an_ltx_without_any_mark_is_of_an_unknown_version() -> None:
     base = [name for name in names_of(ltx2.FAMILY) if "caption_projection" not in name and "aggregate" not in name]
     found = families.recognise(base)
-    assert found is not None and found.family is ltx.UNKNOWN and not found.family.known
+    assert found is not None and found.family is ltx.FAMILY and not found.family.known
 
 
 def test_other_models_are_none() -> None:
