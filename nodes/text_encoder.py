@@ -17,8 +17,9 @@ from ..hlwq_core.errors import IncompleteError, InputError, UnsupportedError
 from ..hlwq_core.format.bounded import read_bytes
 from ..hlwq_core.format.safefile import read_header
 from ..hlwq_core.format.variants import holds_codes
+from ..hlwq_core.models import families
 from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
-from . import compat, gemma, locations
+from . import compat, gemma, gemma4, locations
 from .locations import GEMMA_FILES, text_encoders
 from .running.packed_ops import PackedOperations
 from .running.patchers import adopt
@@ -32,12 +33,12 @@ State = dict[str, torch.Tensor]
 def load_text_encoder(
     text_encoder: Path, checkpoint: Path, device: str = "default", disable_dynamic: bool = False
 ) -> Any:
-    """A CLIP that encodes prompts for LTX-2.3.
+    """A CLIP that encodes prompts for LTX-2.3 or LTX-2.5.
 
     Args:
         text_encoder: a Gemma 3 file in ComfyUI's or Hugging Face's naming (plain, or in one of core's quantized
-            formats), or an HLWQ file or folder of one. HLWQ weights stay packed.
-        checkpoint: an HLWQ checkpoint of LTX-2.3, for `text_embedding_projection.*`.
+            formats), or an HLWQ file or folder of one; for LTX-2.5 Gemma 4 with its projection. HLWQ weights stay packed.
+        checkpoint: the model's HLWQ checkpoint; that of LTX-2.3 holds `text_embedding_projection.*`.
         device: `default` or `cpu`.
         disable_dynamic: load for core's other patcher, whose weights do not live in dynamic VRAM.
 
@@ -48,12 +49,36 @@ def load_text_encoder(
     """
     compat.require(compat.Feature.TEXT_ENCODER)
     language = _read_gemma(text_encoder)
+    opened = open_checkpoint(checkpoint, source=compat.file_source())
+    kind = "gemma4" if gemma4.is_gemma4(language) else "gemma3"
+    _refuse_other_version(opened, kind, text_encoder)
+    if kind == "gemma4":
+        gemma4.check(language, text_encoder, opened)
+        clip = gemma4.clip(language, device, disable_dynamic)
+        clip.patcher.cached_patcher_init = (_patcher_again, (text_encoder, checkpoint, device))
+        return clip
     sizes = _gemma_sizes(language, text_encoder)
     if "spiece_model" not in language:
         _add_tokenizer(language, text_encoder if text_encoder.is_dir() else text_encoder.parent)
-    projection = _read_projection(open_checkpoint(checkpoint, source=compat.file_source()), checkpoint, sizes)
+    projection = _read_projection(opened, checkpoint, sizes)
     _check_pair(sizes, projection, text_encoder, checkpoint)
     return _clip(language, projection, sizes, (text_encoder, checkpoint, device), disable_dynamic)
+
+
+def _refuse_other_version(checkpoint: Checkpoint, kind: str, path: Path) -> None:
+    """Name a text encoder that the checkpoint's family was not trained with."""
+    found = families.recognise([*checkpoint.names(), *checkpoint.plain_names()])
+    wanted = found.family.text_encoder if found else None
+    if found is None or wanted is None or wanted.kind == kind:
+        return
+    name = {"gemma3": "Gemma 3", "gemma4": "Gemma 4"}[kind]
+    raise InputError(
+        f"this text encoder is a {name}, and {found.family.name} is prompted by {wanted.name}",
+        file=path,
+        expected=f"{wanted.name}, for {checkpoint.path}",
+        found=name,
+        fix=f"choose {wanted.files}, or a checkpoint that goes with {name}",
+    )
 
 
 def _read_gemma(path: Path) -> State:

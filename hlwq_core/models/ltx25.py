@@ -58,6 +58,7 @@ def check(config: Values, shapes: Shapes) -> list[Contradiction]:
     return ltx.check(config, shapes)
 
 
+ENCODER = TextEncoder("Gemma 4 12B", "gemma4", "gemma4-12b-with-proj-ltx-2.5-*.safetensors (models/text_encoders/)")
 FAMILY = Family(
     key="ltx25",
     name="LTX-2.5",
@@ -71,7 +72,5 @@ FAMILY = Family(
     comfyui="0.32.0",
     recipe="ltx25",
     limits=ltx.LIMITS,
-    text_encoder=TextEncoder(
-        "Gemma 4 12B", "gemma4", "gemma4-12b-with-proj-ltx-2.5-*.safetensors (models/text_encoders/)"
-    ),
+    text_encoder=ENCODER,
 )

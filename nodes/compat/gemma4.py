@@ -1,0 +1,25 @@
+"""Core's loader of text encoders, which knows Gemma 4 since 0.32.0. Source: ComfyUI of 2026-08-22, `comfy/sd.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import torch
+
+
+def known() -> bool:
+    """Whether this ComfyUI knows Gemma 4 12B as a text encoder of LTX."""
+    return hasattr(comfy.sd.TEModel, "GEMMA_4_12B")
+
+
+def load(state: dict[str, torch.Tensor], model_options: dict[str, Any], disable_dynamic: bool) -> Any:
+    """A CLIP of a text encoder's tensors, by core's own detection."""
+    return comfy.sd.load_text_encoder_state_dicts(
+        [state],
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType.LTXV,
+        model_options=model_options,
+        disable_dynamic=disable_dynamic,
+    )
