@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..hlwq_core.checkpoints.find import Scan
 from ..hlwq_core.errors import HLWQError, InputError
+from ..hlwq_core.models import ltx23
 from . import listing
 from .compat import folder_paths
 
@@ -25,7 +26,7 @@ DENSE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 # What a list shows of one folder at most; a path that it leaves out can still be given by name.
 _LONGEST = 5_000
 
-GEMMA_FILES = "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
+GEMMA_FILES = ltx23.ENCODER.files
 
 Labelled = Mapping[str, Path]
 

@@ -303,17 +303,19 @@ class HLWQLoadTextEncoder(io.ComfyNode):
             node_id="HLWQLoadTextEncoder",
             display_name="HLWQ Load Text Encoder",
             category="HLWQ",
-            description="Gemma 3 and the text projection of an HLWQ checkpoint of LTX-2.3.",
+            description="The text encoder of an HLWQ checkpoint: Gemma 3 with the projection of LTX-2.3's checkpoint, or Gemma 4 "
+            "with its projection for LTX-2.5.",
             inputs=[
                 io.Combo.Input(
                     "text_encoder",
                     options=list(text_encoders(now=False)),
-                    tooltip="Gemma 3 12B: a file in models/text_encoders, plain, fp8, fp4 or HLWQ.",
+                    tooltip="LTX-2.3: Gemma 3 12B; LTX-2.5: Gemma 4 12B with projection. A file in models/text_encoders, plain, "
+                    "fp8, fp4 or HLWQ.",
                 ),
                 io.Combo.Input(
                     "checkpoint",
                     options=list(locations.checkpoints(now=False)),
-                    tooltip="The same HLWQ checkpoint as in HLWQ Load Checkpoint: it holds the text projection.",
+                    tooltip="The same HLWQ checkpoint as in the model's loader: LTX-2.3's holds the text projection.",
                 ),
                 io.Combo.Input(
                     "device",

@@ -17,6 +17,8 @@ Info = Mapping[str, Mapping[str, Any]]
 
 SHIPPED = Path(__file__).parents[2] / "workflows" / "api"
 _SEEDS = ("noise_seed", "seed")
+# The loaders of a model, and which of their outputs is the report.
+_REPORTS = {"HLWQLoadCheckpoint": 3, "HLWQLoadDiffusionModel": 1}
 # Words by which the files of this family are told apart.
 _TELLING = ("ltx", "gemma", "distilled", "spatial", "temporal")
 
@@ -190,16 +192,16 @@ def reseed(nodes: Nodes, step: int) -> Nodes:
 def add_loras(nodes: Nodes, loras: Iterable[tuple[str, float]]) -> None:
     """Put LoraLoaderModelOnly nodes between the model and all that uses it, in this order.
 
-    They come behind the node titled `Distilled LoRA`, or behind the checkpoint loader where there is none.
+    They come behind the node titled `Distilled LoRA`, or behind the model's loader where there is none.
     """
     source = find(nodes, "Distilled LoRA")
     if source is None:
-        loaders = [i for i, n in nodes.items() if n["class_type"] == "HLWQLoadCheckpoint"]
+        loaders = [i for i, n in nodes.items() if n["class_type"] in _REPORTS]
         if len(loaders) != 1:
             raise InputError(
                 "no place for a LoRA in this workflow",
-                expected="one HLWQLoadCheckpoint, or a node titled 'Distilled LoRA'",
-                found=f"{len(loaders)} HLWQLoadCheckpoint",
+                expected=f"one {' or '.join(_REPORTS)}, or a node titled 'Distilled LoRA'",
+                found=f"{len(loaders)} of them",
                 fix="put the LoRA into the workflow itself",
             )
         source = loaders[0]
@@ -227,14 +229,14 @@ def add_report(nodes: Nodes) -> str | None:
 
     An output node answers even when nothing had to be loaded again. None without a checkpoint loader.
     """
-    loaders = [i for i, n in nodes.items() if n["class_type"] == "HLWQLoadCheckpoint"]
+    loaders = [i for i, n in nodes.items() if n["class_type"] in _REPORTS]
     if not loaders:
         return None
     node_id = _new_id(nodes)
     nodes[node_id] = {
         "class_type": "PreviewAny",
         "_meta": {"title": "Report"},
-        "inputs": {"source": [loaders[0], 3]},
+        "inputs": {"source": [loaders[0], _REPORTS[nodes[loaders[0]]["class_type"]]]},
     }
     return node_id
 

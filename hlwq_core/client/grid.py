@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..models.ltx import LIMITS
 from . import graph
 from .graph import Nodes
 
-SQUARE = 32  # pixels of a latent's side
-GROUP = 8  # frames of a latent, after the first
+SQUARE = LIMITS.size  # pixels of a latent's side
+GROUP = LIMITS.frames  # frames of a latent, after the first
 LARGEST = 16384  # ComfyUI's own limit
 MOST_STEPS = 10_000
 SHORTEST_SOUND = 0.1  # seconds that core's audio VAE encodes; of 0.08 it makes nothing

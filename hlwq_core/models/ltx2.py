@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from . import ltx
-from .family import DIFFUSION, TRANSFORMER, Family, TextEncoder, Values, has_any
+from . import ltx, ltx23
+from .family import DIFFUSION, TRANSFORMER, Family, Values, has_any
 
 _MARKS = (f"{DIFFUSION}caption_projection.", f"{DIFFUSION}audio_caption_projection.", "text_embedding_projection.aggr")
 
@@ -35,7 +35,5 @@ FAMILY = Family(
     comfyui="0.30.0",
     recipe="ltx2",
     limits=ltx.LIMITS,
-    text_encoder=TextEncoder(
-        "Gemma 3 12B", "gemma3", "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
-    ),
+    text_encoder=ltx23.ENCODER,
 )

@@ -59,6 +59,7 @@ def config() -> dict[str, Any]:
     return values
 
 
+ENCODER = TextEncoder("Gemma 3 12B", "gemma3", "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)")
 FAMILY = Family(
     key="ltx23",
     name="LTX-2.3",
@@ -73,8 +74,6 @@ FAMILY = Family(
     comfyui="0.30.0",
     recipe="ltx23",
     limits=ltx.LIMITS,
-    text_encoder=TextEncoder(
-        "Gemma 3 12B", "gemma3", "gemma_3_12B_it*.safetensors of Comfy-Org/ltx-2 (models/text_encoders/)"
-    ),
+    text_encoder=ENCODER,
     repositories=REPOSITORIES,
 )

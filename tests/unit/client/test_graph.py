@@ -130,3 +130,15 @@ def test_files_that_are_no_workflow_in_api_form(tmp_path: Path) -> None:
             graph.load(path)
     with pytest.raises(InputError, match="cannot be read"):
         graph.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("loader", "report"), [("HLWQLoadCheckpoint", 3), ("HLWQLoadDiffusionModel", 1)])
+def test_loras_and_the_report_go_to_either_loader(loader: str, report: int) -> None:
+    nodes = {
+        "1": {"class_type": loader, "inputs": {"checkpoint": "a"}},
+        "2": {"class_type": "CFGGuider", "inputs": {"model": ["1", 0]}},
+    }
+    graph.add_loras(nodes, [("style.safetensors", 0.5)])
+    assert nodes["2"]["inputs"]["model"] == ["3", 0] and nodes["3"]["inputs"]["model"] == ["1", 0]
+    shown = graph.add_report(nodes)
+    assert shown is not None and nodes[shown]["inputs"]["source"] == ["1", report]
