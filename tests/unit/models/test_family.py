@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from .tree import Tree
+REPO = Path(__file__).resolve().parents[3]
 
 FAMILY = '''
 """Toy: a model of two matrices a block, with a head that may lie in a file of its own."""
@@ -57,6 +61,43 @@ for prefix in ("model.diffusion_model.", ""):
     assert not hlwq_core.verify("less_hlwq.safetensors").ok
 print("used")
 """
+
+
+class Tree:
+    """A copy of `hlwq_core` in a folder of its own.
+
+    Attributes:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        shutil.copytree(
+            REPO / "hlwq_core", root / "hlwq_core", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        )
+
+    def add(self, name: str, text: str) -> None:
+        """A new file; it must not be there."""
+        path = self.root / name
+        assert not path.exists(), name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def change_a_line(self, name: str, old: str, new: str) -> None:
+        """One line of a file, by a part of it."""
+        path = self.root / name
+        text = path.read_text(encoding="utf-8")
+        (line,) = [line for line in text.splitlines() if old in line]
+        assert "\n" not in new
+        path.write_text(text.replace(line, line.replace(old, new)), encoding="utf-8")
+
+    def run(self, code: str) -> str:
+        """What Python prints that runs this code with the copy."""
+        variables = os.environ | {"PYTHONPATH": str(self.root)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, env=variables, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 def test_a_family(tmp_path: Path) -> None:
