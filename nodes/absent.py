@@ -8,9 +8,13 @@ from typing import Any, NoReturn
 from ..hlwq_core.errors import IncompleteError
 
 
-def no_part(path: Path, part: str, instead: str) -> IncompleteError:
+class AbsentError(IncompleteError, AttributeError):
+    """A part is not in the checkpoint. As an AttributeError it lets ComfyUI ask what a value is (its caches do)."""
+
+
+def no_part(path: Path, part: str, instead: str) -> AbsentError:
     """The error: which part, of which checkpoint, and what to use for it."""
-    return IncompleteError(
+    return AbsentError(
         f"this checkpoint holds no {part}: use {instead}",
         file=path,
         expected=f"a {part} connected from another loader",
@@ -32,7 +36,7 @@ class AbsentPart:
         self._absent = (path, part, instead)
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # asked by Python and by whoever copies or shows values, not a use
+        if name.startswith("_"):  # asked by Python and by whoever copies or shows values, not a use
             raise AttributeError(name)
         raise no_part(*self._absent)
 

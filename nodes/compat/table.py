@@ -269,6 +269,13 @@ SAMPLING = (
 
 TEXT_ENCODER = (
     Name(
+        "comfy.sd.load_text_encoder_state_dicts",
+        TEXT,
+        call="state_dicts, embedding_directory=, clip_type=, model_options=, disable_dynamic=",
+    ),
+    Name("comfy.sd.CLIPType.LTXV", TEXT),
+    Name("comfy.sd.TEModel", TEXT),
+    Name(
         "comfy.sd.CLIP",
         TEXT,
         call="target, embedding_directory=, tokenizer_data=, parameters=, state_dict=, model_options=, disable_dynamic=",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import ModuleType
@@ -67,6 +68,8 @@ def test_the_loader_says_what_to_use_before_it_loads(comfy_base, alone, monkeypa
     for part, name in ((vae, "video VAE"), (audio_vae, "audio VAE")):
         with pytest.raises(IncompleteError, match=f"holds no {name}: use Load VAE"):
             part.decode(torch.zeros(1))
+        assert not hasattr(part, "is_dynamic"), "ComfyUI's caches ask every output when memory is short"
+        assert getattr(part, "value", None) is None and repr(part) and copy.copy(part) is not part
     monkeypatch.setattr(model_loading, "diffusion_model", lambda *_, **__: pytest.fail("it was loaded"))
     for output, name in ((1, "video VAE"), (2, "audio VAE")):
         with pytest.raises(IncompleteError, match=f"holds no {name}: use Load VAE"):
