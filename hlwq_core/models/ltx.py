@@ -135,12 +135,6 @@ def check(config: Values, shapes: Shapes) -> list[Contradiction]:
         if shapes[name][axis] not in (value, -(-value // BLOCK) * BLOCK if axis == 1 else value):
             found.append((name, f"{meaning} = {value}", f"{shapes[name][axis]} in shape {list(shapes[name])}"))
 
-    for what in ("num_layers", "connector_num_layers"):
-        if what in values and not (type(values[what]) is int and 0 < values[what] <= _MOST_BLOCKS):
-            return [
-                (DIFFUSION + "transformer_blocks", f"{what} = {values[what]!r}", f"1 to {_MOST_BLOCKS} are possible")
-            ]
-
     def product(a: str, b: str) -> int | None:
         factors = values.get(a), values.get(b)
         return factors[0] * factors[1] if None not in factors else None
