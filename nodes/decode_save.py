@@ -93,6 +93,8 @@ class HLWQDecodeSave(io.ComfyNode):
         container: str | None = None, preset: str | None = None, crf: int | None = None, bit_depth: str | None = None,
     ) -> bool | str:  # fmt: skip
         """Say before anything runs what could not be saved."""
+        if reason := compat.why_not(compat.Feature.DECODING):
+            return reason
         return refusal(
             False, filename_prefix, codec=codec, quality=quality, container=container, preset=preset, crf=crf,
             bit_depth=bit_depth,

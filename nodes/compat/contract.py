@@ -38,6 +38,7 @@ class Feature(enum.Enum):
     KEPT_DECODED = "decoded layers are not kept"
     RECORDINGS = "blocks are not recorded"
     FASTER_ATTENTION = "models attend as ComfyUI does"
+    DECODING = "HLWQ Decode + Save cannot be used"
     METADATA = "saved videos carry no workflow"
 
 

@@ -20,6 +20,7 @@ FIRST_LOAD = (Feature.FIRST_LOAD,)
 # What tells where dynamic VRAM has a layer; a recording replays with those addresses.
 RESIDENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS)
 STILL_LOADED = (Feature.STILL_LOADED,)
+DECODING = (Feature.DECODING,)
 LENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS, Feature.KEPT_DECODED)
 
 OPERATIONS = (
@@ -245,6 +246,32 @@ MODELS = (
     Name("comfy.cli_args.args.disable_metadata", (Feature.METADATA,)),
 )
 
+# LTX's video decoder, which hands frames to what it is given for a buffer, and what VAE.decode does around it.
+_VIDEO_VAE = "comfy.ldm.lightricks.vae.causal_video_autoencoder"
+DECODER = (
+    Name(f"{_VIDEO_VAE}.VideoVAE", DECODING, mentions="decoder comfy_has_chunked_io"),
+    Name(f"{_VIDEO_VAE}.VideoVAE.decode", DECODING, call="self, x, output_buffer="),
+    Name(f"{_VIDEO_VAE}.Decoder", DECODING, mentions="up_blocks causal get_max_chunk_size"),
+    Name(f"{_VIDEO_VAE}.Decoder.run_up", DECODING, mentions="output_buffer copy_"),
+    Name(f"{_VIDEO_VAE}.get_max_chunk_size", DECODING, parameters="device"),
+    Name(f"{_VIDEO_VAE}.UNetMidBlock3D", DECODING, mentions="res_blocks"),
+    Name(f"{_VIDEO_VAE}.DepthToSpaceUpsample", DECODING, mentions="stride"),
+    Name(
+        "comfy.sd.VAE",
+        DECODING,
+        mentions="first_stage_model patcher device vae_dtype vae_output_dtype process_output disable_offload latent_dim "
+        "latent_channels throw_exception_if_invalid temporal_compression_decode spacial_compression_decode",
+    ),
+    Name("comfy.sd.VAE.decode_tiled", DECODING, call="self, samples, tile_x=, tile_y=, overlap=, tile_t=, overlap_t="),
+    Name("comfy.model_patcher.ModelPatcher.get_free_memory", DECODING, call="self, device"),
+    Name("comfy.model_management.load_models_gpu", DECODING, call="models, memory_required=, force_full_load="),
+    Name("comfy.model_management.cuda_device_context", DECODING, call="device"),
+    Name("comfy.model_management.dtype_size", DECODING, call="dtype"),
+    Name("comfy.model_management.raise_non_oom", DECODING, call="e"),
+    Name("comfy.model_management.soft_empty_cache", DECODING, call=""),
+    Name("comfy_extras.nodes_lt_audio.LTXVAudioVAEDecode.execute", DECODING, call="samples, audio_vae"),
+)
+
 SAMPLING = (
     Name(
         "comfy.ldm.lightricks.av_model.LTXAVModel._process_transformer_blocks",
@@ -395,6 +422,7 @@ TABLE = (
     *PATCHERS,
     *PATCHES,
     *MODELS,
+    *DECODER,
     *SAMPLING,
     *TEXT_ENCODER,
     *QUANTIZED_TENSORS,

@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import comfy.ldm.lightricks.vae.causal_video_autoencoder as ltx_vae
-import comfy.model_management
 import torch
+
+from . import contract
+
+ltx_vae = contract.module("comfy.ldm.lightricks.vae.causal_video_autoencoder")
+_management = contract.module("comfy.model_management")
 
 _CPU_PIECE = 1 << 20
 
@@ -50,7 +53,7 @@ def decode_into(vae: Any, latent: torch.Tensor, take: Callable[[torch.Tensor], N
         vae.process_output(pixels)
         take(pixels[0].movedim(0, -1))
 
-    with comfy.model_management.cuda_device_context(vae.device), _small_pieces(vae.device):
+    with _management.cuda_device_context(vae.device), _small_pieces(vae.device):
         samples = latent.to(device=vae.device, dtype=vae.vae_dtype)
         vae.first_stage_model.decode(samples, output_buffer=_Sink(finished))
 
@@ -71,7 +74,7 @@ def _small_pieces(device: torch.device) -> Iterator[None]:
 def make_room(vae: Any, nbytes: int) -> int:
     """Load the VAE with so much memory free beside it, if it can be had; bytes that are free then."""
     vae.throw_exception_if_invalid()
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=nbytes, force_full_load=vae.disable_offload)
+    _management.load_models_gpu([vae.patcher], memory_required=nbytes, force_full_load=vae.disable_offload)
     return vae.patcher.get_free_memory(vae.device)
 
 
@@ -82,7 +85,7 @@ def chunk_bytes(vae: Any) -> int:
 
 def item_bytes(vae: Any) -> int:
     """Bytes of a number in the VAE."""
-    return comfy.model_management.dtype_size(vae.vae_dtype)
+    return _management.dtype_size(vae.vae_dtype)
 
 
 def reach(vae: Any) -> int:
@@ -107,7 +110,7 @@ def scales(vae: Any) -> tuple[int, int]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device had too little memory."""
     try:
-        comfy.model_management.raise_non_oom(error)
+        _management.raise_non_oom(error)
     except BaseException:
         return False
     return True
@@ -115,7 +118,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_cache() -> None:
     """Give back what torch keeps of the device's memory."""
-    comfy.model_management.soft_empty_cache()
+    _management.soft_empty_cache()
 
 
 def decode_sound(latent: Any, audio_vae: Any) -> dict[str, Any]:
