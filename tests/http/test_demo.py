@@ -66,7 +66,12 @@ def test_demo_leaves_no_process_behind(demo: list[str], tmp_path: Path, name: st
     log = tmp_path / "log"
     with log.open("wb") as out:
         variables = os.environ | {"HLWQ_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(demo, stdout=out, stderr=out, env=variables, cwd=tmp_path)
+        # Under nohup, or started in the background, we ignore the signal, and so would the demo.
+        before = signal.signal(getattr(signal, name), signal.SIG_DFL)
+        try:
+            process = subprocess.Popen(demo, stdout=out, stderr=out, env=variables, cwd=tmp_path)
+        finally:
+            signal.signal(getattr(signal, name), before)
     try:
         end = time.monotonic() + 120
         while not any("main.py" in command_of(pid) for pid in children_of(str(cache))):
