@@ -29,7 +29,7 @@ class HLWQDecodeSave(io.ComfyNode):
             display_name="HLWQ Decode + Save",
             category="HLWQ",
             description="Decodes a video latent and its sound and saves them as one file, frame by frame: "
-            "memory does not grow with the length.",
+            "never are all frames in memory.",
             search_aliases=["vae decode", "save video", "export mp4", "decode latent", "long video"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The sampler's latent: of a video, or joint with its sound."),
