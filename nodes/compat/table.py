@@ -244,6 +244,7 @@ MODELS = (
     Name("comfy.model_management.archive_model_dtypes", UPSCALERS, call="model"),
     Name("comfy.model_management.unet_offload_device", UPSCALERS, call=""),
     Name("comfy.cli_args.args.disable_metadata", (Feature.METADATA,)),
+    Name("server.create_origin_only_middleware", (Feature.ORIGIN,), call=""),
 )
 
 # LTX's video decoder, which hands frames to what it is given for a buffer, and what VAE.decode does around it.

@@ -203,7 +203,7 @@ def uses() -> set[str]:
             first, _, rest = chain.removeprefix("compat.").partition(".")
             if chain.startswith("compat.") and first in public:
                 found.add(f"{public[first]}.{rest}".rstrip("."))
-    return {path.removesuffix(".__init__") for path in found}
+    return {path.removesuffix(".__init__").removesuffix(".__name__") for path in found}
 
 
 def test_the_table_has_every_path_that_the_pack_names(contract, table):
@@ -212,6 +212,12 @@ def test_the_table_has_every_path_that_the_pack_names(contract, table):
     unnamed = [path for path in sorted(uses()) if path not in named and path not in sys.modules]
     assert unnamed == []
     assert len(uses()) > 50
+    for path in (REPO / "nodes" / "compat").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):  # modules come by contract.module
+                assert not [alias.name for alias in node.names if alias.name.startswith("comfy")], path.name
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module.startswith("comfy"):
+                assert {f"{node.module}.{alias.name}" for alias in node.names} <= named, path.name
 
 
 def test_the_table_has_every_attribute_that_the_pack_uses(table):
