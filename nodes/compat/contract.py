@@ -28,6 +28,7 @@ class Feature(enum.Enum):
 
     LOADING = "HLWQ checkpoints cannot be loaded"
     TEXT_ENCODER = "HLWQ Load Text Encoder cannot load"
+    GEMMA_4 = "Gemma 4 text encoders cannot be loaded"
     UPSCALERS = "HLWQ Load Upscaler and HLWQ Upscale Latent cannot be used"
     LORA = "LoRAs and other patches of packed weights are refused"
     SAVING = "models with packed weights cannot be saved"

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sd
 import folder_paths
 import torch
+
+from . import contract
+from .contract import Feature
+
+_sd = contract.module("comfy.sd")
 
 
 def known() -> bool:
     """Whether this ComfyUI knows Gemma 4 12B as a text encoder of LTX."""
-    return hasattr(comfy.sd.TEModel, "GEMMA_4_12B")
+    return contract.works(Feature.GEMMA_4) and hasattr(_sd.TEModel, "GEMMA_4_12B")
 
 
 def load(state: dict[str, torch.Tensor], model_options: dict[str, Any], disable_dynamic: bool) -> Any:
     """A CLIP of a text encoder's tensors, by core's own detection."""
-    return comfy.sd.load_text_encoder_state_dicts(
+    return _sd.load_text_encoder_state_dicts(
         [state],
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=comfy.sd.CLIPType.LTXV,
+        clip_type=_sd.CLIPType.LTXV,
         model_options=model_options,
         disable_dynamic=disable_dynamic,
     )

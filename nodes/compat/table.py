@@ -296,6 +296,13 @@ SAMPLING = (
 )
 
 TEXT_ENCODER = (
+    Name("comfy.sd.TEModel", (Feature.GEMMA_4,)),
+    Name("comfy.sd.CLIPType.LTXV", (Feature.GEMMA_4,)),
+    Name(
+        "comfy.sd.load_text_encoder_state_dicts",
+        (Feature.GEMMA_4,),
+        call="state_dicts, embedding_directory=, clip_type=, model_options=, disable_dynamic=",
+    ),
     Name(
         "comfy.sd.load_text_encoder_state_dicts",
         TEXT,
