@@ -272,7 +272,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     def load(self, *args: Any, **kwargs: Any) -> None:
         """As in core, but not again where nothing changed, and packed weights on the card stay good when the patches change:
         they are never written into them. What is still in the files is then read at once."""
-        if still_loaded.is_loaded(self):
+        if not kwargs.get("dirty") and still_loaded.is_loaded(self):
             compat.use_again(self)
             kept_decoded.use_again(self.model, self.load_device)
             return

@@ -161,3 +161,11 @@ def test_a_lora_is_loaded(dynamic):
     did.clear()
     patched.load(CARD)
     assert "load" in did
+
+
+def test_what_core_calls_dirty_is_loaded(dynamic):
+    made, did, _ = dynamic
+    made.load(CARD)
+    did.clear()
+    made.load(CARD, dirty=True)
+    assert "load" in did
