@@ -79,6 +79,10 @@ FAILING: dict[str, Graph] = {
         ],
         [("HLWQLoadTextEncoder", "CLIP", "CLIPTextEncode", 0), ("CLIPTextEncode", "CONDITIONING", "PreviewAny", 0)],
     ),
+    "HLWQLoadDiffusionModel": (
+        [("HLWQLoadDiffusionModel", {"checkpoint": "HOLES"}), ("PreviewAny", {})],
+        [("HLWQLoadDiffusionModel", "report", "PreviewAny", 0)],
+    ),
     "HLWQLoadUpscaler": (
         [("HLWQLoadUpscaler", {"upscaler": WRONG}), ("PreviewAny", {})],
         [("HLWQLoadUpscaler", "LATENT_UPSCALE_MODEL", "PreviewAny", 0)],
