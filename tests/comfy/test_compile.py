@@ -35,9 +35,10 @@ def test_a_compiled_part_samples_the_same(load, sample, distance):
 def test_a_whole_model_compiles(load, sample, distance, monkeypatch):
     """As TorchCompileModel has it; blocks that could be recorded are traced like others."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfyui_hlwq.nodes.running import recorded_blocks
 
     plain = sample(load()[0], steps=5)
-    monkeypatch.setenv("HLWQ_CUDA_GRAPHS", "1")
+    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
     compiled = load()[0].clone(disable_dynamic=True)
     assert hasattr(compiled.model.diffusion_model, "hlwq_recordings")
     torch._dynamo.reset()
