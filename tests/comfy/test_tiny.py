@@ -111,7 +111,11 @@ def test_reference_holds_the_decoded_weights(folder, reference):
 
 
 def test_small_enough(tiny):
-    assert sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file()) < 60e6
+    def size(*folders):
+        return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+    assert size(tiny / "models", tiny / "input") < 60e6
+    assert all(size(folder) < 15e6 for folder in tiny.glob("ltx*"))
 
 
 def test_the_same_bytes_again(tiny, comfyui_path, tmp_path):

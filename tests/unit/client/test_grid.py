@@ -156,7 +156,7 @@ def test_queue_refuses_before_there_is_a_server(
     from hlwq_core.commands import generate
 
     monkeypatch.setattr(generate, "LocalServer", lambda *a, **k: pytest.fail("ComfyUI was started"))
-    monkeypatch.setattr(generate, "find_comfyui", lambda *a: pytest.fail("ComfyUI was looked for"))
+    monkeypatch.setattr(generate.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
     assert cli.main(["queue", str(WORKFLOWS[0]), *arguments]) == 2
     assert says in capsys.readouterr().err
 
@@ -167,7 +167,7 @@ def test_generate_refuses_before_there_is_a_server(
 ) -> None:
     from hlwq_core.commands import generate
 
-    monkeypatch.setattr(generate, "find_comfyui", lambda *a: pytest.fail("ComfyUI was looked for"))
+    monkeypatch.setattr(generate.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
     assert cli.main(["generate", "--prompt", "x", *arguments]) == 2
     assert "what to do: --" in capsys.readouterr().err
 
