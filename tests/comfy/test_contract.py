@@ -407,14 +407,10 @@ def test_the_pack_starts_in_a_comfyui_that_lacks_names(pack, comfy_base, monkeyp
     """A second copy of the pack, imported after text encoder, upscalers and the reader of aimdo have moved."""
     import comfy.ldm.lightricks.latent_upsampler as latent_upsampler
     import comfy.text_encoders.lt as lt
-    import comfy.utils
     import comfy_aimdo.host_buffer
 
     for module, name in ((lt, "LTXAVTEModel"), (latent_upsampler, "LatentUpsampler")):
         monkeypatch.delattr(module, name)
-    monkeypatch.setattr(
-        comfy.utils, "save_torch_file", comfy.utils.save_torch_file
-    )  # which each copy of the pack wraps
     monkeypatch.setitem(sys.modules, "comfy_aimdo.host_buffer", None)  # as if it were not there
     monkeypatch.delattr(comfy_aimdo, "host_buffer")
     name = "comfyui_hlwq_elsewhere"
