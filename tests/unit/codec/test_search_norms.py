@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hlwq_core.codec.codec import encode
-from hlwq_core.codec.search_norms import encode_blocks, relative_error, search_scales
+from hlwq_core.codec.search_norms import encode_blocks, encode_rotated, relative_error
+from hlwq_core.format.codebook import centroids
+from hlwq_core.format.hadamard import hadamard
 
 
 def weights(kind: str, rows: int = 1024, width: int = 4096) -> torch.Tensor:
@@ -37,22 +39,57 @@ def test_searched_norms_beat_the_authors_at_all_bits(bits: int, version: str) ->
     assert searched < author * 0.99
 
 
-def test_search_comes_near_the_exact_optimum() -> None:
-    """Brute force over 4,000 factors finds at most 0.5 % less error."""
-    from hlwq_core.format.codebook import centroids
-
-    blocks = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
-    levels = centroids(5, "infinite")
+def least_error(rotated: torch.Tensor, bits: int, version: str) -> torch.Tensor:
+    """The exact optimum of each block's scale and codes, float64 `[n]`: as the scale falls, values pass the edges one by one;
+    every code that some scale gives is looked at."""
+    levels = centroids(bits, version).double()
+    levels = levels[len(levels) // 2 :]
     edges = (levels[1:] + levels[:-1]) / 2
-    rms = blocks.square().mean(1).sqrt()
-    best = torch.zeros(64)
-    for factor in torch.linspace(0.3, 1.6, 4000):
-        coded = levels[torch.bucketize(blocks / (rms * factor)[:, None], edges)]
-        best = torch.maximum(best, (blocks * coded).sum(1) ** 2 / coded.square().sum(1))
-    optimum = float((blocks.square().sum(1) - best).sum())
-    scale = search_scales(blocks, 5, "infinite")[:, None]
-    coded = levels[torch.bucketize(blocks / scale, edges)] * scale
-    assert float((blocks - coded).square().sum()) <= optimum * 1.005
+    size = rotated.abs().double()
+    count = size.shape[0]
+    passes = (size[:, :, None] / edges).reshape(count, -1)
+    order = passes.argsort(dim=1, descending=True)
+    along = (size[:, :, None] * (levels[1:] - levels[:-1])).reshape(count, -1)
+    energy = (levels[1:].square() - levels[:-1].square()).expand(count, 128, -1).reshape(count, -1)
+    start = torch.zeros(count, 1, dtype=torch.float64)
+    along = torch.cat([start, along.gather(1, order).cumsum(1)], 1) + size.sum(1, keepdim=True) * levels[0]
+    energy = torch.cat([start, energy.gather(1, order).cumsum(1)], 1) + 128 * levels[0] ** 2
+    return size.square().sum(1) - (along.square() / energy).amax(1)
+
+
+def blocks_of(kind: str, count: int) -> torch.Tensor:
+    """Rotated blocks: of a normal distribution around a mean of so many deviations, or one of the other kinds."""
+    generator = torch.Generator().manual_seed(3)
+    blocks = torch.randn(count, 128, generator=generator)
+    if kind == "student":
+        blocks = blocks / (torch.randn(count, 128, 4, generator=generator).square().mean(2)).sqrt()
+    elif kind == "outlier":
+        blocks[:, 17] *= 30
+    elif kind == "sparse":
+        blocks = blocks * (torch.rand(count, 128, generator=generator) < 0.05)
+        blocks[:, 0] += 1
+    else:
+        blocks = blocks + float(kind) * torch.randn(count, 1, generator=generator).sign()
+    return blocks @ hadamard("cpu")
+
+
+KINDS = ["0", "0.25", "0.5", "1", "2", "4", "16", "student", "outlier", "sparse"]
+
+
+@pytest.mark.parametrize("version", ["infinite", "finite"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_search_comes_near_the_exact_optimum(bits: int, kind: str, version: str) -> None:
+    rotated = blocks_of(kind, 48 if bits < 8 else 64 if kind == "0" else 12)
+    least = float(least_error(rotated, bits, version).sum())
+    codes, norms = encode_rotated(rotated, bits, version)
+    decoded = centroids(bits, version)[codes.long()] * (norms.float()[:, None] / 128**0.5)
+    # Norms are stored as float16: up to half a unit of their last place beside the best one.
+    rounding = float((norms.float() * 2**-11).square().sum())
+    allowed = 1.003 if bits < 8 else 1.02
+    if kind in ("student", "outlier", "sparse"):
+        allowed = 1.02 if bits < 8 else 1.15
+    assert float((rotated - decoded).double().square().sum()) <= least * allowed + rounding
 
 
 def test_zero_tiny_and_padded_rows() -> None:
