@@ -3,6 +3,8 @@
 The recording reads its inputs from memory of its own, which every replay fills first, and finds weights where they were as it
 was made: whoever replays makes sure that they still are there. Works with torch's own allocator and with cudaMallocAsync,
 which ComfyUI uses and torch.compile's graphs do not know.
+
+One is made at a time: torch's switch that makes waiting an error is the process's. Everything else is the thread's.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import functools
 import logging
 import math
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -28,7 +31,13 @@ TOLERANCE = 1e-2
 
 _log = logging.getLogger("hlwq")
 
-_recording = False
+
+class _OfThread(threading.local):
+    recording = False
+
+
+_own = _OfThread()
+_one_at_a_time = threading.Lock()
 
 
 class Unrecordable(Exception):
@@ -36,8 +45,8 @@ class Unrecordable(Exception):
 
 
 def is_recording() -> bool:
-    """Whether what runs now is, or is about to be, recorded: it must touch no memory that somebody else may take."""
-    return _recording
+    """Whether what this thread runs now is, or is about to be, recorded: it must touch no memory that somebody else may take."""
+    return _own.recording
 
 
 def flatten(value: Any, leaves: list[torch.Tensor]) -> Hashable:
@@ -109,12 +118,12 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 @contextlib.contextmanager
 def _while_recording() -> Iterator[None]:
-    global _recording
-    _recording = scratch.held_by_recording = True
+    _own.recording = True
     try:
-        yield
+        with scratch.held_by_recording():
+            yield
     finally:
-        _recording = scratch.held_by_recording = False
+        _own.recording = False
 
 
 @contextlib.contextmanager
@@ -154,6 +163,10 @@ class Recording:
         def run() -> list[torch.Tensor]:
             return function(*rebuild(structure, self._inputs))
 
+        with _one_at_a_time:
+            self._make(run, leaves)
+
+    def _make(self, run: Callable[[], list[torch.Tensor]], leaves: list[torch.Tensor]) -> None:
         begun = self._now()
         self._fill(leaves)
         self._outputs = self._rehearse(run)
@@ -235,7 +248,7 @@ class Recording:
 
     def __del__(self) -> None:
         # A model went with its recordings: what the driver keeps of their memory is of no use to anybody.
-        if getattr(self, "_outputs", None) and not _recording and not sys.is_finalizing():
+        if getattr(self, "_outputs", None) and not _one_at_a_time.locked() and not sys.is_finalizing():
             with contextlib.suppress(Exception):
                 self.close()
 

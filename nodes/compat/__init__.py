@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import folder_paths
 
@@ -174,16 +176,24 @@ def core_patcher_class(disable_dynamic: bool = False) -> type:
     return ModelPatcher if disable_dynamic else _model_patcher.CoreModelPatcher
 
 
+_uninterrupted = threading.Lock()
+_stretches: list[tuple[Any, Any]] = []
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A stretch that the user's interruption ends after, not within."""
+    """A stretch that the user's interruption ends after, not within. Where threads have one each, the last to end ends it."""
     names = globals()
-    before = _ops.run_every_op, names["run_every_op"]
-    _ops.run_every_op = names["run_every_op"] = lambda: None
+    with _uninterrupted:
+        _stretches.append(_stretches[0] if _stretches else (_ops.run_every_op, names["run_every_op"]))
+        _ops.run_every_op = names["run_every_op"] = lambda: None
     try:
         yield
     finally:
-        _ops.run_every_op, names["run_every_op"] = before
+        with _uninterrupted:
+            before = _stretches.pop()
+            if not _stretches:
+                _ops.run_every_op, names["run_every_op"] = before
 
 
 def unet_prefix(state_dict: Collection[str]) -> str:

@@ -42,6 +42,7 @@ MAX_SEEN = 100
 MEMORY = 32
 # What the blocks read of `transformer_options`, and what is there for others.
 READ = ("run_vx", "run_ax", "a2v_cross_attn", "v2a_cross_attn")
+CFG_SPLIT = "multigpu_thread_device"
 NOT_READ = {"callbacks", "cond_or_uncond", "prefetch_dynamic_vbars", "sample_sigmas", "sigmas", "uuids", "wrappers"}
 
 _log = logging.getLogger("hlwq")
@@ -316,6 +317,8 @@ def _recordable(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name in NOT_READ or (name in ("patches", "patches_replace") and not value):
             continue
+        if name == CFG_SPLIT:
+            raise cuda_graph.Unrecordable("the threads of MultiGPU CFG Split would disturb one another")
         known = name in READ and isinstance(value, (bool, int))
         if not known and not (name == faster_attention.KEY and faster_attention.is_known(value)):
             raise cuda_graph.Unrecordable(f"{name} of transformer_options{_whose(value)}")

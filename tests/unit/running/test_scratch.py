@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -43,3 +45,25 @@ def test_a_recording_of_ours_holds_the_buffer(captured: None) -> None:
         assert [buffer.numel() for buffer in scratch.buffers(CPU)] == [96]
     assert scratch.is_captured()
     scratch.release()
+
+
+def test_each_thread_has_its_own() -> None:
+    """ComfyUI runs a model's two conditions in two threads at once, which may be on one device."""
+    scratch.release()
+    mine = scratch.view(4, 6, torch.float32, CPU)
+
+    def elsewhere() -> tuple[int, int, bool]:
+        other = scratch.view(4, 6, torch.float32, CPU)
+        scratch.release()
+        return other.data_ptr(), scratch.nbytes(CPU), cuda_graph.is_recording()
+
+    with ThreadPoolExecutor(1) as pool, cuda_graph._while_recording():
+        address, left, recording = pool.submit(elsewhere).result()
+    assert address != mine.data_ptr() and not left and not recording
+    assert scratch.view(4, 6, torch.float32, CPU) is mine
+    scratch.release()
+
+
+def test_a_recording_of_ours_is_its_threads(captured: None) -> None:
+    with ThreadPoolExecutor(1) as pool, cuda_graph._while_recording():
+        assert not scratch.is_captured() and pool.submit(scratch.is_captured).result()
