@@ -93,12 +93,12 @@ def test_temporal_upscaling_lasts_as_long(results):
     assert any("33 frames at 48 a second" in t for t in texts), texts
 
 
-@pytest.mark.xfail(
-    strict=False, reason="after other workflows the picture, not the sound, is now and then one of two: cause not found"
-)
 def test_the_same_seed_makes_the_same_video(server):
-    """Right after the checkpoint was loaded, again, and loaded anew: not a bit differs. Another seed makes another video."""
+    """Right after the checkpoint was loaded, again, and loaded anew: not a bit differs. Another seed makes another video.
+
+    Without loss: x264's choices among B-frames depend on memory that it never set, for some widths of small pictures."""
     prompt = small(api("hlwq_ltx23_text_to_video"), 64, 64, 9, 24.0)
+    set_inputs(prompt, Save={"crf": 0})
     videos = []
     for seed, anew in ((1, True), (2, False), (1, False), (2, True), (1, False)):
         if anew:
