@@ -22,10 +22,11 @@ from ..format.codebook import BLOCK, VERSIONS
 from ..format.packed import LayerInfo, PackedLayer
 from ..format.safefile import DTYPES, Mapper, SafeFile
 from ..models import families
+from .block_means import Outermost, outermost
 from .claim import read_claim
 from .find import files_of, is_folder, others_in
 from .index import Layer, build
-from .reading import Reading
+from .reading import Reading, rows_together
 
 # The tensors that only latent upscalers have (ComfyUI recognises them by the same names).
 _UPSCALER_KEYS = ("initial_conv.weight", "post_upsample_res_blocks.0.conv1.weight")
@@ -245,6 +246,13 @@ class Checkpoint:
                 found=largest,
                 fix="download this file again, or replace the layer with python -m hlwq_core repair",
             )
+
+    def outermost(self, name: str) -> Outermost | None:
+        """How often codes are the outermost ones, in some rows of a layer that lie together; None where they are zero."""
+        layer = self._layer(name)
+        packing, _ = self._reading.of(layer)
+        codes, norms = rows_together(layer)
+        return outermost(codes, norms, layer.bits, packing)
 
     def plain(self, name: str) -> torch.Tensor:
         """A tensor that is stored as it is, a view of the mapped file."""

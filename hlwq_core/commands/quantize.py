@@ -7,7 +7,8 @@ from ..checkpoints.dense import open_dense
 from ..models.recipes import AUTO, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
-from ..tools.quantize import LAYOUTS, NORMS, as_size, quantize, recipe_for
+from ..tools.quantize import LAYOUTS, NORMS, quantize, recipe_for
+from ..tools.quantize_report import as_size
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import block_means
+from ..checkpoints.block_means import Outermost
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import STACK, component, whole
 from ..checkpoints.find import files_below, is_folder
@@ -48,7 +50,7 @@ class Part:
 @dataclass
 class Inspection:
     """The result. `grid` holds, for the largest stack of blocks, layer → state in each block (`quantized` …); `absent` the
-    parts that come from files of their own → what to use for them."""
+    parts that come from files of their own → what to use for them; `outermost` of each layer, see `block_means`."""
 
     path: str
     model: str = "unknown"
@@ -66,6 +68,7 @@ class Inspection:
     absent: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     hypotheses: list[str] = field(default_factory=list)
+    outermost: dict[str, Outermost] = field(default_factory=dict)
     next_step: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +100,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
                 fix="download the checkpoint again: whole files are missing",
             )
         found.report = checkpoint.report()
+        seen = ((name, checkpoint.outermost(name)) for name in checkpoint.names())
+        found.outermost = {name: shares for name, shares in seen if shares is not None}
     except (FormatError, IncompleteError, ListingError) as error:
         found.error = str(error)
         _explain(path, found, error)
@@ -309,6 +314,7 @@ def table(found: Inspection) -> str:
         )
         lines.append(f"  plain        {report['plain']} tensors, {report['bytes_plain'] / 1e9:.3f} GB")
         lines.append(f"  upscalers    {', '.join(report['upscalers']) or 'none'}")
+        lines += _indented("block means", block_means.lines(found.outermost.items()))
     if found.components:
         lines.append(f"  {'component':<58} quantized  plain  missing")
         for name, part in sorted(found.components.items())[:_COMPONENTS]:
@@ -331,6 +337,10 @@ def table(found: Inspection) -> str:
     lines += [f"  it may be: {text}" for text in found.hypotheses]
     lines.append(f"next: {found.next_step}")
     return "\n".join(lines)
+
+
+def _indented(title: str, lines: list[str]) -> list[str]:
+    return [f"  {title if not number else '':<12} {line}" for number, line in enumerate(lines)]
 
 
 def coverage_picture(found: Inspection) -> Image.Image:

@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoints.block_means import Outermost, outermost
 from ..checkpoints.dense import DenseModel, open_dense
 from ..checkpoints.find import SAFETENSORS, files_below, holds_codes
 from ..codec.compensate import open_moments
@@ -35,6 +36,7 @@ from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe, planned_size
 from .alone import alone
 from .device import choose_device
 from .job import Progress, Tally
+from .quantize_report import Report
 from .replacing import finish, replace_all
 
 LAYOUTS = ("published", "single")
@@ -42,52 +44,6 @@ NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 _SPARE_BYTES = 64 << 20
 _JOURNAL = "journal.json"
-
-
-@dataclass
-class Report:
-    """What was made. `cosine` and `relative_error` are over all quantized weights, `worst` names the worst layers; `model` is
-    the family's name, `holds` its parts that are in it, `absent` those from elsewhere → what to use for them."""
-
-    target: str
-    layout: str
-    recipe: str
-    norms: str
-    layers: int
-    kept: int
-    weights: int
-    bits_a_weight: float
-    bytes_codes: int
-    bytes_kept: int
-    cosine: float
-    relative_error: float
-    resumed_chunks: int
-    worst: list[tuple[str, float]] = field(default_factory=list)
-    model: str = ""
-    holds: list[str] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result for people."""
-        lines = [
-            f"{self.target}: {self.layers} layers quantized, {self.weights / 1e9:.3f} billion weights, recipe {self.recipe}",
-            f"  quantized  {as_size(self.bytes_codes)}  ({self.bits_a_weight:.3f} bits a weight, {self.norms} norms)",
-            f"  kept       {as_size(self.bytes_kept)}  ({self.kept} tensors)",
-            f"  quality    cosine {self.cosine:.5f}, relative squared error {self.relative_error:.3e}",
-        ]
-        lines += [f"  worst      {error:.3e}  {name}" for name, error in self.worst[:3]]
-        if self.model:
-            lines.append(f"{self.model}: {', '.join(self.holds)}")
-            lines += [f"  not in it: {part}; use {instead}" for part, instead in self.absent.items()]
-        return "\n".join(lines)
-
-
-def as_size(nbytes: int) -> str:
-    """Bytes for people, in a column of a table."""
-    return f"{nbytes / 1e9:8.3f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:8.3f} MB"
 
 
 def quantize(
@@ -255,6 +211,7 @@ class _Job:
     moments: SafeFile | None = None
     resumed: int = 0
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    outermost: dict[str, Outermost] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.work = _work_folder(self.target)
@@ -336,6 +293,7 @@ class _Job:
             for chunk in journal["chunks"].values():
                 int(chunk["size"])
                 [Fidelity(*sums) for sums in chunk["fidelity"].values()]
+                [Outermost(*shares) for shares in chunk["outermost"].values()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return journal
@@ -384,8 +342,7 @@ class _Job:
     def _chunk(self, path: Path, names: list[str], journal: dict[str, Any]) -> None:
         record = journal["chunks"].get(path.name)
         if record and path.is_file() and path.stat().st_size == record["size"]:
-            self.fidelity.update({name: Fidelity(*sums) for name, sums in record["fidelity"].items()})
-            self.resumed += 1
+            self._made(record)
             self.tally.add(sum(self.source.entries[name][1].nbytes for name in names), path.name)
             return
         tensors: list[Announced] = []
@@ -398,6 +355,7 @@ class _Job:
                 name: [f.power, f.error, f.dot, f.decoded, f.weights]
                 for name, f in ((name, self.fidelity[name]) for name in names)
             },
+            "outermost": {n: astuple(self.outermost[n]) for n in names if n in self.outermost},
         }
         self._write_journal(journal)
 
@@ -423,6 +381,9 @@ class _Job:
                 told=told,
                 moments=self.moments.tensor(name) if self.moments and name in self.moments else None,
             )
+            seen = outermost(codes, made["norms"], bits, "msb")
+            if seen is not None:
+                self.outermost[name] = seen
             return codes.reshape(-1)
 
         dotted = self.layout == "single"
@@ -505,7 +466,8 @@ class _Job:
         names = {name for chunk in journal["chunks"].values() for name in chunk["fidelity"]}
         if names != self.plan.keys():
             return False
-        self._chunks_made(journal)
+        for chunk in journal["chunks"].values():
+            self._made(chunk)
         return True
 
     def _is_at_target(self) -> bool:
@@ -518,10 +480,11 @@ class _Job:
             return False
         return {name.removesuffix("__meta") for name in found if name.endswith("__meta")} == self.plan.keys()
 
-    def _chunks_made(self, journal: dict[str, Any]) -> None:
-        for chunk in journal["chunks"].values():
-            self.fidelity.update({name: Fidelity(*sums) for name, sums in chunk["fidelity"].items()})
-            self.resumed += 1
+    def _made(self, chunk: dict[str, Any]) -> None:
+        """A chunk that an earlier run made."""
+        self.fidelity.update({name: Fidelity(*sums) for name, sums in chunk["fidelity"].items()})
+        self.outermost.update({name: Outermost(*shares) for name, shares in chunk["outermost"].items()})
+        self.resumed += 1
 
     def made(self) -> Report:
         """The report of an earlier run, and nothing of it left beside the target."""
@@ -552,6 +515,7 @@ class _Job:
             relative_error=overall.relative_error,
             resumed_chunks=self.resumed,
             worst=worst[:5],
+            outermost=self.outermost,
             **_contents(self.source),
         )
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import block_means
+from ..checkpoints.block_means import Outermost, outermost
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.completeness import component, whole
 from ..checkpoints.dense import DenseModel, open_dense
@@ -48,6 +50,7 @@ class LayerCheck:
     rms: float | None
     cosine: float | None = None
     relative_error: float | None = None
+    outermost: Outermost | None = None
 
 
 @dataclass
@@ -78,6 +81,8 @@ class Verification:
             rms = f", median RMS {self.median_rms:.4f}" if self.median_rms is not None else ""
             lines.append(f"  {len(self.layers)} layers checked{rms}; {self.checksums} files match their sha256")
         lines += [f"  note: {note}" for note in self.notes]
+        seen = [(layer.name, layer.outermost) for layer in self.layers if layer.outermost is not None]
+        lines += [f"  {line}" for line in block_means.lines(seen)]
         if self.overall:
             lines.append(f"  {'':60} {'cosine':>9} {'rel. error':>11}")
             for name, figures in [*self.components.items(), ("all", self.overall)]:
@@ -232,6 +237,7 @@ class _Run:
                     "download the file again, or replace the layer with python -m hlwq_core repair",
                 )
             check = LayerCheck(name, info.bits, rms)
+            check.outermost = outermost(packed.codes, packed.norms, packed.bits, packed.packing)
             self.result.layers.append(check)
             if self.original is not None and name in self.original.entries:
                 fidelity = self._compare(name, packed, self.original)
