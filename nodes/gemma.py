@@ -7,12 +7,14 @@ Source: ComfyUI 0.30.0 to 0.33.0, `comfy/text_encoders/{lt,llama}.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..hlwq_core.errors import IncompleteError, InputError
 from . import compat
 
 LAYERS = 48  # LTX-2.3 projects the embeddings and 48 layers; core's loader knows the language model by layer 47
@@ -69,14 +71,14 @@ class Sizes:
             KeyError: a tensor that tells a width is missing, or tells none; the key is its name.
         """
         first = "model.layers.0."
-        head = _width(shapes, first + "self_attn.q_norm.weight")
+        head = width(shapes, first + "self_attn.q_norm.weight")
         return cls(
-            vocabulary=_width(shapes, "model.embed_tokens.weight"),
-            hidden=_width(shapes, "model.norm.weight"),
-            intermediate=_width(shapes, first + "mlp.gate_proj.weight"),
+            vocabulary=width(shapes, "model.embed_tokens.weight"),
+            hidden=width(shapes, "model.norm.weight"),
+            intermediate=width(shapes, first + "mlp.gate_proj.weight"),
             layers=_count(shapes, "model.layers."),
-            heads=_width(shapes, first + "self_attn.q_proj.weight") // head,
-            kv_heads=_width(shapes, first + "self_attn.k_proj.weight") // head,
+            heads=width(shapes, first + "self_attn.q_proj.weight") // head,
+            kv_heads=width(shapes, first + "self_attn.k_proj.weight") // head,
             head=head,
             vision=cls._vision(shapes),
         )
@@ -86,12 +88,12 @@ class Sizes:
         embedding = "vision_model.embeddings."
         if embedding + "patch_embedding.weight" not in shapes:
             return None
-        hidden = _width(shapes, embedding + "patch_embedding.weight", 4)
+        hidden = width(shapes, embedding + "patch_embedding.weight", 4)
         patch = shapes[embedding + "patch_embedding.weight"][2]
-        side = round(_width(shapes, embedding + "position_embedding.weight") ** 0.5)
+        side = round(width(shapes, embedding + "position_embedding.weight") ** 0.5)
         return Vision(
             hidden=hidden,
-            intermediate=_width(shapes, "vision_model.encoder.layers.0.mlp.fc1.weight"),
+            intermediate=width(shapes, "vision_model.encoder.layers.0.mlp.fc1.weight"),
             layers=_count(shapes, "vision_model.encoder.layers."),
             patch=patch,
             image=patch * side,
@@ -139,7 +141,45 @@ class Sizes:
         return config
 
 
-def _width(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int | None = None) -> int:
+def check_weights(
+    state: Mapping[str, torch.Tensor], weights: Iterable[tuple[str, tuple[int, ...]]], path: Path
+) -> None:
+    """Every tensor of a text encoder is there, and of the shape that the others need.
+
+    Args:
+        state: tensors under ComfyUI's names.
+        weights: the names and shapes that the model needs.
+
+    Raises:
+        IncompleteError: one is missing.
+        InputError: one has another shape.
+    """
+    for name, shape in weights:
+        value = state.get(name)
+        if value is None:
+            raise IncompleteError(
+                "a tensor of the text encoder is missing",
+                file=path,
+                tensor=name,
+                expected=f"{list(shape)}",
+                found="in no file",
+                fix="the file or folder is not whole: download it again",
+            )
+        # Core's own quantized formats pack the columns of some weights; their rows can still be compared.
+        foreign = name.removesuffix("weight") + "comfy_quant" in state
+        found = tuple(value.shape)
+        if (found[:1] != shape[:1]) if foreign else (found != shape):
+            raise InputError(
+                "a tensor of the text encoder has a shape that does not fit the others",
+                file=path,
+                tensor=name,
+                expected=f"{list(shape)}",
+                found=f"{list(found)}",
+                fix="the file is damaged or mixed of two models: download it again",
+            )
+
+
+def width(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int | None = None) -> int:
     shape = shapes[name]
     if not shape or 0 in shape or rank not in (None, len(shape)):
         raise KeyError(f"{name} {list(shape)}")

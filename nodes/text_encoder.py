@@ -53,8 +53,7 @@ def load_text_encoder(
     kind = "gemma4" if gemma4.is_gemma4(language) else "gemma3"
     _refuse_other_version(opened, kind, text_encoder)
     if kind == "gemma4":
-        gemma4.check(language, text_encoder, opened)
-        clip = gemma4.clip(language, device, disable_dynamic)
+        clip = gemma4.clip(language, gemma4.check(language, text_encoder, opened), device, disable_dynamic)
         clip.patcher.cached_patcher_init = (_patcher_again, (text_encoder, checkpoint, device))
         return clip
     sizes = _gemma_sizes(language, text_encoder)
@@ -165,29 +164,7 @@ def _gemma_sizes(state: State, path: Path) -> gemma.Sizes:
             found=f"{sizes.layers} layers, {sizes.hidden} wide",
             fix=f"choose Gemma 3 12B: {GEMMA_FILES}",
         )
-    for name, shape in sizes.weights():
-        value = state.get(name)
-        if value is None:
-            raise IncompleteError(
-                "a tensor of the text encoder is missing",
-                file=path,
-                tensor=name,
-                expected=f"{list(shape)}",
-                found="in no file",
-                fix="the file or folder is not whole: download it again",
-            )
-        # Core's own quantized formats pack the columns of some weights; their rows can still be compared.
-        foreign = name.removesuffix("weight") + "comfy_quant" in state
-        found = tuple(value.shape)
-        if (found[:1] != shape[:1]) if foreign else (found != shape):
-            raise InputError(
-                "a tensor of the text encoder has a shape that does not fit the others",
-                file=path,
-                tensor=name,
-                expected=f"{list(shape)}",
-                found=f"{list(found)}",
-                fix="the file is damaged or mixed of two models: download it again",
-            )
+    gemma.check_weights(state, sizes.weights(), path)
     return sizes
 
 

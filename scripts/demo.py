@@ -37,6 +37,7 @@ def base_directory(environment: Environment) -> Path:
     base = environment.cache / "demo" / f"{tiny.name}-{hashlib.sha256(str(REPO).encode()).hexdigest()[:8]}"
     base.mkdir(parents=True, exist_ok=True)
     link_tree(tiny, base)
+    link_tree(tiny / "ltx25" / "models", base / "models")  # where this ComfyUI knows LTX-2.5
     for folder in ("custom_nodes", "output", "user"):
         (base / folder).mkdir(exist_ok=True)
     node = base / "custom_nodes" / "ComfyUI-HLWQ"

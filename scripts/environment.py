@@ -348,7 +348,7 @@ def tiny_model(environment: Environment) -> Path:
 
 def _tiny_key(comfyui: Path) -> str:
     sources = [REPO / "scripts" / "make_tiny.py", *sorted((REPO / "scripts" / "tiny").rglob("*.py"))]
-    core = ("format/codebook", "format/hadamard", "format/packing", "format/writer", "codec/codec")
+    core = ("format/codebook", "format/hadamard", "format/packing", "format/writer", "codec/codec", "tools/quantize")
     digest = hashlib.sha256((comfyui / "comfyui_version.py").read_bytes())
     for path in [*sources, *(REPO / "hlwq_core" / f"{name}.py" for name in core)]:
         digest.update(path.name.encode() + path.read_bytes())

@@ -7,7 +7,7 @@ Every test, the demo and the screenshots run on it. ComfyUI's own classes give n
 own code loads, samples and decodes it; nothing in the pack knows that it is tiny. The pictures are drifting
 blobs of colour, the sound a texture of tones; both depend on seed, prompt, start image and LoRA.
 
-What is made (57 MB in a second, the same bytes on every run of one machine), under DEST:
+What is made (57 MB in a second, and 20 MB of the other versions, the same bytes on every run of one machine), under DEST:
 
     models/hlwq/LTX-2.3-tiny-HLWQ-Q5/             the checkpoint in the published layout
         polarquant/codes/chunk_NN_codes.safetensors   4 chunks, V1 naming, 5 bits, MSB-first, infinite codebook
@@ -17,8 +17,12 @@ What is made (57 MB in a second, the same bytes on every run of one machine), un
     models/text_encoders/gemma_3_tiny.safetensors     48 narrow layers, vision tower, sentencepiece model
     models/text_encoders/gemma-3-tiny-HLWQ-Q5/        the same quantized (V2 naming, 5 bits)
     models/reference/ltx23_tiny_bf16.safetensors      the checkpoint decoded, one file with config metadata
-    ltx25/models/diffusion_models/ltx25_tiny_bf16.safetensors   a transformer of LTX-2.5 alone, where ComfyUI knows it;
-    ltx2/models/diffusion_models/ltx2_tiny_bf16.safetensors     and one of LTX-2: beside models/, not in its lists
+    ltx25/models/                                 LTX-2.5, where ComfyUI knows it: beside models/, not in its lists
+        diffusion_models/ltx25_tiny_bf16.safetensors  the transformer alone, with config metadata; HLWQ beside it
+        text_encoders/gemma4_tiny_with_proj.safetensors   48 narrow layers and the projection; HLWQ beside it
+        vae/ltx-2.5-tiny-{video,video-conv,audio}-vae.safetensors   for core's Load VAE
+        latent_upscale_models/, loras/            as of LTX-2.3
+    ltx2/models/diffusion_models/ltx2_tiny_bf16.safetensors     a transformer of LTX-2 alone
     models/loras/ltx-2.3-tiny-distilled-lora.safetensors        rank 4, on every quantized Linear
     models/latent_upscale_models/ltx-2.3-*-tiny.safetensors     the upscalers with config metadata
     input/start.png, input/voice.wav              768×512 picture; 3 s of stereo tones

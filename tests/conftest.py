@@ -166,7 +166,8 @@ def server(comfyui_path: Path, tiny: Path, tmp_path_factory: pytest.TempPathFact
     base = tmp_path_factory.mktemp("server-base")
     for folder in ("output", "user", "custom_nodes"):
         (base / folder).mkdir()
-    environment.link_tree(tiny / "models", base / "models")
+    for models in (tiny / "models", tiny / "ltx25" / "models"):
+        environment.link_tree(models, base / "models")
     shutil.copytree(tiny / "input", base / "input")
     (base / "custom_nodes" / "ComfyUI-HLWQ").symlink_to(REPO, target_is_directory=True)
     extra = [*SERVER_ARGS, "--disable-api-nodes", "--output-directory", str(base / "output")]

@@ -1,4 +1,4 @@
-"""ComfyUI's official LTX-2.3 templates, for tests/http and tests/browser: which there are, and what stands in for what."""
+"""ComfyUI's official LTX-2.3 and LTX-2.5 templates, for tests/http and tests/browser: which there are, and what stands in for what."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ NAMES = [
     "template_ltx2_3_ic_lora_ingredients",
     "template_ltx2_3_style_transition",
 ]
+# Of LTX-2.5: transformer and text encoder by our loaders; the VAEs stay with core's.
+NAMES_LTX25 = ["video_ltx2_5_t2v", "video_ltx2_5_i2v", "video_ltx2_5_flf2v"]
 # This one also loads MoGe 2 (moge_2_vitl_normal_fp16.safetensors by LoadMoGeModel), which estimates the depth of a
 # control video. That is no part of LTX-2.3, and there is no tiny one: the control video goes in as it is.
 NEEDS_DEPTH = "video_ltx2_3_ic_lora"
@@ -37,6 +39,21 @@ EXCHANGED: dict[str, tuple[str, dict[int, int], dict[str, str]]] = {
         {"text_encoder": "gemma_3_tiny.safetensors", "checkpoint": CHECKPOINT},
     ),
     "LatentUpscaleModelLoader": ("HLWQLoadUpscaler", {0: 0}, {"upscaler": UPSCALER}),
+}
+
+LTX25 = "LTX-2.5-tiny-HLWQ-Q5.safetensors"
+EXCHANGED_LTX25: dict[str, tuple[str, dict[int, int], dict[str, str]]] = {
+    "UNETLoader": ("HLWQLoadDiffusionModel", {0: 0}, {"checkpoint": LTX25, "backend": "auto"}),
+    "CLIPLoader": (
+        "HLWQLoadTextEncoder",
+        {0: 0},
+        {"text_encoder": "gemma4-tiny-with-proj-HLWQ-Q5.safetensors", "checkpoint": LTX25},
+    ),
+    "LatentUpscaleModelLoader": (
+        "HLWQLoadUpscaler",
+        {0: 0},
+        {"upscaler": "ltx-2.5-tiny-spatial-upscaler-x2.safetensors"},
+    ),
 }
 
 

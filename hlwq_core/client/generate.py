@@ -107,7 +107,7 @@ def build(request: Request, say: Say = lambda line: None) -> Nodes:
     for title, name, value in (
         ("Prompt", "text", request.prompt),
         ("Negative prompt", "text", request.negative),
-        ("Load Checkpoint", "checkpoint", request.checkpoint),
+        (_loader(nodes), "checkpoint", request.checkpoint),
         ("Load Text Encoder", "checkpoint", request.checkpoint),
         ("Load Text Encoder", "text_encoder", request.text_encoder),
         ("Width", "value", request.width),
@@ -131,6 +131,11 @@ def build(request: Request, say: Say = lambda line: None) -> Nodes:
         graph.assign(changed, setting, lenient=True)
     grid.check(changed, options=True)
     return nodes
+
+
+def _loader(nodes: Nodes) -> str:
+    """The title of the model's loader: another one's where the VAEs are files of their own."""
+    return next((title for title in ("Load Diffusion Model",) if graph.find(nodes, title)), "Load Checkpoint")
 
 
 def _check_numbers(request: Request) -> None:
@@ -221,7 +226,7 @@ async def prepare(client: Client, request: Request, say: Say = lambda line: None
 
 def _same_checkpoint(nodes: Nodes) -> None:
     """A checkpoint set by --set for the model goes for the text encoder too: other pairs are refused anyway."""
-    loader, text = graph.find(nodes, "Load Checkpoint"), graph.find(nodes, "Load Text Encoder")
+    loader, text = graph.find(nodes, _loader(nodes)), graph.find(nodes, "Load Text Encoder")
     if loader and text and "checkpoint" in nodes[text]["inputs"]:
         nodes[text]["inputs"]["checkpoint"] = nodes[loader]["inputs"]["checkpoint"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,18 @@ def _advice(where: str, name: str, any_there: bool) -> str:
     return f"{choose}, or put the file into {place}" if place else choose
 
 
+# `LTX-2.3`, `ltx_2.3`, `ltx25`, `gemma_3_12B`, `gemma4`: whose files, and of which version.
+_VERSION = re.compile(r"(ltx|gemma)[-_ ]?v?(\d)(?:[._]?(\d)(?!\d))?")
+
+
+def _same_version(one: str, other: str) -> bool:
+    """Whether two names of files may mean the same: not where they name two versions of one model."""
+    ours, theirs = (
+        {found[1]: found.groups()[1:] for found in _VERSION.finditer(name.lower())} for name in (one, other)
+    )
+    return all(theirs.get(model, version) == version for model, version in ours.items())
+
+
 def match(value: str, options: list[str], *, asked: bool = False, lora: bool = False) -> list[str]:
     """The options that `value` may mean; exactly one is a match.
 
@@ -325,10 +338,10 @@ def match(value: str, options: list[str], *, asked: bool = False, lora: bool = F
     words = [w for w in _TELLING if w in value.lower()]
     if asked or (lora and "distilled" not in words):
         return []
-    if words and (alike := [o for o in options if all(w in o.lower() for w in words)]):
+    if words and (alike := [o for o in options if all(w in o.lower() for w in words) and _same_version(value, o)]):
         same_kind = [o for o in alike if Path(o).suffix == Path(value).suffix]
         return same_kind or alike
-    return options if len(options) == 1 and not lora else []
+    return options if len(options) == 1 and not lora and _same_version(value, options[0]) else []
 
 
 def _path(name: str) -> str:

@@ -1,16 +1,23 @@
-"""Core's loader of text encoders, which knows Gemma 4 since 0.32.0. Source: ComfyUI of 2026-08-22, `comfy/sd.py`."""
+"""Gemma 4 as a text encoder, which ComfyUI knows since 0.32.0: its classes, and what its loader of text encoders does.
+
+Source: ComfyUI 0.32.0 to 2026-08-22, `comfy/sd.py` (load_text_encoder_state_dicts), `comfy/text_encoders/{gemma4,lt}.py`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import folder_paths
 import torch
 
 from . import contract
 from .contract import Feature
 
 _sd = contract.module("comfy.sd")
+_gemma4 = contract.module("comfy.text_encoders.gemma4")
+_lt = contract.module("comfy.text_encoders.lt")
+
+Gemma4_12B = contract.get("comfy.text_encoders.gemma4.Gemma4_12B")
+Gemma4_12B_Config = contract.get("comfy.text_encoders.gemma4.Gemma4_12B_Config")
 
 
 def known() -> bool:
@@ -18,12 +25,33 @@ def known() -> bool:
     return contract.works(Feature.GEMMA_4) and hasattr(_sd.TEModel, "GEMMA_4_12B")
 
 
-def load(state: dict[str, torch.Tensor], model_options: dict[str, Any], disable_dynamic: bool) -> Any:
-    """A CLIP of a text encoder's tensors, by core's own detection."""
-    return _sd.load_text_encoder_state_dicts(
-        [state],
-        embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=_sd.CLIPType.LTXV,
-        model_options=model_options,
-        disable_dynamic=disable_dynamic,
+def encoder(language: type, detected: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+    """The class of LTX's text encoder over a language model.
+
+    Args:
+        language: a Gemma 4.
+        detected: what ComfyUI's `llama_detect` says of the tensors.
+        state: the tensors, of which the projection's shapes are read.
+    """
+    return _lt.ltxav_te(
+        **detected,
+        **_lt.sd_detect([state]),
+        text_encoder_model=_gemma4.gemma4_text_encoder_model(language),
+        text_encoder_key="gemma4",
     )
+
+
+def sized(config: Any) -> type:
+    """ComfyUI's Gemma 4 12B of another config: a class, of which its wrapper makes one."""
+
+    class SizedGemma4(Gemma4_12B):  # type: ignore[misc]
+        def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any):
+            torch.nn.Module.__init__(self)
+            self._init_model(config, dtype, device, operations)
+
+    return SizedGemma4
+
+
+def tokenizer() -> Any:
+    """The class of its tokenizer, which is given `tokenizer_json`."""
+    return _lt.ltxav_gemma4_tokenizer(Gemma4_12B.tokenizer)

@@ -18,6 +18,8 @@ from .contract import Feature
 
 LatentUpsampler = contract.get("comfy.ldm.lightricks.latent_upsampler.LatentUpsampler")
 VideoVAE = contract.get("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")
+# LTX-2.5's, whose decoder diffuses; since 0.32.0.
+DiffusionVAE = contract.get("comfy.ldm.lightricks.vae.na_diffusion_decoder.CausalDiffusionVAE")
 _NestedTensor = contract.get("comfy.nested_tensor.NestedTensor")
 _prefetch = contract.module("comfy.model_prefetch")
 _LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
@@ -68,9 +70,9 @@ def join_latents(parts: list[torch.Tensor]) -> Any:
 
 
 def video_vae_channels(vae: Any) -> int | None:
-    """The latent channels of LTX's video VAE; None for any other VAE."""
+    """The latent channels of LTX's video VAE, of either kind; None for any other VAE."""
     model = getattr(vae, "first_stage_model", None)
-    if not isinstance(model, VideoVAE):
+    if not isinstance(model, (VideoVAE, DiffusionVAE)):
         return None
     return model.per_channel_statistics.get_buffer("std-of-means").shape[0]
 

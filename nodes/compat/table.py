@@ -23,6 +23,18 @@ STILL_LOADED = (Feature.STILL_LOADED,)
 DECODING = (Feature.DECODING,)
 LENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS, Feature.KEPT_DECODED)
 
+# A ComfyUI before 0.32.0 does not know LTX-2.5: that is no difference.
+_BEFORE_LTX25 = Name(
+    "comfy.text_encoders.lt.LTXAVTEModel.__init__",
+    (Feature.GEMMA_4, Feature.UPSCALERS),
+    sets="dtypes compat_mode text_projection_type gemma3_12b text_embedding_projection",
+)
+
+
+def _ltx25(path: str, feature: Feature = Feature.GEMMA_4, **how: str) -> Name:
+    return Name(path, (feature,), otherwise=_BEFORE_LTX25, **how)
+
+
 OPERATIONS = (
     Name("comfy.ops.run_every_op", BOTH_LOADERS, call=""),
     Name("comfy.ops.run_every_op", (Feature.RECORDINGS,), mentions="throw_exception_if_processing_interrupted"),
@@ -234,6 +246,11 @@ MODELS = (
         UPSCALERS,
         mentions="per_channel_statistics",
     ),
+    _ltx25(
+        "comfy.ldm.lightricks.vae.na_diffusion_decoder.CausalDiffusionVAE",
+        Feature.UPSCALERS,
+        mentions="per_channel_statistics",
+    ),
     Name(
         "comfy.ldm.lightricks.vae.causal_video_autoencoder.processor",
         UPSCALERS,
@@ -295,21 +312,25 @@ SAMPLING = (
     ),
 )
 
+GEMMA_4 = (
+    _ltx25(
+        "comfy.text_encoders.gemma4.Gemma4_12B_Config",
+        call="vocab_size=, hidden_size=, intermediate_size=, num_hidden_layers=, num_attention_heads=, "
+        "num_key_value_heads=",
+        mentions="head_dim global_head_dim num_global_key_value_heads vision_config",
+    ),
+    _ltx25("comfy.text_encoders.gemma4.Gemma4_12B.tokenizer"),
+    _ltx25("comfy.text_encoders.gemma4.Gemma4_12B.__init__", parameters="config_dict dtype device operations", sets=""),
+    _ltx25("comfy.text_encoders.gemma4.Gemma4_12B._init_model", call="self, config, dtype, device, operations"),
+    _ltx25("comfy.text_encoders.gemma4.gemma4_text_encoder_model", call="model_class"),
+    _ltx25("comfy.text_encoders.lt.ltxav_te", call="text_encoder_model=, text_encoder_key="),
+    _ltx25("comfy.text_encoders.lt.sd_detect", call="state_dict_list"),
+    _ltx25("comfy.text_encoders.lt.ltxav_gemma4_tokenizer", call="tokenizer"),
+)
+
 TEXT_ENCODER = (
     Name("comfy.sd.TEModel", (Feature.GEMMA_4,)),
-    Name("comfy.sd.CLIPType.LTXV", (Feature.GEMMA_4,)),
-    Name(
-        "comfy.sd.load_text_encoder_state_dicts",
-        (Feature.GEMMA_4,),
-        call="state_dicts, embedding_directory=, clip_type=, model_options=, disable_dynamic=",
-    ),
-    Name(
-        "comfy.sd.load_text_encoder_state_dicts",
-        TEXT,
-        call="state_dicts, embedding_directory=, clip_type=, model_options=, disable_dynamic=",
-    ),
-    Name("comfy.sd.CLIPType.LTXV", TEXT),
-    Name("comfy.sd.TEModel", TEXT),
+    *GEMMA_4,
     Name(
         "comfy.sd.CLIP",
         TEXT,

@@ -57,10 +57,11 @@ INPUT_COLOR = ("#232", "#353")
 
 @dataclass
 class Base:
-    """The nodes that the later parts of a graph connect to."""
+    """What the later parts of a graph connect to."""
 
-    checkpoint: Node
-    lora: Node
+    model: Out
+    vae: Out
+    audio_vae: Out
     width: Node
     height: Node
     length: Node
@@ -72,13 +73,25 @@ class Base:
     upscalers: dict[str, Node] = field(default_factory=dict)
 
 
-def read_me(graph: Workflow, text: str, *, upscalers: bool = False, height: int = 520) -> None:
+@dataclass
+class Models:
+    """The outputs of a graph's loaders."""
+
+    model: Out
+    clip: Out
+    vae: Out
+    audio_vae: Out
+    upscalers: dict[str, Node]
+
+
+def read_me(graph: Workflow, text: str, *, where: str = WHERE, upscalers: bool = False, height: int = 520) -> None:
     graph.column()
     graph.group("Read me", "#a1309b")
-    graph.note(graph.name, text.strip() + "\n\n" + WHERE + (WHERE_UPSCALERS if upscalers else ""), (560, height))
+    graph.note(graph.name, text.strip() + "\n\n" + where + (WHERE_UPSCALERS if upscalers else ""), (560, height))
 
 
-def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, dict[str, Node]]:
+def models(graph: Workflow, kinds: dict[str, str]) -> Models:
+    """LTX-2.3: one checkpoint with its VAEs, the distillation LoRA, Gemma 3."""
     graph.column()
     graph.group("Models")
     # Seventeen lines: room for the report that web/hlwq.js puts under the widgets.
@@ -98,12 +111,12 @@ def models(graph: Workflow, kinds: dict[str, str]) -> tuple[Node, Node, Node, di
         kind: graph.add("HLWQLoadUpscaler", f"{kind.capitalize()} upscaler", upscaler=file, color=MODEL_COLOR)
         for kind, file in kinds.items()
     }
-    return checkpoint, lora, encoder, loaders
+    return Models(lora["MODEL"], encoder["CLIP"], checkpoint["VAE"], checkpoint["AUDIO VAE"], loaders)
 
 
-def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -> Base:
-    """Models, size and prompts: what every workflow begins with."""
-    checkpoint, lora, encoder, upscalers = models(graph, kinds or {})
+def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None, loaded: Models | None = None) -> Base:
+    """Models (LTX-2.3's, where none are given), size and prompts: what every workflow begins with."""
+    loaded = loaded or models(graph, kinds or {})
     graph.column()
     graph.group("Size, length and seed")
     width = graph.add("PrimitiveInt", "Width", value=768, after=["fixed"], color=INPUT_COLOR)
@@ -113,7 +126,7 @@ def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -
     seed = graph.add("RandomNoise", "Seed", noise_seed=42, after=["randomize"], color=INPUT_COLOR)
     graph.column()
     graph.group("Prompt")
-    clip = encoder["CLIP"]
+    clip = loaded.clip
     positive = graph.add("CLIPTextEncode", "Prompt", wide=460, lines=10, clip=clip, text=prompt, color=INPUT_COLOR)
     negative = graph.add("CLIPTextEncode", "Negative prompt", lines=4, clip=clip, text=NEGATIVE, color=INPUT_COLOR)
     conditioning = graph.add(
@@ -123,7 +136,8 @@ def opening(graph: Workflow, prompt: str, kinds: dict[str, str] | None = None) -
         frame_rate=rate["FLOAT"],
     )
     return Base(
-        checkpoint, lora, width, height, length, rate, seed, conditioning, positive, negative, upscalers
+        loaded.model, loaded.vae, loaded.audio_vae, width, height, length, rate, seed, conditioning, positive, negative,
+        loaded.upscalers,
     )  # fmt: skip
 
 
@@ -137,14 +151,14 @@ def empty_latents(graph: Workflow, base: Base, *, half: bool = False) -> tuple[O
     video = graph.add("EmptyLTXVLatentVideo", width=width, height=height, length=base.length["INT"], batch_size=1)
     audio = graph.add(
         "LTXVEmptyLatentAudio", frames_number=base.length["INT"], frame_rate=base.rate["FLOAT"], batch_size=1,
-        audio_vae=base.checkpoint["AUDIO VAE"],
+        audio_vae=base.audio_vae,
     )  # fmt: skip
     return video["LATENT"], audio["Latent"]
 
 
 def sample(
     graph: Workflow, base: Base, latent: Out, *, second: bool = False, conditioning: Node | None = None,
-    model: Out | None = None,
+    model: Out | None = None, method: str = "euler",
 ) -> Node:  # fmt: skip
     """A sampler and what feeds it: the distilled model's 8 steps, or the 3 that refine an upscaled latent."""
     conditioning = conditioning or base.conditioning
@@ -154,16 +168,16 @@ def sample(
         noise = graph.add("RandomNoise", "Seed, stage 2", noise_seed=42, after=["fixed"])
     guider = graph.add(
         "CFGGuider",
-        model=model or base.lora["MODEL"],
+        model=model or base.model,
         positive=conditioning["positive"],
         negative=conditioning["negative"],
         cfg=1.0,
     )
-    method = graph.add("KSamplerSelect", sampler_name="euler")
+    sampler = graph.add("KSamplerSelect", sampler_name=method)
     sigmas = graph.add("ManualSigmas", f"Sigmas{suffix}", sigmas=SIGMAS_2 if second else SIGMAS_1, wide=460)
     return graph.add(
         "SamplerCustomAdvanced", f"Sampler{suffix}", noise=noise["NOISE"], guider=guider["GUIDER"],
-        sampler=method["SAMPLER"], sigmas=sigmas["SIGMAS"], latent_image=latent,
+        sampler=sampler["SAMPLER"], sigmas=sigmas["SIGMAS"], latent_image=latent,
     )  # fmt: skip
 
 
@@ -173,9 +187,9 @@ def closing(
     """Decode picture and sound into one file. `audio` is saved as it is in place of the latent's own."""
     graph.column()
     graph.group("Result", "#88a06e")
-    sound = {"audio": audio} if audio is not None else {"audio_vae": base.checkpoint["AUDIO VAE"]}
+    sound = {"audio": audio} if audio is not None else {"audio_vae": base.audio_vae}
     return graph.add(
-        "HLWQDecodeSave", "Save", wide=560, lines=18, latent=latent, vae=base.checkpoint["VAE"], frame_rate=rate,
+        "HLWQDecodeSave", "Save", wide=560, lines=18, latent=latent, vae=base.vae, frame_rate=rate,
         filename_prefix=f"video/{graph.stem}", codec="h264", quality="high", audio_codec="auto", color=INPUT_COLOR,
         **sound, **more,
     )  # fmt: skip
@@ -197,9 +211,7 @@ def start_image(graph: Workflow, base: Base) -> Out:
     return graph.add("LTXVPreprocess", image=scaled["IMAGE"], img_compression=18)["output_image"]
 
 
-def begin_with(graph: Workflow, base: Base, image: Out, video: Out) -> Out:
+def begin_with(graph: Workflow, base: Base, image: Out, video: Out, strength: float = 1.0) -> Out:
     """A video latent whose first frame is the image; it brings the image to the latent's size itself."""
-    begun = graph.add(
-        "LTXVImgToVideoInplace", vae=base.checkpoint["VAE"], image=image, latent=video, strength=1.0, bypass=False
-    )
+    begun = graph.add("LTXVImgToVideoInplace", vae=base.vae, image=image, latent=video, strength=strength, bypass=False)
     return begun["latent"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import ltx25
 from .parts import (
     INPUT_COLOR,
     PROMPT,
@@ -12,6 +13,7 @@ from .parts import (
     PROMPT_NEXT,
     SPATIAL,
     TEMPORAL,
+    Models,
     begin_with,
     closing,
     empty_latents,
@@ -106,21 +108,30 @@ Lightricks' way from a picture to a large video: 8 steps at half the size, the s
     return both_stages(graph, PROMPT_IMAGE, with_image=True)
 
 
-def both_stages(graph: Workflow, prompt: str, *, with_image: bool = False) -> Workflow:
-    """Half the size, spatial ×2, refined; a start image becomes the first frame in both stages."""
-    base = opening(graph, prompt, {"spatial": SPATIAL})
+def both_stages(
+    graph: Workflow, prompt: str, *, with_image: bool = False, loaded: Models | None = None, first_strength: float = 1.0,
+    method: str = "euler",
+) -> Workflow:  # fmt: skip
+    """Half the size, spatial ×2, refined; a start image becomes the first frame in both stages.
+
+    Args:
+        loaded: the models; LTX-2.3's where none are given.
+        first_strength: of the start image in the first stage.
+        method: the sampler.
+    """
+    base = opening(graph, prompt, {"spatial": SPATIAL}, loaded)
     base.width.inputs["value"], base.height.inputs["value"] = 1536, 1024
     image = start_image(graph, base) if with_image else None
     video, audio = empty_latents(graph, base, half=True)
     if image is not None:
-        video = begin_with(graph, base, image, video)
+        video = begin_with(graph, base, image, video, first_strength)
     latent = joint(graph, video, audio)
     graph.column()
     graph.group("Stage 1: half the size")
-    first = sample(graph, base, latent)
+    first = sample(graph, base, latent, method=method)
     graph.group("Spatial ×2", "#b58b2a")
     larger = graph.add(
-        "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="spatial",
+        "HLWQUpscaleLatent", latent=first["output"], vae=base.vae, mode="spatial",
         frame_rate=base.rate["FLOAT"], spatial_upscaler=base.upscalers["spatial"]["LATENT_UPSCALE_MODEL"],
     )  # fmt: skip
     latent = larger["latent"]
@@ -129,7 +140,7 @@ def both_stages(graph: Workflow, prompt: str, *, with_image: bool = False) -> Wo
         latent = joint(graph, begin_with(graph, base, image, parts["video_latent"]), parts["audio_latent"])
     graph.column()
     graph.group("Stage 2: refine")
-    second = sample(graph, base, latent, second=True)
+    second = sample(graph, base, latent, second=True, method=method)
     closing(graph, base, second["output"], larger["frame_rate"])
     return graph
 
@@ -157,7 +168,7 @@ Smooth motion: 8 steps at **Frame rate**, the temporal upscaler, 3 steps at twic
     first = sample(graph, base, latent)
     graph.group("Temporal ×2", "#b58b2a")
     longer = graph.add(
-        "HLWQUpscaleLatent", latent=first["output"], vae=base.checkpoint["VAE"], mode="temporal",
+        "HLWQUpscaleLatent", latent=first["output"], vae=base.vae, mode="temporal",
         frame_rate=base.rate["FLOAT"], temporal_upscaler=base.upscalers["temporal"]["LATENT_UPSCALE_MODEL"],
     )  # fmt: skip
     doubled = graph.add(
@@ -192,7 +203,7 @@ A picture that follows a sound: speech, a song, a noise.
         "ComfyMathExpression", "Seconds", expression="a / b", values__a=base.length["INT"], values__b=base.rate["FLOAT"]
     )
     trimmed = graph.add("TrimAudioDuration", "Trim", audio=sound["AUDIO"], start_index=0.0, duration=seconds["FLOAT"])
-    encoded = graph.add("LTXVAudioVAEEncode", audio=trimmed["AUDIO"], audio_vae=base.checkpoint["AUDIO VAE"])
+    encoded = graph.add("LTXVAudioVAEEncode", audio=trimmed["AUDIO"], audio_vae=base.audio_vae)
     keep = graph.add("SolidMask", "Keep the sound", value=0.0, width=64, height=64)
     audio = graph.add("SetLatentNoiseMask", samples=encoded["Audio Latent"], mask=keep["MASK"])
     graph.column()
@@ -266,7 +277,7 @@ is that of a window.
     graph.column()
     graph.group("Sampling")
     windows = graph.add(
-        "LTXVContextWindows", "Windows", model=base.lora["MODEL"], context_length=121, context_overlap=40,
+        "LTXVContextWindows", "Windows", model=base.model, context_length=121, context_overlap=40,
         context_schedule="standard_uniform", context_stride=1, closed_loop=False, fuse_method="pyramid", freenoise=True,
         retain_first_frame=False, split_conds_to_windows=False, color=INPUT_COLOR,
     )  # fmt: skip
@@ -275,6 +286,45 @@ is that of a window.
     return graph
 
 
+def ltx25_text_to_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx25_text_to_video", "HLWQ LTX-2.5: text to video", signatures)
+    read_me(
+        graph,
+        """
+Picture and sound from a text with LTX-2.5: 8 steps at half the size, the spatial upscaler, 3 steps at full size, as in
+ComfyUI's own template. It needs ComfyUI 0.32.0 or newer.
+
+- **Width** and **Height** are the result's: multiples of 64, because the first stage has half of them.
+- **Length**: frames, 8 n + 1.
+""",
+        where=ltx25.WHERE,
+        height=760,
+    )
+    return both_stages(graph, PROMPT, loaded=ltx25.models(graph), method=ltx25.METHOD)
+
+
+def ltx25_image_to_video(signatures: dict[str, Any]) -> Workflow:
+    graph = Workflow("hlwq_ltx25_image_to_video", "HLWQ LTX-2.5: image to video", signatures)
+    read_me(
+        graph,
+        """
+A picture comes to life, with sound, with LTX-2.5: 8 steps at half the size, the spatial upscaler, 3 steps at full size, as in
+ComfyUI's own template. It needs ComfyUI 0.32.0 or newer.
+
+- **Start image**: any size; the middle is cut to the format of **Width** × **Height**. It is set again after the upscaler.
+- **Width** and **Height** are the result's: multiples of 64, because the first stage has half of them.
+- **Length**: frames, 8 n + 1.
+- The prompt says what happens, not what is in the picture already.
+""",
+        where=ltx25.WHERE,
+        height=800,
+    )
+    return both_stages(
+        graph, PROMPT_IMAGE, with_image=True, loaded=ltx25.models(graph), first_strength=0.7, method=ltx25.METHOD
+    )
+
+
 WORKFLOWS = (
     text_to_video, image_to_video, two_stage, image_two_stage, temporal_upscale, audio_to_video, extend, long_video,
+    ltx25_text_to_video, ltx25_image_to_video,
 )  # fmt: skip

@@ -14,14 +14,14 @@ SIGNATURES = Path(__file__).parents[1] / "node_signatures.json"
 # Every node type used; --signatures fetches these.
 NODE_TYPES = (
     "CFGGuider", "CLIPTextEncode", "ComfyMathExpression", "EmptyLTXVLatentVideo", "GetVideoComponents",
-    "HLWQDecodeSave", "HLWQLoadCheckpoint",
+    "HLWQDecodeSave", "HLWQLoadCheckpoint", "HLWQLoadDiffusionModel",
     "HLWQLoadTextEncoder", "HLWQLoadUpscaler", "HLWQUpscaleLatent", "ImageFromBatch", "ImageScale",
     "KSamplerSelect", "LTXVAudioVAEEncode", "LTXVConcatAVLatent", "LTXVConditioning", "LTXVContextWindows",
     "LTXVEmptyLatentAudio",
     "LTXVImgToVideoInplace", "LTXVPreprocess", "LTXVSeparateAVLatent", "LoadAudio", "LoadImage", "LoadVideo",
     "LoraLoaderModelOnly",
     "ManualSigmas", "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "SamplerCustomAdvanced", "SetLatentNoiseMask",
-    "SolidMask", "TrimAudioDuration",
+    "SolidMask", "TrimAudioDuration", "VAELoader",
 )  # fmt: skip
 
 # What the two forms depend on in an input's options.

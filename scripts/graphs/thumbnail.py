@@ -14,6 +14,8 @@ PICTURES = {
     "hlwq_ltx23_temporal_upscale": ("text", "8 steps, temporal x2, 3 steps", 8, 110),
     "hlwq_ltx23_audio_to_video": ("sound", "8 steps", 4, 110),
     "hlwq_ltx23_extend": ("image", "last frames first, 8 steps", 6, 110),
+    "hlwq_ltx25_text_to_video": ("text", "8 steps, spatial x2, 3 steps", 3, 170),
+    "hlwq_ltx25_image_to_video": ("image", "8 steps, spatial x2, 3 steps", 3, 170),
     "hlwq_ltx23_long_video": ("text", "8 steps in windows", 8, 80),
 }
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from hlwq_core.codec.codec import Encoded, encode
 from hlwq_core.format.writer import write_safetensors
+from hlwq_core.tools.quantize import quantize
 
-from . import gemma, structure
-from .config import config, upscaler_config, version_config
+from . import gemma, gemma4, structure
+from .config import config, split_vae_config, upscaler_config, version_config
 from .noise import normal
 from .transformer import PREFIX
 
@@ -71,10 +72,27 @@ def everything(dest: Path) -> None:
 
 
 def _write_version(models: Path, version: str) -> None:
-    """A tiny transformer of another version, alone: with the prefix and its config, as such files are published."""
+    """A tiny transformer of another version, alone: with the prefix and its config, as such files are published. LTX-2.5 is
+    whole: beside it, each in a file of its own, what core's loaders take."""
     tiny = version_config(version)
     state = structure.of_version(version, tiny)
-    save(models / "diffusion_models" / f"{version}_tiny_bf16.safetensors", state, {"config": json.dumps(tiny)})
+    dense = models / "diffusion_models" / f"{version}_tiny_bf16.safetensors"
+    save(dense, state, {"config": json.dumps(tiny)})
+    if version != "ltx25":
+        return
+    quantize(dense, dense.with_name("LTX-2.5-tiny-HLWQ-Q5.safetensors"), layout="single")
+    names = [name for name in state if BLOCK_LINEAR.fullmatch(name)]
+    save(models / "loras" / "ltx-2.5-tiny-lora.safetensors", _lora(state, names))
+    for kind in ("video", "video-conv", "audio"):
+        part = split_vae_config(kind)
+        path = models / "vae" / f"ltx-2.5-tiny-{kind}-vae.safetensors"
+        save(path, structure.split_vae(kind, part), {"config": json.dumps(part)})
+    metadata = {"config": json.dumps(upscaler_config("spatial"))}
+    upscaler = models / "latent_upscale_models" / "ltx-2.5-tiny-spatial-upscaler-x2.safetensors"
+    save(upscaler, structure.upscaler("spatial"), metadata)
+    encoder = models / "text_encoders" / "gemma4_tiny_with_proj.safetensors"
+    save(encoder, gemma4.tensors(structure.gemma4_shapes(gemma4.VOCABULARY)))
+    quantize(encoder, encoder.with_name("gemma4-tiny-with-proj-HLWQ-Q5.safetensors"), rules="gemma", layout="single")
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

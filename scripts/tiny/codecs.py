@@ -48,6 +48,28 @@ def _balanced(weight: torch.Tensor) -> torch.Tensor:
     return weight - weight.mean(1, keepdim=True)
 
 
+def diffusion_decoder(name: str, shape: tuple[int, ...], upsamplings: list[int]) -> torch.Tensor:
+    """One tensor of LTX-2.5's video decoder: attention, linears, and a last stage that takes noise away.
+
+    Args:
+        upsamplings: voxels that each upsampling makes of one.
+    """
+    if "norm" in name:
+        return 1 + normal(name, *shape, std=0.05)
+    if name.endswith("scale_shift_table"):
+        return normal(name, *shape, std=0.1)
+    if name.endswith("bias"):
+        return normal(name, *shape, std=0.05)
+    weight = normal(name, *shape, std=shape[1] ** -0.5)
+    if "decoder.conv_out" in name:
+        return VIDEO_CONTRAST * tied(weight, shape[0] // 3, 0.03, name)
+    if block := re.search(r"decoder\.upsamples\.(\d+)\.", name):
+        return tied(weight, upsamplings[int(block[1])], 0.1, name)
+    # What comes of the latent is louder than the noise, and each branch quieter than what it is added to.
+    quiet = ("attn.proj", "w_down", "conv_in_x_t", "shared_adaln")
+    return weight * (0.3 if any(part in name for part in quiet) else 1.0)
+
+
 def audio_vae(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """One tensor of the audio VAE (mel spectrogram ↔ latent)."""
     if "per_channel_statistics" in name:

@@ -30,6 +30,8 @@ GEMMA = {
         "patch_size": 14,
     },
 }
+# Where Gemma 4 differs: layers that attend to everything are wider and share one key.
+GEMMA4 = {"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1}
 
 
 def config() -> dict[str, Any]:
@@ -89,4 +91,48 @@ def upscaler_config(kind: str) -> dict[str, Any]:
         "temporal_upsample": kind == "temporal",
         "spatial_scale": 2.0,
         "rational_resampler": False,
+    }
+
+
+def split_vae_config(kind: str) -> dict[str, Any]:
+    """The config of one of LTX-2.5's VAE files: `video` (a decoder that diffuses), `video-conv`, or `audio`."""
+    tiny = config()
+    if kind == "audio":
+        return {name: tiny[name] for name in ("audio_vae", "vocoder")}
+    if kind == "video-conv":
+        return {"vae": tiny["vae"]}
+    blocks = tiny["vae"]["encoder_blocks"]
+    encoder = {
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": 128,
+        "blocks": blocks,
+        "patch_size": 4,
+        "latent_log_var": "constant",
+        "norm_layer": "pixel_norm",
+        "base_channels": 8,
+        "spatial_padding_mode": "zeros",
+    }
+    decoder = {
+        "in_channels": 128,
+        "out_channels": 3,
+        "patch_size": 4,
+        "head_dim": 16,
+        "stage_channels": [128, 64, 32, 32, 16],
+        "stage_depths": [1, 1, 1, 1, 2],
+        "stage_kernels": [[3, 3, 3]] * 5,
+        "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
+        "stage5_kernel": [3, 3, 3],
+        "t_emb_dim": 32,
+        "timestep_scale_multiplier": 1000.0,
+        "default_num_inference_steps": 1,
+    }
+    return {
+        "vae": {
+            "_class_name": "CausalDiffusionVAE",
+            "dims": 3,
+            "model_output_type": "x0",
+            "encoder": encoder,
+            "decoder": decoder,
+        }
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import math
@@ -19,7 +20,7 @@ from comfy.ldm.lightricks.vae.audio_vae import AudioVAE  # noqa: E402
 from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE  # noqa: E402
 
 from . import codecs, transformer  # noqa: E402
-from .config import upscaler_config  # noqa: E402
+from .config import GEMMA, GEMMA4, upscaler_config  # noqa: E402
 
 State = dict[str, torch.Tensor]
 
@@ -48,6 +49,38 @@ def of_version(version: str, config: dict[str, Any]) -> State:
         made = transformer.weight(transformer.PREFIX + name, tuple(value.shape))
         weights[transformer.PREFIX + name] = made.float() if "scale_shift_table" in name else made.bfloat16()
     return weights
+
+
+def gemma4_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """ComfyUI's Gemma 4 12B with few channels: names and shapes."""
+    core = importlib.import_module("comfy.text_encoders.gemma4")
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = core.Gemma4_12B_Config(vocab_size=vocabulary, **{name: GEMMA[name] for name in names})
+    for name, value in GEMMA4.items():
+        setattr(config, name, value)
+    width = config.hidden_size
+    config.vision_config = {**config.vision_config, "mm_embed_dim": width, "output_proj_dims": width}
+    model = core.Gemma4_12B.__new__(core.Gemma4_12B)
+    torch.nn.Module.__init__(model)
+    model._init_model(config, torch.bfloat16, "meta", comfy.ops.disable_weight_init)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def split_vae(kind: str, config: dict[str, Any]) -> State:
+    """One of LTX-2.5's VAE files, in the published names and dtype: `video`, `video-conv` or `audio`."""
+    if kind == "audio":
+        state = _audio_vae(config)
+    elif kind == "video-conv":
+        state = {name.removeprefix("vae."): value for name, value in _video_vae(config["vae"]).items()}
+    else:
+        core = importlib.import_module("comfy.ldm.lightricks.vae.na_diffusion_decoder")
+        upsamplings = [math.prod(stride) for stride, _ in config["vae"]["decoder"]["upsamples"]]
+        state = {}
+        for name, value in core.CausalDiffusionVAE(config["vae"]).state_dict().items():
+            shape = tuple(value.shape)
+            decoder = name.startswith("decoder.")
+            state[name] = (codecs.diffusion_decoder if decoder else codecs.video_vae)(name, shape, upsamplings)
+    return {name: value.bfloat16() for name, value in state.items()}
 
 
 def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -82,6 +82,12 @@ def comfyui(server: Any) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_models(tiny: Path) -> Path:
+    """The folder of the tiny models; `tiny` makes a workflow small here."""
+    return tiny
+
+
+@pytest.fixture(scope="session")
 def media(comfyui: str) -> None:
     """The start image and the sound that the workflows name, in the server's input folder."""
     upload_media(comfyui)

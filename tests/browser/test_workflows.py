@@ -11,7 +11,7 @@ import av
 import pytest
 
 from .canvas import NOTE, UNSCROLLED, Canvas
-from .tiny_workflow import NAMES, TINY, WORKFLOWS, tiny
+from .tiny_workflow import LTX25, NAMES, TINY, WORKFLOWS, tiny
 
 pytestmark = pytest.mark.browser
 RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
@@ -30,6 +30,24 @@ def test_drop(open_canvas: Callable[..., Canvas], media: None, vue: bool) -> Non
         assert canvas.red_inputs() == [], path.name
         assert canvas.overlaps() == [], path.name
         assert not canvas.page.get_by_test_id("error-overlay").is_visible(), path.name
+    assert canvas.failures == []
+
+
+@RENDERINGS
+def test_drop_ltx25(open_canvas: Callable[..., Canvas], media: None, tiny_models: Path, vue: bool) -> None:
+    """The same of LTX-2.5's, where ComfyUI knows it; its note is readable too."""
+    if not (tiny_models / "ltx25").is_dir():
+        pytest.skip("LTX-2.5 needs ComfyUI 0.32.0 or newer")
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    for path in LTX25:
+        canvas.drop(tiny(path), path.name)
+        canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+        canvas.fit_view()
+        assert canvas.missing_nodes() == canvas.red_inputs() == canvas.overlaps() == [], path.name
+        assert not canvas.page.get_by_test_id("error-overlay").is_visible(), path.name
+        canvas.look_at("MarkdownNote")
+        canvas.page.locator(NOTE).get_by_text("Which file goes where").wait_for()
+        assert [piece["text"] for piece in canvas.texts(NOTE) if piece["hidden"]] == [], path.name
     assert canvas.failures == []
 
 

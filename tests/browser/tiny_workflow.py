@@ -17,7 +17,9 @@ from PIL import Image
 
 from hlwq_core import media
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*ltx23*.json"))
+# These need a newer ComfyUI than the oldest that the pack supports.
+LTX25 = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*ltx25*.json"))
 TINY = "LTX-2.3-tiny-HLWQ-Q5"
 NAMES = {
     "LTX-2.3-22B-HLWQ-Q5": TINY,
@@ -25,6 +27,11 @@ NAMES = {
     "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": (
         "ltx-2.3-tiny-distilled-lora.safetensors"
     ),
+    "ltx-2.5-22b-distilled-HLWQ-Q5.safetensors": "LTX-2.5-tiny-HLWQ-Q5.safetensors",
+    "gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot.safetensors": "gemma4-tiny-with-proj-HLWQ-Q5.safetensors",
+    "ltx-2.5-video-vae-bf16.safetensors": "ltx-2.5-tiny-video-vae.safetensors",
+    "ltx-2.5-audio-vae-bf16.safetensors": "ltx-2.5-tiny-audio-vae.safetensors",
+    "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors": "ltx-2.5-tiny-spatial-upscaler-x2.safetensors",
 }
 SIZES = {"Width": 128, "Height": 64, "Length": 9}
 

@@ -424,7 +424,8 @@ def test_the_pack_starts_in_a_comfyui_that_lacks_names(pack, comfy_base, monkeyp
         upscaler = importlib.import_module(f"{name}.nodes.load_upscaler")
         loader = importlib.import_module(f"{name}.nodes.load_checkpoint")
         said = [record.getMessage() for record in caplog.records if record.name == "hlwq"]
-        assert len(said) == 3 and all("is not as this pack knows it" in line for line in said)
+        # Where ComfyUI is older than LTX-2.5 its text encoder's constructor tells so: without it Gemma 4 is missed too.
+        assert len(said) in (3, 4) and all("is not as this pack knows it" in line for line in said)
         assert any("HLWQ Load Text Encoder cannot load" in line for line in said)
         assert any("comfy_aimdo.host_buffer.HostBuffer is gone" in line for line in said)
         assert "LTXAVTEModel is gone" in text_encoder.HLWQLoadTextEncoder.validate_inputs("x", "y")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,70 +10,41 @@ import torch
 from safetensors.torch import load_file, save_file
 
 HIDDEN, LAYERS = 64, 48
-VOCABULARY = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "cat", "at", "piano", "the", "sea", "by", "night"]
-
-
-def tokenizer_json() -> torch.Tensor:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
-def narrow(comfy: Path) -> Iterator[ModuleType]:
-    """Core's Gemma 4 12B with few channels; its classes are its own."""
-    gemma4 = pytest.importorskip("comfy.text_encoders.gemma4")
-    if not hasattr(gemma4, "Gemma4_12B"):
+def dense(tiny: Path) -> Path:
+    """The text encoder in BF16, as core reads it."""
+    path = tiny / "ltx25" / "models" / "text_encoders" / "gemma4_tiny_with_proj.safetensors"
+    if not path.is_file():
         pytest.skip("this ComfyUI does not know Gemma 4 12B")
+    return path
+
+
+@pytest.fixture
+def narrow(comfy: Path, dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Core's Gemma 4 12B in the widths of the tiny one, which core does not read from the file."""
+    import comfy.text_encoders.gemma4 as gemma4
+
     whole = gemma4.Gemma4_12B_Config
+    vocabulary = load_file(dense)["model.embed_tokens.weight"].shape[0]
 
     class Narrow(whole):
         head_dim, global_head_dim = 16, 32
         vision_config = {**whole.vision_config, "mm_embed_dim": HIDDEN, "output_proj_dims": HIDDEN}
 
         def __init__(self, **values: Any) -> None:
-            small = {"vocab_size": len(VOCABULARY), "hidden_size": HIDDEN, "intermediate_size": 128}
+            small = {"vocab_size": vocabulary, "hidden_size": HIDDEN, "intermediate_size": 128}
             super().__init__(**{**small, "num_attention_heads": 2, "num_key_value_heads": 1, **values})
             self.num_global_key_value_heads = 1
 
-    gemma4.Gemma4_12B_Config = Narrow
-    yield gemma4
-    gemma4.Gemma4_12B_Config = whole
+    monkeypatch.setattr(gemma4, "Gemma4_12B_Config", Narrow)
 
 
 @pytest.fixture(scope="module")
-def dense(narrow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The text encoder in BF16, as core reads it."""
-    import comfy.ops
-
-    torch.manual_seed(5)
-    model = narrow.Gemma4_12B({}, torch.bfloat16, "cpu", comfy.ops.manual_cast)
-    state = {"tokenizer_json": tokenizer_json()}
-    for name, value in model.state_dict().items():
-        random = torch.randn(value.shape) * (0.7 / max(1, value.shape[-1]) ** 0.5 if value.dim() > 1 else 0.1)
-        state[name] = (random + (0 if value.dim() > 1 else 1)).bfloat16()
-    for stream, rows in (("video", 256), ("audio", 96)):
-        name = f"text_embedding_projection.{stream}_aggregate_embed"
-        state[f"{name}.weight"] = (torch.randn(rows, HIDDEN * (LAYERS + 1)) * 0.02).bfloat16()
-        state[f"{name}.bias"] = torch.zeros(rows).bfloat16()
-    path = tmp_path_factory.mktemp("gemma4") / "gemma4_tiny_with_proj.safetensors"
-    save_file(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(pack: ModuleType, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(dense: Path, tiny: Path) -> Path:
     """The packed transformer of the tiny LTX-2.5."""
-    from comfyui_hlwq.hlwq_core.tools.quantize import quantize
-
-    source = tiny / "ltx25" / "models" / "diffusion_models" / "ltx25_tiny_bf16.safetensors"
-    if not source.is_file():
-        pytest.skip("this ComfyUI does not know LTX-2.5")
-    target = tmp_path_factory.mktemp("ltx25") / "ltx25.safetensors"
-    quantize(source, target, layout="single")
-    return target
+    return tiny / "ltx25" / "models" / "diffusion_models" / "LTX-2.5-tiny-HLWQ-Q5.safetensors"
 
 
 def encode(clip: Any, text: str) -> torch.Tensor:
@@ -85,7 +54,9 @@ def encode(clip: Any, text: str) -> torch.Tensor:
         return nodes.CLIPTextEncode().encode(clip, text)[0][0][0]
 
 
-def test_packed_it_encodes_as_core_does(pack, comfy_base, dense: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_packed_it_encodes_as_core_does(
+    pack, comfy_base, narrow: None, dense: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     import comfy.sd
     from comfyui_hlwq.hlwq_core.running.packed_tensor import is_packed
     from comfyui_hlwq.hlwq_core.tools.quantize import quantize
@@ -121,6 +92,11 @@ def test_what_is_missing_is_named(pack, comfy_base, dense: Path, checkpoint: Pat
         save_file({name: value for name, value in state.items() if keep(name)}, tmp_path / "less.safetensors")
         with pytest.raises(kind, match=match):
             load_text_encoder(tmp_path / "less.safetensors", checkpoint)
+    damaged = state | {"model.layers.7.mlp.up_proj.weight": torch.zeros(128, HIDDEN - 16, dtype=torch.bfloat16)}
+    save_file(damaged, tmp_path / "damaged.safetensors")
+    with pytest.raises(InputError, match="does not fit the others") as caught:
+        load_text_encoder(tmp_path / "damaged.safetensors", checkpoint)
+    assert caught.value.tensor == "model.layers.7.mlp.up_proj.weight"
     narrower = {name: value[:96].clone() if ".video_aggregate" in name else value for name, value in state.items()}
     save_file(narrower, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="do not fit together"):
@@ -158,7 +134,7 @@ def test_the_text_encoder_of_another_version_is_refused_by_name(
         load_text_encoder(minimal(tmp_path, gemma), path)
 
 
-def test_needed_names_are_those_that_core_builds(pack, narrow: ModuleType, dense: Path) -> None:
+def test_needed_names_are_those_that_core_builds(pack, dense: Path) -> None:
     from comfyui_hlwq.nodes import gemma4
 
     state = load_file(dense)

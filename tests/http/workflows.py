@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hlwq_core import media
@@ -20,6 +21,11 @@ PUBLISHED_TO_TINY = {
     "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors": (
         "ltx-2.3-tiny-distilled-lora.safetensors"
     ),
+    "ltx-2.5-22b-distilled-HLWQ-Q5.safetensors": "LTX-2.5-tiny-HLWQ-Q5.safetensors",
+    "gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot.safetensors": "gemma4-tiny-with-proj-HLWQ-Q5.safetensors",
+    "ltx-2.5-video-vae-bf16.safetensors": "ltx-2.5-tiny-video-vae.safetensors",
+    "ltx-2.5-audio-vae-bf16.safetensors": "ltx-2.5-tiny-audio-vae.safetensors",
+    "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors": "ltx-2.5-tiny-spatial-upscaler-x2.safetensors",
     "example.png": "start.png",
     "audio.wav": "voice.wav",
 }
@@ -34,7 +40,15 @@ CASES = {
     "hlwq_ltx23_audio_to_video": ((64, 64, 25, 24.0), (25, 24)),
     "hlwq_ltx23_extend": ((64, 64, 25, 24.0), (33, 24)),  # 25 frames of clip.mp4, 17 of them repeated
     "hlwq_ltx23_long_video": ((64, 64, 33, 24.0), (33, 24)),
+    "hlwq_ltx25_text_to_video": ((128, 192, 17, 24.0), (17, 24)),
+    "hlwq_ltx25_image_to_video": ((192, 128, 9, 24.0), (9, 24)),
 }
+
+
+def skip_unless_known(server: Any, stem: str) -> None:
+    """Skip where the server's ComfyUI does not know the model that a workflow is for."""
+    if "ltx25" in stem and not (server.base / "models" / "diffusion_models").is_dir():
+        pytest.skip("LTX-2.5 needs ComfyUI 0.32.0 or newer")
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:

@@ -28,6 +28,13 @@ STEMS = {
     "hlwq_ltx23_audio_to_video",
     "hlwq_ltx23_extend",
     "hlwq_ltx23_long_video",
+    "hlwq_ltx25_text_to_video",
+    "hlwq_ltx25_image_to_video",
+}
+# The folders of models/ that a workflow's files go into.
+FOLDERS = {
+    "ltx23": ["hlwq", "text_encoders", "loras"],
+    "ltx25": ["diffusion_models", "text_encoders", "vae", "latent_upscale_models"],
 }
 
 
@@ -37,6 +44,10 @@ def read(path: Path) -> dict:
 
 def stem(path: Path) -> str:
     return path.stem
+
+
+def version(path: Path) -> str:
+    return path.stem.split("_")[1]
 
 
 def graphs() -> list:
@@ -132,14 +143,16 @@ def test_note_says_which_file_goes_where(path):
     workflow = read(path)
     (note,) = [n for n in workflow["nodes"] if n["type"] == "MarkdownNote"]
     text = note["widgets_values"][0]
-    for folder in ("models/hlwq/", "models/text_encoders/", "models/loras/"):
-        assert folder in text
+    for folder in FOLDERS[version(path)]:
+        assert f"models/{folder}/" in text
     widgets = [v for n in workflow["nodes"] for v in n.get("widgets_values", []) if isinstance(v, str)]
-    files = [v for v in widgets if v.endswith(".safetensors") and "upscaler" not in v]
-    assert len(files) == 2
+    files = {v for v in widgets if v.endswith(".safetensors")}
+    if version(path) == "ltx23":  # its upscalers come with the checkpoint, which is a folder
+        assert ("upscalers/" in text) == any("upscaler" in n.get("title", "") for n in workflow["nodes"])
+        files = {file for file in files if "upscaler" not in file}
+    assert len(files) == {"ltx23": 2, "ltx25": 5}[version(path)]
     for file in files:
         assert file in text
-    assert ("upscalers/" in text) == any("upscaler" in n.get("title", "") for n in workflow["nodes"])
 
 
 @pytest.mark.parametrize("path", CANVAS, ids=stem)
@@ -150,8 +163,8 @@ def test_model_links_name_the_widget_and_the_folder(path):
             found += 1
             assert model["name"] in node["widgets_values"]
             assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
-            assert model["directory"] in ("loras", "text_encoders")
-    assert found == 2
+            assert model["directory"] in FOLDERS[version(path)]
+    assert found == {"ltx23": 2, "ltx25": 4}[version(path)]
 
 
 @pytest.mark.parametrize("path", API, ids=stem)
@@ -173,7 +186,8 @@ def test_titles_are_documented_and_unique(path):
         "Sampler, stage 2",
     }
     assert set(settable) - inner <= documented
-    assert {"Prompt", "Load Checkpoint", "Width", "Height", "Length", "Frame rate", "Seed", "Save"} <= set(settable)
+    loader = {"ltx23": "Load Checkpoint", "ltx25": "Load Diffusion Model"}[version(path)]
+    assert {"Prompt", loader, "Width", "Height", "Length", "Frame rate", "Seed", "Save"} <= set(settable)
 
 
 @pytest.mark.parametrize("path", CANVAS, ids=stem)

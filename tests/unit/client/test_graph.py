@@ -142,3 +142,14 @@ def test_loras_and_the_report_go_to_either_loader(loader: str, report: int) -> N
     assert nodes["2"]["inputs"]["model"] == ["3", 0] and nodes["3"]["inputs"]["model"] == ["1", 0]
     shown = graph.add_report(nodes)
     assert shown is not None and nodes[shown]["inputs"]["source"] == ["1", report]
+
+
+def test_files_of_another_version_are_not_meant() -> None:
+    """With two versions beside each other the workflow of one takes its own; where only the other is, nothing is guessed."""
+    options = ["LTX-2.3-tiny-HLWQ-Q5", "ltx25_distilled_tiny.safetensors", "ltx-2-19b-HLWQ-Q5"]
+    assert graph.match("LTX-2.3-22B-HLWQ-Q5", options) == ["LTX-2.3-tiny-HLWQ-Q5"]
+    assert graph.match("ltx-2.5-22b-distilled-HLWQ-Q5.safetensors", options) == ["ltx25_distilled_tiny.safetensors"]
+    assert graph.match("ltx-2-19b-dev-HLWQ.safetensors", options) == ["ltx-2-19b-HLWQ-Q5"]
+    gemmas = ["gemma4-12b-with-proj.safetensors", "gemma_3_tiny.safetensors"]
+    assert graph.match("gemma_3_12B_it.safetensors", gemmas) == ["gemma_3_tiny.safetensors"]
+    assert graph.match("gemma4-12b.safetensors", gemmas[1:]) == []
