@@ -102,6 +102,16 @@ class ServerError(HLWQError):
     """ComfyUI could not be started, reached, or refused the work."""
 
 
+class WorkError(ServerError):
+    """ComfyUI refused the work or failed at it, and is itself well.
+
+    Attributes:
+        final: it would end so each time: the workflow was refused.
+    """
+
+    final = False
+
+
 class MediaError(HLWQError):
     """Frames or sound could not be coded or written."""
 

@@ -46,6 +46,10 @@ TOOLS = (
     "comfyui-manager==4.2.2",
 )
 
+# Ray, for the tests of batches over several machines: beside the environment, so that nothing else changes by it. What the
+# environment has already is left out of its requirements.
+RAY = ("ray==2.60.0", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py", "msgpack", "protobuf")
+
 NEEDED_GB = 12
 ATTEMPTS = 3
 NETWORK = re.compile(
@@ -314,6 +318,27 @@ def unpack(archive: Path, prefix: str, dest: Path) -> None:
             count += 1
     if count == 0:
         raise SetupError(f"{archive.name} holds nothing under {prefix}")
+
+
+def ray_folder(environment: Environment) -> Path:
+    """A folder that gives Ray to a process whose PYTHONPATH names it; made once (79 MB to download).
+
+    Raises:
+        SetupError: pip failed; with its words.
+    """
+    version = f"{sys.version_info[0]}{sys.version_info[1]}"
+    folder = environment.cache / f"{RAY[0].replace('==', '-')}-py{version}-{platform.machine()}"
+    if folder.is_dir():
+        return folder
+    with _locked(environment.cache / "lock"):
+        if not folder.is_dir():
+            say(f"fetching {RAY[0]}")
+            with tempfile.TemporaryDirectory(prefix=".ray-", dir=folder.parent) as beside:
+                target = Path(beside) / "ray"
+                command = ["install", "--no-deps", "--target", str(target), *RAY]
+                _pip(environment.python, command, folder.with_suffix(".log"))
+                target.rename(folder)
+    return folder
 
 
 def tiny_model(environment: Environment) -> Path:

@@ -97,6 +97,17 @@ def tiny(comfyui_path: Path) -> Path:
     return environment.tiny_model(environment.Environment(Path(sys.executable), comfyui_path, cache))
 
 
+@pytest.fixture(scope="session")
+def ray() -> Path:
+    """A folder that gives Ray to a process whose PYTHONPATH names it; made once, then cached."""
+    cache = Path(os.environ.get("HLWQ_CACHE") or "~/.cache/comfyui-hlwq").expanduser()
+    try:
+        return environment.ray_folder(environment.Environment(Path(sys.executable), Path(), cache))
+    except environment.SetupError as error:
+        missing(f"no Ray: {error}")
+        raise
+
+
 def load_pack(name: str = "comfyui_hlwq") -> ModuleType:
     """Import the repository's root as the package `name`, as ComfyUI does with a folder of custom_nodes."""
     if name in sys.modules:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 
-from ..errors import InputError, ServerError
+from ..errors import HLWQError, InputError, ServerError, WorkError
 from ..format.writer import write_error
 from . import graph
+from .address import Address
+from .complaints import failure, refusal, unknown_nodes
+from .graph import Nodes
 
-Workflow = dict[str, dict[str, Any]]
+Workflow = Nodes
 Watch = Callable[[str, dict[str, Any]], None]
 
 SILENCE = 10.0  # seconds without a message after which the history is asked
@@ -34,93 +38,24 @@ _LOST = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 _AWAY = (429, 502, 503, 504)
 
 
-def _where(workflow: Workflow, node_id: str, class_type: str | None) -> str:
-    name = graph.name_of(workflow, node_id)
-    kind = class_type or workflow.get(node_id, {}).get("class_type", "")
-    return f"{name} (node {node_id})" if name == kind else f"{name} ({kind}, node {node_id})"
+def _words(error: BaseException) -> str:
+    """What was lost, in words; aiohttp's own hold the whole address."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{error.status} {error.message}".strip()
+    return str(error).strip() or type(error).__name__
 
 
-def _reason(error: dict[str, Any]) -> str:
-    """One validation error of one input in a line."""
-    kind, details = error.get("type"), str(error.get("details", ""))
-    extra = error.get("extra_info") or {}
-    name = extra.get("input_name")
-    if kind == "required_input_missing":
-        return f"the input {name!r} is missing"
-    if kind == "value_not_in_list":
-        config = extra.get("input_config")
-        choices = config and (config[1].get("options") if isinstance(config[0], str) else config[0])
-        if choices is None:
-            return details
-        listed = ", ".join(map(repr, choices)) if choices else "nothing: the folder is empty"
-        return f"{name}: {extra.get('received_value')!r} is not there; there is {listed}"
-    if kind in ("value_smaller_than_min", "value_bigger_than_max"):
-        return f"{name}: {error.get('message')}"
-    if kind == "custom_validation_failed":
-        return details.replace(" - ", ": ", 1)
-    message = error.get("message", kind)
-    return f"{message}: {details}" if details else str(message)
-
-
-def refusal(workflow: Workflow, answer: dict[str, Any], url: str) -> ServerError:
-    """ComfyUI's answer 400 to /prompt, as an error that names each node by its title."""
-    error = answer.get("error") or {}
-    if isinstance(error, str):
-        error = {"message": error}
-    extra = error.get("extra_info") or {}
-    if error.get("type") == "missing_node_type":
-        return unknown_nodes([str(extra.get("class_type"))], url)
-    lines = ["ComfyUI refused the workflow:"]
-    for node_id, found in (answer.get("node_errors") or {}).items():
-        where = _where(workflow, node_id, found.get("class_type"))
-        lines += [f"  {where}: {_reason(e)}" for e in found.get("errors", [])]
-    if len(lines) == 1:
-        lines.append(f"  {error.get('message', 'no reason given')} {error.get('details', '')}".rstrip())
-    return ServerError("\n".join(lines), fix='set the inputs named above (`--set "Title.input=value"`), then again')
-
-
-def unknown_nodes(classes: list[str], url: str) -> ServerError:
-    """The ComfyUI at `url` lacks nodes that the workflow uses."""
-    ours = any(c.startswith("HLWQ") for c in classes)
-    fix = (
-        "put this pack into its custom_nodes folder (a link will do), restart it, and look for "
-        "'IMPORT FAILED' in its log"
-        if ours
-        else "update ComfyUI, or install the custom nodes that the workflow was made with"
-    )
-    return ServerError(
-        f"the ComfyUI at {url} does not know the node{'s' * (len(classes) > 1)} {', '.join(classes)}", fix=fix
-    )
-
-
-def failure(workflow: Workflow, data: dict[str, Any]) -> ServerError:
-    """An `execution_error` message as an error: where, what, and what to do if that is known.
-
-    A message of several lines is the pack's own (it says itself what to do) and is kept whole.
-    """
-    node_id = str(data.get("node_id"))
-    message = str(data.get("exception_message", "")).strip()
-    kind = str(data.get("exception_type", "")).rsplit(".", 1)[-1]
-    lines = message.splitlines() or [kind]
-    own = any(line.strip().startswith("what to do:") for line in lines)
-    fix = None
-    if not own:
-        lines[0] = f"{kind}: {lines[0]}" if kind and kind != lines[0] else lines[0]
-        frames = data.get("traceback") or []
-        if frames:
-            lines.append(f"raised in {frames[-1].strip().splitlines()[0]}")
-        fix = "ComfyUI's log has the whole traceback"
-        if "OutOfMemory" in kind or "out of memory" in message.lower():
-            fix = "ask for a smaller or shorter video, or start ComfyUI with --lowvram"
-    text = "\n".join("  " + line for line in lines)
-    return ServerError(f"{_where(workflow, node_id, data.get('node_type'))} failed:\n{text}", fix=fix)
+async def _no_redirect(*_: object) -> None:
+    raise aiohttp.ClientError("it redirects to elsewhere")
 
 
 class Client:
     """A connection to one ComfyUI; use it as `async with Client(url) as client`.
 
     Args:
-        url: `http://host:port`, with or without the scheme; a path before ComfyUI's routes is kept.
+        url: `http://host:port`, with or without the scheme; a path before ComfyUI's routes and a query are kept.
+        headers: sent with every request, to this server alone: what it redirects to is an error. Nothing of them, of the query
+            and of a password stands in any error.
         patience: seconds that the server may be out of reach before that is an error.
         check: called while the server is out of reach; raises if it is known to be gone for good
             (a process of our own that ended).
@@ -131,11 +66,13 @@ class Client:
         self,
         url: str,
         *,
+        headers: Mapping[str, str] | None = None,
         patience: float = 120.0,
         check: Callable[[], None] | None = None,
         say: Callable[[str], None] | None = None,
     ):
-        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.address = Address(url, headers)
+        self.url = self.address.shown
         self.patience = patience
         self.client_id = uuid.uuid4().hex
         self._check = check or (lambda: None)
@@ -147,7 +84,14 @@ class Client:
     async def __aenter__(self) -> Client:
         # No limit on the whole of a request (uploads, downloads), one on each silence.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        user = self.address.user
+        auth = aiohttp.BasicAuth(user, self.address.password or "") if user else None
+        # A websocket's connection has no switch for it, and headers would go along to wherever it leads.
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_no_redirect)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, headers=self.address.headers, auth=auth, trace_configs=[trace]
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -162,47 +106,89 @@ class Client:
     # ---- one request ----
 
     def _gone(self, error: BaseException) -> ServerError:
-        reason = str(error).strip() or type(error).__name__
-        return ServerError(
-            f"no answer from ComfyUI at {self.url}: {reason}",
-            fix="start ComfyUI or correct --server; without --server one is started for the call (--comfyui)",
-        )
+        fix = "start ComfyUI or correct --server; without --server one is started for the call (--comfyui)"
+        if isinstance(error, aiohttp.ClientSSLError):
+            fix = (
+                "if its certificate is of an authority of your own, let the variable SSL_CERT_FILE name that authority's "
+                "certificate (a .pem file); else correct --server"
+            )
+        return ServerError(f"no answer from ComfyUI at {self.url}: {_words(error)}", fix=fix)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """A lost connection as an error, and no error with anything secret, also where a server repeats it."""
+        try:
+            yield
+        except _LOST as error:
+            self._check()
+            lost = self._gone(error)
+            self._hide(lost)
+            raise lost from error
+        except HLWQError as told:
+            self._hide(told)
+            raise
+
+    def _hide(self, error: HLWQError) -> None:
+        for name in ("what", "expected", "found", "fix"):
+            if (value := getattr(error, name)) is not None:
+                setattr(error, name, self.address.hide(str(value)))
+        error.args = (str(error),)
+
+    def _refuse_status(self, answer: aiohttp.ClientResponse, path: str) -> None:
+        """An error for an answer that is not ComfyUI's own."""
+        if answer.status in _AWAY:
+            raise aiohttp.ClientError(f"{answer.status} {answer.reason}")
+        if 300 <= answer.status < 400:
+            where = answer.headers.get("Location", "").partition("?")[0]
+            raise ServerError(
+                f"{self.url}{path} redirects to {where or 'nowhere'}",
+                fix="a gateway that wants a login, or the address has moved: correct --server or --header",
+            )
+        if answer.status in (401, 403, 407):
+            raise ServerError(
+                f"{self.url}{path} answered {answer.status} {answer.reason}",
+                fix='it wants a password or a token: --header "Authorization: Bearer TOKEN", or --header @FILE',
+            )
 
     async def get(self, path: str) -> Any:
         """GET a JSON route. A single failure is an error: the caller decides about patience."""
-        try:
-            async with self.session.get(self.url + path) as answer:
-                if answer.status in _AWAY:
-                    raise aiohttp.ClientError(f"{answer.status} {answer.reason}")
-                if answer.status != 200:
-                    raise ServerError(
-                        f"{self.url}{path} answered {answer.status} {answer.reason}",
-                        fix="look into the log of ComfyUI, which says more",
-                    )
-                return await answer.json(content_type=None)
-        except ValueError as e:  # no JSON, or no text
-            raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server") from e
-        except _LOST as e:
-            self._check()
-            raise self._gone(e) from e
+        with self._telling():
+            try:
+                async with self.session.get(self.address.url(path), allow_redirects=False) as answer:
+                    self._refuse_status(answer, path)
+                    if answer.status != 200:
+                        raise ServerError(
+                            f"{self.url}{path} answered {answer.status} {answer.reason}",
+                            fix="look into the log of ComfyUI, which says more",
+                        )
+                    return await answer.json(content_type=None)
+            except _LOST:  # a wrong certificate is a ValueError as well
+                raise
+            except (ValueError, RecursionError) as e:  # no JSON, or no text
+                raise self._stranger() from e
 
-    async def _post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        try:
-            async with self.session.post(self.url + path, json=body) as answer:
-                text = await answer.text()
+    def _stranger(self) -> ServerError:
+        return ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server")
+
+    async def _post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        url = self.address.url(path)
+        with self._telling():
+            async with self.session.post(url, json=body, allow_redirects=False) as answer:
+                self._refuse_status(answer, path)
                 try:
-                    return answer.status, json.loads(text) if text else {}
-                except json.JSONDecodeError:
+                    text = await answer.text()
+                    parsed = json.loads(text) if text else {}
+                except (ValueError, RecursionError) as e:
+                    if answer.status == 200:
+                        raise self._stranger() from e
                     return answer.status, {"error": text.strip()[:500]}
-        except _LOST as e:
-            self._check()
-            raise self._gone(e) from e
+                return answer.status, parsed if isinstance(parsed, dict) else {"error": str(parsed)[:500]}
 
     async def system(self) -> dict[str, Any]:
         """`/system_stats`: versions, devices, arguments; an error if there is no ComfyUI at the address."""
         stats = await self.get("/system_stats")
         if not isinstance(stats, dict) or "system" not in stats:
-            raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server")
+            raise self._stranger()
         return stats
 
     async def object_info(self, classes: list[str]) -> dict[str, dict[str, Any]]:
@@ -210,6 +196,8 @@ class Client:
         new = [c for c in dict.fromkeys(classes) if c not in self._info]
         answers = await asyncio.gather(*(self.get(f"/object_info/{quote(c, safe='')}") for c in new))
         for answer in answers:
+            if not isinstance(answer, dict) or not all(isinstance(value, dict) for value in answer.values()):
+                raise self._stranger()
             self._info.update(answer)
         if missing := [c for c in new if c not in self._info]:
             raise unknown_nodes(missing, self.url)
@@ -228,45 +216,63 @@ class Client:
             opened = path.open("rb")
         except OSError as e:
             raise InputError("the file cannot be read", file=path, found=e.strerror or e, fix="correct the path") from e
-        with opened as content:
+        with opened as content, self._telling():
             form = aiohttp.FormData()
             form.add_field("image", content, filename=path.name)
             form.add_field("subfolder", subfolder)
-            try:
-                async with self.session.post(self.url + "/upload/image", data=form) as answer:
-                    if answer.status == 413:
-                        raise ServerError(
-                            "ComfyUI does not take a file of this size",
-                            file=path,
-                            found=f"{path.stat().st_size / 2**20:.0f} MiB",
-                            fix="start it with a larger --max-upload-size (in MB), or put the file into its "
-                            "input folder yourself",
-                        )
-                    if answer.status != 200:
-                        raise ServerError(
-                            f"the upload was answered {answer.status} {answer.reason}",
-                            file=path,
-                            fix="look into the log of ComfyUI, which says more; large files need its option --max-upload-size",
-                        )
-                    stored = await answer.json()
-            except _LOST as e:
-                self._check()
-                raise self._gone(e) from e
-        return f"{stored['subfolder']}/{stored['name']}" if stored.get("subfolder") else stored["name"]
+            async with self.session.post(self.address.url("/upload/image"), data=form, allow_redirects=False) as answer:
+                self._refuse_status(answer, "/upload/image")
+                if answer.status == 413:
+                    large = WorkError(
+                        "ComfyUI does not take a file of this size",
+                        file=path,
+                        found=f"{path.stat().st_size / 2**20:.0f} MiB",
+                        fix="start it with a larger --max-upload-size (in MB), or put the file into its "
+                        "input folder yourself",
+                    )
+                    large.final = True
+                    raise large
+                if answer.status != 200:
+                    raise ServerError(
+                        f"the upload was answered {answer.status} {answer.reason}",
+                        file=path,
+                        fix="look into the log of ComfyUI, which says more; large files need its option --max-upload-size",
+                    )
+                try:
+                    stored = await answer.json(content_type=None)
+                    name, folder = str(stored["name"]), str(stored.get("subfolder") or "")
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                    raise self._stranger() from e
+        return f"{folder}/{name}" if folder else name
 
     # ---- prompts ----
 
-    async def queue(self, workflow: Workflow, extra: dict[str, Any] | None = None) -> str:
-        """Queue a workflow in API form; returns the prompt's id. A refusal names node, input and reason."""
+    async def queue(self, workflow: Workflow, extra: dict[str, Any] | None = None, prompt_id: str | None = None) -> str:
+        """Queue a workflow in API form; returns the prompt's id. A refusal names node, input and reason.
+
+        Args:
+            extra: the prompt's `extra_data`.
+            prompt_id: a UUID to know the prompt by, also if the answer does not arrive; ComfyUI makes one if None.
+        """
         body: dict[str, Any] = {"prompt": workflow, "client_id": self.client_id}
         if extra:
             body["extra_data"] = extra
+        if prompt_id:
+            body["prompt_id"] = prompt_id
         status, answer = await self._post("/prompt", body)
         # ComfyUI takes a prompt of which one output is fine and others are not; half a result is none.
+        if status == 200 and not isinstance(answer.get("prompt_id"), str):
+            raise self._stranger()
         if status != 200 or answer.get("node_errors"):
             if status == 200:
                 await self.cancel(answer["prompt_id"])
-            raise refusal(workflow, answer, self.url)
+            if status >= 500:
+                raise ServerError(
+                    f"{self.url}/prompt answered {status}", fix="look into the log of ComfyUI, which says more"
+                )
+            refused = refusal(workflow, answer, self.url)
+            self._hide(refused)
+            raise refused
         return answer["prompt_id"]
 
     async def cancel(self, *prompt_ids: str) -> None:
@@ -275,22 +281,45 @@ class Client:
         for prompt_id in prompt_ids:
             await self._post("/interrupt", {"prompt_id": prompt_id})
 
+    async def free(self) -> None:
+        """Forget what nodes have made: they run again in the next prompt."""
+        await self._post("/free", {"free_memory": True})
+
     async def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The entry of a prompt that has ended, or None while it waits or runs."""
         found = await self.get(f"/history/{prompt_id}")
-        return found.get(prompt_id) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            raise self._stranger()
+        entry = found.get(prompt_id)
+        if entry is not None and not isinstance(entry, dict):
+            raise self._stranger()
+        return entry
+
+    async def waits(self, prompt_id: str) -> bool:
+        """Whether a prompt is in the queue or runs."""
+        queue = await self.get("/queue")
+        try:
+            return any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise self._stranger() from error
+
+    async def has(self, prompt_id: str) -> bool:
+        """Whether a prompt waits, runs, or has ended well here."""
+        entry = await self.history(prompt_id)
+        if entry is None and not await self.waits(prompt_id):
+            entry = await self.history(prompt_id)  # it may have ended between the two questions
+            if entry is None:
+                return False
+        try:
+            self._judge(entry or {}, {}, None)
+        except WorkError:
+            return False
+        return True
 
     async def _ended(self, prompt_id: str) -> dict[str, Any] | None:
         entry = await self.history(prompt_id)
-        if entry is not None:
+        if entry is not None or await self.waits(prompt_id):
             return entry
-        queue = await self.get("/queue")
-        try:
-            waits = any(item[1] == prompt_id for item in queue["queue_running"] + queue["queue_pending"])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ServerError(f"what answers at {self.url} is not a ComfyUI", fix="correct --server") from error
-        if waits:
-            return None
         # It may have ended between the two questions.
         if (entry := await self.history(prompt_id)) is not None:
             return entry
@@ -301,7 +330,7 @@ class Client:
 
     async def _messages(self, prompt_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The websocket's messages until it closes; `("silence", {})` whenever none comes for a while."""
-        url = f"{self.url}/ws?clientId={self.client_id}".replace("http", "ws", 1)
+        url = self.address.socket("/ws", {"clientId": self.client_id})
         connecting = self.session.ws_connect(url, max_msg_size=0, timeout=aiohttp.ClientWSTimeout(ws_close=2))
         async with await asyncio.wait_for(connecting, SILENCE) as ws:
             yield "connected", {}
@@ -334,7 +363,10 @@ class Client:
         Raises:
             ServerError: the prompt failed, was stopped by somebody, is unknown, or the server is gone.
         """
-        watch = watch or (lambda kind, data: None)
+        with self._telling():
+            return await self._follow(prompt_id, workflow, watch or (lambda kind, data: None))
+
+    async def _follow(self, prompt_id: str, workflow: Workflow, watch: Watch) -> dict[str, Any]:
         blocked: dict[str, Any] | None = None
         lost: float | None = None
         while True:
@@ -370,7 +402,8 @@ class Client:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > self.patience:
                 raise ServerError(
-                    f"ComfyUI at {self.url} has been out of reach for {self.patience:.0f} s: {error}",
+                    f"ComfyUI at {self.url} has been out of reach for {self.patience:.0f} s: "
+                    f"{self.address.hide(_words(error))}",
                     fix="look at its log; a finished video is in its output folder",
                 ) from error
             await asyncio.sleep(min(POLL, self.patience / 10))
@@ -382,58 +415,101 @@ class Client:
 
     def _judge(self, entry: dict[str, Any], workflow: Workflow, blocked: dict[str, Any] | None) -> dict[str, Any]:
         status = entry.get("status") or {}
-        for kind, data in status.get("messages", []):
+        for kind, data in messages_of(entry):
             if kind == "execution_error":
                 raise failure(workflow, data)
             if kind == "execution_interrupted":
                 where = graph.name_of(workflow, str(data.get("node_id")))
-                raise ServerError(f"the work was stopped in ComfyUI (at {where})", fix="queue it again")
+                raise WorkError(f"the work was stopped in ComfyUI (at {where})", fix="queue it again")
         if blocked is not None:
             raise failure(workflow, blocked)
-        if status.get("status_str") == "error":
-            raise ServerError("ComfyUI reports an error without a reason", fix="look at its log")
+        if isinstance(status, dict) and status.get("status_str") == "error":
+            raise WorkError("ComfyUI reports an error without a reason", fix="look at its log")
         return entry
 
     # ---- results ----
 
-    async def download(self, result: dict[str, Any], target: str | os.PathLike[str]) -> Path:
-        """Fetch one file of a history entry (`filename`, `subfolder`, `type`) to `target`, atomically."""
+    async def download(
+        self, result: dict[str, Any], target: str | os.PathLike[str], digest: hashlib._Hash | None = None
+    ) -> Path:
+        """Fetch one file of a history entry (`filename`, `subfolder`, `type`) to `target`, atomically.
+
+        Args:
+            digest: is given the bytes, as of `hashlib.sha256()`.
+        """
         target = Path(target)
         partial = target.with_name(f".{target.name}.partial")
-        wanted = {k: result.get(k) or "" for k in ("filename", "subfolder")}
-        wanted["type"] = result.get("type") or "output"
+        wanted = {k: str(result.get(k) or "") for k in ("filename", "subfolder")}
+        wanted["type"] = str(result.get("type") or "output")
         try:
-            async with self.session.get(self.url + "/view", params=wanted) as answer:
-                if answer.status != 200:
-                    raise ServerError(
-                        f"ComfyUI does not give the file {wanted['filename']}: {answer.status} {answer.reason}",
-                        fix="look for it in ComfyUI's output folder",
-                    )
-                with partial.open("wb") as out:
-                    async for block in answer.content.iter_chunked(1 << 20):
-                        out.write(block)
-                    out.flush()
-                    os.fsync(out.fileno())
-                if answer.content_length is not None and partial.stat().st_size != answer.content_length:
-                    raise ServerError("the file arrived cut short", file=target, fix="run the command again")
-            os.replace(partial, target)
-        except (aiohttp.ClientError, asyncio.TimeoutError) as e:
-            self._check()
-            raise self._gone(e) from e
-        except OSError as e:  # of the file, not of the connection
-            raise write_error(target, e) from e
+            with self._telling():
+                async with self.session.get(self.address.url("/view", wanted), allow_redirects=False) as answer:
+                    self._refuse_status(answer, "/view")
+                    if answer.status != 200:
+                        raise WorkError(
+                            f"ComfyUI does not give the file {wanted['filename']}: {answer.status} {answer.reason}",
+                            fix="look for it in ComfyUI's output folder",
+                        )
+                    await _receive(answer, partial, target, digest)
+            try:
+                os.replace(partial, target)
+            except OSError as e:
+                raise write_error(target, e) from e
         finally:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 partial.unlink()
         return target
 
 
+async def _receive(answer: aiohttp.ClientResponse, partial: Path, target: Path, digest: hashlib._Hash | None) -> None:
+    """The body of an answer into a file, and on the disk."""
+    try:
+        out = partial.open("wb")
+    except OSError as e:
+        raise write_error(target, e) from e
+    size = 0
+    try:
+        async for block in answer.content.iter_chunked(1 << 20):
+            size += len(block)
+            if digest is not None:
+                digest.update(block)
+            try:
+                out.write(block)
+            except OSError as e:  # of the file, not of the connection
+                raise write_error(target, e) from e
+        try:
+            out.flush()
+            os.fsync(out.fileno())
+        except OSError as e:
+            raise write_error(target, e) from e
+    finally:
+        with contextlib.suppress(OSError):  # what it could not write it tries again
+            out.close()
+    if answer.content_length is not None and size != answer.content_length:
+        raise ServerError("the file arrived cut short", file=target, fix="run the command again")
+
+
+def messages_of(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a history entry says of the run: `(kind, data)`, such as `execution_start` with its `timestamp` in ms."""
+    status = entry.get("status")
+    messages = status.get("messages") if isinstance(status, dict) else None
+    found = []
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, (list, tuple)) and len(message) == 2 and isinstance(message[1], dict):
+            found.append((str(message[0]), message[1]))
+    return found
+
+
 def result_files(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The files that a prompt wrote (`filename`, `subfolder`, `type`, `node`), previews in temp left out."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for node_id, output in (entry.get("outputs") or {}).items():
-        for items in output.values():
+    outputs = entry.get("outputs")
+    for node_id, output in (outputs if isinstance(outputs, dict) else {}).items():
+        for items in output.values() if isinstance(output, dict) else ():
             for item in items if isinstance(items, list) else []:
-                if isinstance(item, dict) and item.get("filename") and item.get("type", "output") == "output":
-                    found.setdefault((item.get("subfolder", ""), item["filename"]), {**item, "node": node_id})
+                if not isinstance(item, dict) or item.get("type", "output") != "output":
+                    continue
+                name, folder = item.get("filename"), item.get("subfolder") or ""
+                if isinstance(name, str) and name and isinstance(folder, str):
+                    found.setdefault((folder, name), {**item, "node": node_id})
     return list(found.values())

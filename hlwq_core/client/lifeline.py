@@ -17,38 +17,42 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# Asks the kernel to be killed with its parent, and becomes the command. The parent may be gone by then.
+# Asks the kernel to be killed with its parent, waits until it is watched over, and becomes the command. The parent may be gone
+# at any moment until then.
 _BOUND = """
 import ctypes, os, sys
-try:
-    ctypes.CDLL(None).prctl(1, 9)
-except (OSError, AttributeError):
-    pass
-if os.getppid() != int(sys.argv[1]):
+if sys.argv[1] == "bind":
+    try:
+        ctypes.CDLL(None).prctl(1, 9)
+    except (OSError, AttributeError):
+        pass
+if os.read(0, 1) != b"g":
     sys.exit(1)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
 def bound(command: Sequence[str]) -> list[str]:
-    """The command as one that the kernel kills with us, where it can. The kernel counts threads, not processes, so only the main
-    thread binds a child to itself.
+    """The command as one that begins when `Lifeline` says so, and that the kernel kills with us, where it can. Its standard input
+    has to be a pipe. The kernel counts threads, not processes, so only the main thread binds a child to itself.
 
     Raises:
         FileNotFoundError: there is no such program.
     """
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
-    if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
+    if os.name == "nt":
         return list(command)
-    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
+    main = sys.platform.startswith("linux") and threading.current_thread() is threading.main_thread()
+    return [sys.executable, "-I", "-S", "-c", _BOUND, "bind" if main else "free", *command]
 
 
 class Lifeline:
-    """Watches over a child.
+    """Watches over a child, and lets it begin.
 
     Args:
-        process: the child, the first of a process group of its own.
+        process: the child, of a `bound` command, the first of a process group of its own.
         folder: what is removed with it.
     """
 
@@ -63,6 +67,11 @@ class Lifeline:
             start_new_session=os.name != "nt",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):  # it has ended, and says why elsewhere
+                process.stdin.write(b"go")
+            with contextlib.suppress(OSError):
+                process.stdin.close()
 
     def release(self) -> None:
         """The child has been ended and its folder removed: nothing is left to do."""

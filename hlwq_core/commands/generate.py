@@ -8,20 +8,19 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import comfyui
-from ..client.server import LocalServer
 from ..errors import InputError
 from ..format.bounded import read_bytes
 
 if TYPE_CHECKING:
-    from ..client.generate import Request, Result
+    from ..batch.pool import Where
+    from ..batch.several import Outcome, Target
+    from ..client.generate import Request
 
-_STOPPED = 130  # what shells report for Ctrl-C
+STOPPED = 130  # what shells report for Ctrl-C
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -38,17 +37,29 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--prompt", action="append", default=[], help="what is to be seen and heard; again: one more video"
     )
     what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
-    what.add_argument("--negative", metavar="TEXT", help="what is not wanted (has an effect only with cfg above 1)")
-    what.add_argument("--width", type=int, help="pixels of the result, a multiple of 32 (64 with --upscale spatial)")
-    what.add_argument("--height", type=int, help="as --width")
-    what.add_argument("--frames", type=int, help="frames to sample, 8 n + 1; --upscale temporal makes 2 x that - 1")
-    what.add_argument("--seconds", type=float, help="length, instead of --frames")
-    what.add_argument("--fps", type=float, help="frames a second to sample; --upscale temporal plays twice as many")
     what.add_argument("--seed", type=int, help="the same seed makes the same video (default: another each time)")
-    what.add_argument("--steps", type=int, help="sampling steps (of the first stage)")
-    what.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    what.add_argument("--audio", type=Path, metavar="FILE", help="sound that the picture follows")
-    what.add_argument("--upscale", choices=("none", "spatial", "temporal"), default="none", help="second stage")
+    add_what(what)
+    add_files(parser)
+    add_common(parser)
+    return parser
+
+
+def add_what(group: Any) -> None:
+    """The options that say what a video is, besides prompt and seed."""
+    group.add_argument("--negative", metavar="TEXT", help="what is not wanted (has an effect only with cfg above 1)")
+    group.add_argument("--width", type=int, help="pixels of the result, a multiple of 32 (64 with --upscale spatial)")
+    group.add_argument("--height", type=int, help="as --width")
+    group.add_argument("--frames", type=int, help="frames to sample, 8 n + 1; --upscale temporal makes 2 x that - 1")
+    group.add_argument("--seconds", type=float, help="length, instead of --frames")
+    group.add_argument("--fps", type=float, help="frames a second to sample; --upscale temporal plays twice as many")
+    group.add_argument("--steps", type=int, help="sampling steps (of the first stage)")
+    group.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
+    group.add_argument("--audio", type=Path, metavar="FILE", help="sound that the picture follows")
+    group.add_argument("--upscale", choices=("none", "spatial", "temporal"), default="none", help="second stage")
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a video is made with."""
     files = parser.add_argument_group("what to make it with (names as ComfyUI lists them, or a part of the name)")
     files.add_argument("--checkpoint", metavar="NAME", help="HLWQ checkpoint")
     files.add_argument("--text-encoder", metavar="NAME", help="Gemma file")
@@ -56,12 +67,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--lora", action="append", default=[], metavar="NAME[:STRENGTH]", help="a LoRA (strength 1), can be repeated"
     )
     files.add_argument("--workflow", type=Path, metavar="FILE", help="a workflow of your own in API form, same titles")
-    add_common(parser)
-    return parser
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that every command which runs a workflow has."""
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """The option for any input of a workflow."""
     parser.add_argument(
         "--set",
         dest="settings",
@@ -70,11 +79,33 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="TITLE.INPUT=VALUE",
         help="set any input of any node by the node's title (or id), can be repeated",
     )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that every command which runs a workflow has."""
+    add_set(parser)
     parser.add_argument("--output", metavar="PATH", help="file or folder for the result (default: the current folder)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    add_server(parser)
+
+
+def add_server(parser: argparse.ArgumentParser, several: bool = False) -> Any:
+    """The options that say where a workflow is run; `several`: on more than one ComfyUI at once."""
     group = parser.add_argument_group("where to make it")
     group.add_argument(
-        "--server", nargs="?", const="http://127.0.0.1:8188", metavar="URL", help="a running ComfyUI (alone: port 8188)"
+        "--server",
+        nargs="?",
+        const="http://127.0.0.1:8188",
+        metavar="URL",
+        action="append",
+        help="a running ComfyUI (alone: port 8188 of this machine)" + ("; again: one more" if several else ""),
+    )
+    group.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE|@FILE",
+        help="sent to that server alone, such as a token; @FILE keeps it out of the list of processes",
     )
     group.add_argument("--comfyui", metavar="FOLDER", help="ComfyUI to start for the call (default: COMFYUI_PATH)")
     group.add_argument("--base-directory", metavar="FOLDER", help="its folder of models, custom_nodes, input, user")
@@ -88,43 +119,75 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         metavar="ARGS",
         help="everything behind this is handed on to it, such as: --comfyui-args --lowvram --reserve-vram 2",
     )
+    return group
 
 
 def run(args: argparse.Namespace) -> int:
     """Make the videos; 0 if all were made, 1 if some failed, 130 if it was stopped."""
+    from ..batch.several import target_of
+
     requests = _requests(args)
-    return execute(args, lambda url, **how: _generate(url, requests, args.output, **how))
+    return execute(args, requests, [], target_of(args.output, requests))
 
 
-async def _generate(url: str, requests: list[Request], output: str | None, **how: Any) -> list[Result]:
-    from ..client import generate
-
-    return await generate.generate(url, requests, output, **how)
-
-
-def execute(args: argparse.Namespace, work: Any) -> int:
-    """Run `work(url, check=, say=, quiet=)` on the chosen ComfyUI and print what comes out."""
-    from ..client.generate import as_json, describe
+def execute(args: argparse.Namespace, requests: Sequence[Request], labels: Sequence[str], target: Target) -> int:
+    """Make what the requests ask for on the chosen ComfyUI, and print what comes out."""
+    from ..batch.pool import pool
+    from ..batch.several import make_all, unless_failed, watcher
 
     def say(line: str) -> None:
         if not args.json:
             print(line, file=sys.stderr, flush=True)
 
+    if len(args.server or ()) > 1:
+        raise InputError(
+            "this uses one server", expected="one --server", found=len(args.server), fix="`batch` uses several"
+        )
+    workers = pool(where_of(args), say=say, watcher=watcher(args.json))
     try:
-        with _stoppable(), _comfyui(args, say) as (url, check):
-            results = asyncio.run(work(url, check=check, say=say, quiet=args.json))
+        with stoppable():
+            outcome = asyncio.run(make_all(requests, workers, target, labels=labels, say=say))
     except KeyboardInterrupt:
         print("stopped; nothing is left running", file=sys.stderr)
-        return _STOPPED
+        return STOPPED
+    _print(args, outcome)
+    return 1 if any(result.error for result in unless_failed(outcome)) else 0
+
+
+def _print(args: argparse.Namespace, outcome: Outcome) -> None:
+    from ..batch.several import as_json, describe
+
     if args.json:
-        print(json.dumps({"results": [as_json(r) for r in results]}, indent=1))
-    else:
-        print("\n".join(describe(r) for r in results))
-    return 1 if any(r.error for r in results) else 0
+        error = {"error": str(outcome.error)} if outcome.error else {}
+        print(json.dumps({"results": [as_json(r) for r in outcome.results], **error}, indent=1))
+    elif outcome.error or len(outcome.results) > 1 or not outcome.results[0].error:
+        print("\n".join(describe(r) for r in outcome.results))
+
+
+def where_of(args: argparse.Namespace) -> Where:
+    """Where the options say that it is made."""
+    from ..batch.pool import Where, check
+    from ..client.address import read_headers
+
+    where = Where(
+        servers=args.server or (),
+        headers=read_headers(args.header),
+        comfyui=args.comfyui,
+        base=args.base_directory,
+        python=args.python,
+        timeout=args.start_timeout,
+        log=args.comfyui_log,
+        extra=args.comfyui_args,
+        gpus=getattr(args, "gpus", None),
+        workers=getattr(args, "workers", None),
+        ray=getattr(args, "ray", None),
+    )
+    check(where)
+    return where
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGTERM and a closed terminal end the call as Ctrl-C does, so that it cleans up."""
 
     def stop(*_: object) -> None:
@@ -143,35 +206,11 @@ def _stoppable() -> Iterator[None]:
             signal.signal(getattr(signal, name), handler)
 
 
-@contextlib.contextmanager
-def _comfyui(args: argparse.Namespace, say: Any) -> Iterator[tuple[str, Any]]:
-    if args.server:
-        given = [o for o in ("comfyui", "base_directory", "python", "comfyui_args", "comfyui_log") if getattr(args, o)]
-        if given:
-            raise InputError(
-                "--server uses a ComfyUI that runs; these options are for one that is started",
-                found=", ".join("--" + g.replace("_", "-") for g in given),
-                fix="leave one or the other away",
-            )
-        yield args.server, None
-        return
-    if not 0 < args.start_timeout < float("inf"):
-        raise InputError("this is no time to wait", found=args.start_timeout, fix="--start-timeout 300")
-    server = LocalServer(
-        comfyui.program(args.comfyui),
-        base=args.base_directory,
-        python=args.python,
-        extra=args.comfyui_args,
-        timeout=args.start_timeout,
-        log=args.comfyui_log,
-        say=say,
-    )
-    with server:
-        yield server.url, server.check
-
-
 def _requests(args: argparse.Namespace) -> list[Request]:
-    from ..client.generate import Request, build, random_seed, target_of
+    from dataclasses import replace
+
+    from ..batch.several import target_of
+    from ..client.generate import build
 
     prompts = list(args.prompt)
     if args.prompts:
@@ -191,7 +230,21 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     for path in (args.image, args.audio):
         if path and not path.is_file():
             raise InputError("there is no such file", file=path, fix="correct the path")
-    request = Request(
+    request = replace(base_request(args), seed=args.seed)
+    requests = [replace(request, prompt=p) for p in prompts or [None]]
+    # What is wrong with the options is said before ComfyUI is started.
+    build(requests[0])
+    target_of(args.output, requests)
+    return requests
+
+
+def base_request(args: argparse.Namespace, prompt: str | None = None) -> Request:
+    """What the options ask for, without a seed."""
+    from ..batch.read import lora
+    from ..client.generate import Request
+
+    return Request(
+        prompt=prompt,
         negative=args.negative,
         checkpoint=args.checkpoint,
         text_encoder=args.text_encoder,
@@ -200,25 +253,11 @@ def _requests(args: argparse.Namespace) -> list[Request]:
         frames=args.frames,
         seconds=args.seconds,
         fps=args.fps,
-        seed=args.seed if args.seed is not None or args.workflow else random_seed(),
         steps=args.steps,
         image=args.image,
         audio=args.audio,
-        loras=[_lora(text) for text in args.lora],
+        loras=[lora(text) for text in args.lora],
         upscale=args.upscale,
         workflow=args.workflow,
         settings=args.settings,
     )
-    requests = [replace(request, prompt=p) for p in prompts or [None]]
-    # What is wrong with the options is said before ComfyUI is started.
-    build(requests[0])
-    target_of(args.output, requests)
-    return requests
-
-
-def _lora(text: str) -> tuple[str, float]:
-    name, colon, strength = text.rpartition(":")
-    if colon:
-        with contextlib.suppress(ValueError):
-            return name, float(strength)
-    return text, 1.0

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .generate import add_common, execute
-
-if TYPE_CHECKING:
-    from ..client.generate import Result
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -31,16 +28,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Run the workflow; 0 if every run ended well, 1 if some failed, 130 if it was stopped."""
-    from ..client.generate import check_queue
+    from ..batch.several import Target, queue_requests
 
     # What is wrong with the options is said before ComfyUI is started.
-    check_queue(args.workflow, args.count, args.settings, args.output)
-    return execute(args, lambda url, **how: _queue(url, args, **how))
-
-
-async def _queue(url: str, args: argparse.Namespace, **how: Any) -> list[Result]:
-    from ..client import generate
-
-    return await generate.queue(
-        url, args.workflow, args.count, args.settings, args.output, same_seed=args.same_seed, **how
-    )
+    requests, labels = queue_requests(args.workflow, args.count, args.settings, args.same_seed)
+    return execute(args, requests, labels, Target.of(args.output, args.count, None))

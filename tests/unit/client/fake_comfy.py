@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -27,7 +29,8 @@ Play = Callable[["FakeComfy", str], Awaitable[None]]
 class FakeComfy:
     """Use it as `async with FakeComfy(play) as fake`; `play(fake, prompt_id)` runs for every prompt, in order."""
 
-    def __init__(self, play: Play | None = None):
+    def __init__(self, play: Play | None = None, middlewares: Sequence[Any] = (), tls: ssl.SSLContext | None = None):
+        self.middlewares, self.tls = middlewares, tls
         self.play = play or finish
         self.info: dict[str, Any] = dict(INFO)
         self.refuse: dict[str, Any] | None = None
@@ -51,7 +54,7 @@ class FakeComfy:
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> FakeComfy:
-        app = web.Application()
+        app = web.Application(middlewares=self.middlewares)
         app.add_routes(
             [
                 web.get("/system_stats", self._stats),
@@ -67,7 +70,7 @@ class FakeComfy:
             ]
         )
         self.server = TestServer(app)
-        await self.server.start_server()
+        await self.server.start_server(ssl=self.tls)
         self.url = str(self.server.make_url("")).rstrip("/")
         return self
 
@@ -87,7 +90,7 @@ class FakeComfy:
         self.sockets.clear()
 
     async def send(self, kind: str, prompt_id: str, **data: Any) -> None:
-        for ws in list(self.sockets):
+        for ws in [ws for ws in self.sockets if not ws.closed]:
             await ws.send_json({"type": kind, "data": {"prompt_id": prompt_id, **data}})
 
     async def progress(self, prompt_id: str, node: str, value: int, most: int, state: str = "running") -> None:
@@ -118,8 +121,9 @@ class FakeComfy:
     async def _prompt(self, request: web.Request) -> web.Response:
         if self.refuse is not None:
             return web.json_response(self.refuse, status=400)
-        prompt_id = str(uuid.uuid4())
-        self.prompts[prompt_id] = (await request.json())["prompt"]
+        body = await request.json()
+        prompt_id = body.get("prompt_id") or str(uuid.uuid4())
+        self.prompts[prompt_id] = body["prompt"]
         self.pending.append(prompt_id)
         self._tasks.append(asyncio.ensure_future(self._run(prompt_id)))
         return web.json_response({"prompt_id": prompt_id, "number": 0, "node_errors": self.warn})
@@ -196,6 +200,8 @@ class FakeComfy:
         await ws.send_json({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}}})
         async for _ in ws:
             pass
+        with contextlib.suppress(ValueError):
+            self.sockets.remove(ws)
         return ws
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +13,10 @@ import numpy as np
 import pytest
 
 from hlwq_core.client import graph
-from hlwq_core.client.client import Client
-from hlwq_core.client.generate import (
-    Request,
-    Target,
-    as_json,
-    build,
-    describe,
-    queue,
-    run_all,
-    workflow_path,
-)
+from hlwq_core.client.generate import Request, build, workflow_path
 from hlwq_core.client.grid import check_size, frames_of, resample
-from hlwq_core.errors import InputError, MediaError, ServerError
+from hlwq_core.errors import InputError, MediaError
 from hlwq_core.media import probe
-
-from .fake_comfy import WORKFLOW, FakeComfy, finish
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -196,117 +181,3 @@ def test_loras_come_behind_the_distilled_one_and_before_everything_else() -> Non
     assert nodes[first]["inputs"] == {"model": [distilled, 0], "lora_name": "a.safetensors", "strength_model": 0.5}
     assert nodes[second]["inputs"]["model"] == [first, 0]
     assert all(nodes[i]["inputs"][n] == [second, 0] for i, n in users)
-
-
-# ---- where results go ----
-
-
-def test_targets_are_checked_before_any_work(tmp_path: Path) -> None:
-    for bad in (tmp_path / "none" / "a.mp4", tmp_path / "a.webm", f"{tmp_path}/none/"):
-        with pytest.raises(InputError):
-            Target.of(bad, 1, ".mp4")
-    assert Target.of(tmp_path / "a", 1, ".mp4").place("x_1_.mp4", 1, False) == tmp_path / "a.mp4"
-    batch = Target.of(tmp_path / "a.mp4", 12, ".mp4")
-    assert [batch.place("x.mp4", n, False).name for n in (1, 12)] == ["a_01.mp4", "a_12.mp4"]
-
-
-def test_a_file_of_comfyuis_name_replaces_nothing(tmp_path: Path) -> None:
-    target = Target.of(tmp_path, 1, ".mp4")
-    (tmp_path / "x.mp4").touch()
-    assert target.place("x.mp4", 1, False) == tmp_path / "x_1.mp4"
-    for outside in ("../../y.mp4", "/etc/y.mp4", "..\\y.mp4"):
-        assert target.place(outside, 1, False) == tmp_path / "y.mp4"
-    for device, place in (("NUL.mp4", "_NUL.mp4"), ("z.mp4:stream", "z.mp4_stream"), ("..", "_"), ("", "_")):
-        assert target.place(device, 1, False) == tmp_path / place
-
-
-# ---- running on a fake ComfyUI ----
-
-
-def silent(line: str) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def plain_files() -> Iterator[None]:
-    """The fake's film is no film: keep the probe away from it."""
-    from hlwq_core.client import generate
-
-    original, generate._probe = generate._probe, lambda path: None
-    try:
-        yield
-    finally:
-        generate._probe = original
-
-
-def test_a_queue_of_runs_moves_the_seeds_and_numbers_the_files(tmp_path: Path) -> None:
-    workflow = tmp_path / "w.json"
-    workflow.write_text(json.dumps(WORKFLOW))
-
-    async def go() -> list[dict[str, Any]]:
-        async with FakeComfy() as fake:
-            with plain_files():
-                await queue(fake.url, workflow, 3, ["Sample it.seed=10"], tmp_path / "out.mp4", say=silent, quiet=True)
-            return list(fake.prompts.values())
-
-    prompts = play(go())
-    assert [p["2"]["inputs"]["seed"] for p in prompts] == [10, 11, 12]
-    assert sorted(p.name for p in tmp_path.glob("*.mp4")) == ["out_1.mp4", "out_2.mp4", "out_3.mp4"]
-
-
-def test_one_failure_in_a_batch_does_not_stop_the_rest(tmp_path: Path) -> None:
-    done = []
-
-    async def run(fake: FakeComfy, prompt_id: str) -> None:
-        done.append(prompt_id)
-        if len(done) != 2:
-            return await finish(fake, prompt_id)
-        await fake.wait_for_socket()
-        data = {"node_id": "2", "node_type": "Sampler", "exception_message": "boom", "exception_type": "ValueError"}
-        await fake.end(prompt_id, [["execution_error", data]])
-
-    async def go() -> Any:
-        async with FakeComfy(run) as fake, Client(fake.url) as client:
-            with plain_files():
-                jobs = [(str(n), graph.reseed(WORKFLOW, n)) for n in range(3)]
-                return await run_all(client, jobs, Target.of(tmp_path, 3, None), quiet=True, say=silent)
-
-    results = play(go())
-    assert [r.error is None for r in results] == [True, False, True]
-    assert "boom" in describe(results[1]) and as_json(results[1])["error"]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_cancelling_takes_everything_back(tmp_path: Path) -> None:
-    async def go() -> None:
-        running = asyncio.Event()
-
-        async def run(fake: FakeComfy, prompt_id: str) -> None:
-            await fake.wait_for_socket()
-            running.set()
-            await asyncio.wait_for(fake.interruption.wait(), 5)
-
-        async with FakeComfy(run) as fake, Client(fake.url) as client:
-            jobs = [(str(n), graph.reseed(WORKFLOW, n)) for n in range(3)]
-            work = asyncio.ensure_future(run_all(client, jobs, Target.of(tmp_path, 3, None), quiet=True, say=silent))
-            await running.wait()
-            work.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await work
-            assert len(fake.interrupted) == 1 and len(fake.deleted) == 3 and not fake.pending
-
-    play(go())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_workflow_without_a_file_is_no_success(tmp_path: Path) -> None:
-    async def run(fake: FakeComfy, prompt_id: str) -> None:
-        await fake.wait_for_socket()
-        await fake.end(prompt_id, **{"2": {"text": ["words"]}})
-
-    async def go() -> None:
-        async with FakeComfy(run) as fake, Client(fake.url) as client:
-            await run_all(client, [("a", WORKFLOW)], Target.of(tmp_path, 1, None), quiet=True, say=silent)
-
-    with pytest.raises(ServerError, match="without a file"):
-        play(go())

@@ -43,23 +43,23 @@ def test_options_of_comfyui_stand_at_the_end() -> None:
 
 
 def test_lora_strengths() -> None:
-    from hlwq_core.commands.generate import _lora
+    from hlwq_core.batch.read import lora
 
-    assert _lora("a.safetensors:0.5") == ("a.safetensors", 0.5)
-    assert _lora("C:style") == ("C:style", 1.0)
-    assert _lora("b") == ("b", 1.0)
+    assert lora("a.safetensors:0.5") == ("a.safetensors", 0.5)
+    assert lora("C:style") == ("C:style", 1.0)
+    assert lora("b") == ("b", 1.0)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
 def test_nohup_is_respected() -> None:
-    from hlwq_core.commands.generate import _stoppable
+    from hlwq_core.commands.generate import stoppable
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _stoppable():
+        with stoppable():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with _stoppable():
+        with stoppable():
             assert callable(signal.getsignal(signal.SIGHUP))
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:

@@ -1,0 +1,198 @@
+"""From requests to files: where results go, and `generate` and `queue` against a fake ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hlwq_core.batch import several
+from hlwq_core.batch.several import Target, as_json, describe, make_all, queue, queue_requests
+from hlwq_core.batch.workers import RunningServer
+from hlwq_core.client.generate import Request
+from hlwq_core.errors import InputError, ServerError
+
+from ..client.fake_comfy import WORKFLOW, FakeComfy, finish
+from .conftest import Place
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def play(coroutine: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+# ---- where results go ----
+
+
+def test_targets_are_checked_before_any_work(tmp_path: Path) -> None:
+    for bad in (tmp_path / "none" / "a.mp4", tmp_path / "a.webm", f"{tmp_path}/none/"):
+        with pytest.raises(InputError):
+            Target.of(bad, 1, ".mp4")
+    assert Target.of(tmp_path / "a", 1, ".mp4").place("x_1_.mp4", 1) == tmp_path / "a.mp4"
+    batch = Target.of(tmp_path / "a.mp4", 12, ".mp4")
+    assert [batch.place("x.mp4", n).name for n in (1, 12)] == ["a_01.mp4", "a_12.mp4"]
+
+
+def test_a_server_does_not_choose_the_folder(tmp_path: Path) -> None:
+    target = Target.of(tmp_path, 1, ".mp4")
+    for outside in ("../../y.mp4", "/etc/y.mp4", "..\\y.mp4"):
+        assert target.place(outside, 1) == tmp_path / "y.mp4"
+    for device, place in (("NUL.mp4", "_NUL.mp4"), ("z.mp4:stream", "z.mp4_stream"), ("..", "_"), ("", "_")):
+        assert target.place(device, 1) == tmp_path / place
+
+
+# ---- running on a fake ComfyUI ----
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake's film is no film: keep the probe away from it."""
+    monkeypatch.setattr(several, "_probe", lambda path: None)
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps(WORKFLOW))
+    yield path
+
+
+async def runs(fake: FakeComfy, workflow: Path, folder: Path, count: int = 3) -> several.Outcome:
+    requests, labels = queue_requests(workflow, count, [])
+    worker = RunningServer(fake.url)
+    return await make_all(requests, [worker], Target.of(folder, count, None), labels=labels)
+
+
+def test_a_queue_of_runs_moves_the_seeds_and_numbers_the_files(workflow: Path, tmp_path: Path) -> None:
+
+    async def go() -> list[dict[str, Any]]:
+        async with FakeComfy() as fake:
+            await queue(fake.url, workflow, 3, ["Sample it.seed=10"], tmp_path / "out.mp4", say=silent, quiet=True)
+            return list(fake.prompts.values())
+
+    prompts = play(go())
+    assert [p["2"]["inputs"]["seed"] for p in prompts] == [10, 11, 12]
+    assert sorted(p.name for p in tmp_path.glob("*.mp4")) == ["out_1.mp4", "out_2.mp4", "out_3.mp4"]
+    assert len(list(tmp_path.iterdir())) == 4, "no journal is left of a whole one"
+
+
+def test_one_failure_in_a_batch_does_not_stop_the_rest(workflow: Path, tmp_path: Path) -> None:
+    done = []
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        done.append(prompt_id)
+        if len(done) != 2:
+            return await finish(fake, prompt_id)
+        await fake.wait_for_socket()
+        data = {"node_id": "2", "node_type": "Sampler", "exception_message": "boom", "exception_type": "ValueError"}
+        await fake.end(prompt_id, [["execution_error", data]])
+
+    async def go() -> Any:
+        async with FakeComfy(run) as fake:
+            return await runs(fake, workflow, tmp_path)
+
+    results = play(go()).results
+    assert [r.error is None for r in results] == [True, False, True]
+    assert "boom" in describe(results[1]) and as_json(results[1])["error"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a_1.mp4", "w.json"]
+
+
+def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path) -> None:
+    async def go() -> None:
+        running = asyncio.Event()
+
+        async def run(fake: FakeComfy, prompt_id: str) -> None:
+            await fake.wait_for_socket()
+            running.set()
+            await asyncio.wait_for(fake.interruption.wait(), 5)
+
+        async with FakeComfy(run) as fake:
+            work = asyncio.ensure_future(runs(fake, workflow, tmp_path))
+            await running.wait()
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            assert len(fake.interrupted) == 1 and len(fake.deleted) == len(fake.prompts) == 2 and not fake.pending
+
+    play(go())
+    assert [p.name for p in tmp_path.iterdir()] == ["w.json"]
+
+
+def test_a_workflow_without_a_file_is_no_success(workflow: Path, tmp_path: Path) -> None:
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await fake.wait_for_socket()
+        await fake.end(prompt_id, **{"2": {"text": ["words"]}})
+
+    async def go() -> None:
+        async with FakeComfy(run) as fake:
+            await queue(fake.url, workflow, 1, output=tmp_path, say=silent, quiet=True)
+
+    with pytest.raises(ServerError, match="without a file"):
+        play(go())
+
+
+# ---- killed, and called again ----
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+@pytest.mark.parametrize("whom", ["the server", "the call"])
+def test_runs_that_were_killed_are_gone_on_with(place: Place, whom: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither starts over nor replaces what was made."""
+    import os
+    import time
+
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    place.output.mkdir()
+    words = ["queue", str(place.workflow), "--count", "4", "--set", "Prompt.text=sea"]
+    words += [
+        "--comfyui",
+        str(place.comfyui),
+        "--output",
+        str(place.output / "sea.mp4"),
+        "--json",
+        "--comfyui-args",
+        "--cpu",
+    ]
+    pid = place.fork(words)
+    while len(place.made()) < 1:
+        time.sleep(0.02)
+    first = (place.output / "sea_1.mp4").stat().st_mtime_ns
+    if whom == "the server":
+        for server in place.alive():
+            os.kill(server, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == (0 if whom == "the server" else -9)
+    if whom == "the call":
+        assert place.none_alive() and len(place.made()) < 4
+        assert os.waitstatus_to_exitcode(os.waitpid(place.fork(words), 0)[1]) == 0
+    log = (place.folder / "log").read_text()
+    said = json.loads(log[log.rindex('{\n "results"') :])
+    assert [Path(file["path"]).name for r in said["results"] for file in r["files"]] == [
+        f"sea_{n}.mp4" for n in (1, 2, 3, 4)
+    ]
+    assert [f"seed {n}," in text for n, text in enumerate(place.made().values(), 1)] == [True] * 4
+    assert (place.output / "sea_1.mp4").stat().st_mtime_ns == first
+    assert sorted(p.name for p in place.output.iterdir()) == [f"sea_{n}.mp4" for n in (1, 2, 3, 4)]
+    assert len({line.split()[-1] for line in place.ran()}) == 4
+
+
+def test_a_prompt_without_a_seed_keeps_the_one_that_was_drawn(workflow: Path, tmp_path: Path) -> None:
+    request = Request(prompt="x")
+    job = several.Job(request, "1", "x", "abc")
+    with several.Journal(tmp_path / "state", {"seed": 77}):
+        pass
+    with several.Journal(tmp_path / "state", {"seed": 99}) as journal:
+        several._seed([job], journal)
+    assert job.request.seed == 77
