@@ -157,8 +157,13 @@ def assign(nodes: Nodes, assignment: str, info: Info | None = None, *, lenient: 
 
 
 def _inputs(nodes: Nodes, node_id: str, info: Info | None) -> dict[str, Any]:
-    described = (info or {}).get(nodes[node_id]["class_type"], {}).get("input", {})
-    return {**described.get("required", {}), **described.get("optional", {})}
+    described = _object(_object((info or {}).get(nodes[node_id]["class_type"])).get("input"))
+    return {**_object(described.get("required")), **_object(described.get("optional"))}
+
+
+def _object(value: object) -> dict[str, Any]:
+    """What a server says of a node, as far as it has the form."""
+    return value if isinstance(value, dict) else {}
 
 
 def _value(text: str, present: object, assignment: str) -> object:
@@ -243,7 +248,7 @@ def add_report(nodes: Nodes) -> str | None:
 
 
 def _new_id(nodes: Nodes) -> str:
-    return str(max((int(i) for i in nodes if i.isdecimal()), default=0) + 1)
+    return str(max((int(i) for i in nodes if i.isdecimal() and len(i) < 20), default=0) + 1)
 
 
 # ---- files that the server has -----------------------------------------------------------------------------------
@@ -255,9 +260,12 @@ def choices(spec: object) -> list[str] | None:
         return None
     if isinstance(spec[0], list):
         return [str(o) for o in spec[0]]
-    if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1].get("options"), list):
-        return [str(o) for o in spec[1]["options"]]
-    return None
+    options = _details(spec).get("options")
+    return [str(o) for o in options] if spec[0] == "COMBO" and isinstance(options, list) else None
+
+
+def _details(spec: object) -> dict[str, Any]:
+    return _object(spec[1]) if isinstance(spec, list) and len(spec) > 1 else {}
 
 
 def resolve(
@@ -290,8 +298,8 @@ def resolve(
             node["inputs"][name] = fitting[0]
 
 
-def _is_upload(spec: Any) -> bool:
-    return len(spec) > 1 and any(spec[1].get(f"{kind}_upload") for kind in ("image", "audio", "video"))
+def _is_upload(spec: object) -> bool:
+    return any(_details(spec).get(f"{kind}_upload") for kind in ("image", "audio", "video"))
 
 
 _OPTIONS = {"checkpoint": "--checkpoint", "text_encoder": "--text-encoder"}

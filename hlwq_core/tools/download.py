@@ -187,14 +187,8 @@ def _list(
             continue
         except Exception as error:
             raise _failure(repository, error) from error
-        files: list[RemoteFile] = []
-        for sibling in info.siblings or []:
-            lfs = sibling.lfs
-            if _needed(sibling.rfilename):
-                check_name(sibling.rfilename, repository)
-                sha256, blob = (lfs.sha256, None) if lfs else (None, _git_checksum(sibling.blob_id))
-                files.append(RemoteFile(sibling.rfilename, int(sibling.size or 0), sha256, blob))
-        _check_distinct([file.name for file in files], repository)
+        commit = info.sha or revision
+        files = _files(info.siblings or [], commit, repository)
         if not any(file.name.endswith(".safetensors") for file in files):
             raise DownloadError(
                 "the repository has no safetensors files",
@@ -202,7 +196,7 @@ def _list(
                 found=f"{len(info.siblings or [])} other files",
                 fix="check the name; the weights may lie in another repository or revision",
             )
-        return repository, info.sha or revision, files
+        return repository, commit, files
     assert refusal is not None
     if _status(refusal) == 401 and token is not None:
         raise _no_access(candidates[0], refusal) from refusal
@@ -212,6 +206,38 @@ def _list(
         found=f"HTTP {_status(refusal) or 404}",
         fix="check the name; for a private one give a token: HF_TOKEN, or hf auth login",
     ) from refusal
+
+
+def _files(listed: Sequence[Any], commit: object, repository: str) -> list[RemoteFile]:
+    """The files that a checkpoint needs, of those that the hub lists.
+
+    Raises:
+        DownloadError: what the hub says is of no form that is known, or names that are not safe.
+    """
+    files: list[RemoteFile] = []
+    try:
+        if not isinstance(commit, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", commit):
+            raise ValueError(f"a commit {commit!r}")
+        for one in listed:
+            if not _needed(one.rfilename):
+                continue
+            check_name(one.rfilename, repository)
+            size, sha256 = one.size or 0, one.lfs.sha256 if one.lfs else None
+            if type(size) is not int or not 0 <= size < 1 << 60:
+                raise ValueError(f"a size {size!r}")
+            if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+                raise ValueError(f"a sha256 {sha256!r}")
+            files.append(RemoteFile(one.rfilename, size, sha256, None if one.lfs else _git_checksum(one.blob_id)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DownloadError(
+            "the hub's listing of the repository cannot be understood: nothing is fetched",
+            file=repository,
+            expected="files, each with name, size and checksum, and a commit",
+            found=str(error)[:200],
+            fix="check --endpoint and HF_ENDPOINT: what answers there may be no hub; or update huggingface_hub",
+        ) from error
+    _check_distinct([file.name for file in files], repository)
+    return files
 
 
 def _status(error: Exception) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -93,6 +94,8 @@ def _read(journal: Path, root: Path) -> dict[str, Any] | None:
             found = json.loads(file.read(16 << 20))
         if found["format"] != "hlwq-replacing":
             raise ValueError("another format")
+        if not all(isinstance(found[kind], list) for kind in ("away", "into", "discard")):
+            raise ValueError("steps that are no lists")
         return {
             "away": [(_below(root, a), _below(root, b)) for a, b in found["away"]],
             "into": [(_below(root, a), _below(root, b)) for a, b in found["into"]],
@@ -109,9 +112,13 @@ def _read(journal: Path, root: Path) -> dict[str, Any] | None:
         ) from error
 
 
+_NO_NAME = re.compile("[\\\\:\x00-\x1f\ud800-\udfff]")
+_LONGEST = 1000
+
+
 def _below(root: Path, name: Any) -> Path:
-    if not isinstance(name, str) or "\\" in name or ":" in name:
-        raise ValueError(f"no name of a file: {name!r}")
+    if not isinstance(name, str) or _NO_NAME.search(name) or len(name) > _LONGEST:
+        raise ValueError(f"no name of a file: {name!r:.200}")
     pure = PurePosixPath(name)
     if pure.is_absolute() or not pure.parts or ".." in pure.parts:
         raise ValueError(f"a name outside of the folder: {name!r}")

@@ -1,0 +1,302 @@
+"""Whoever reads what others wrote, each as a function of bytes: for fuzzers, which change the bytes and look what comes out.
+
+A reader may refuse by an error of the pack (`HLWQError`), and by nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+REPO = Path(__file__).resolve().parents[2]
+if str(REPO) not in sys.path:
+    sys.path.insert(0, str(REPO))
+
+from hlwq_core import errors  # noqa: E402
+from hlwq_core.checkpoints import checkpoint, claim, completeness, find  # noqa: E402
+from hlwq_core.client import graph, grid  # noqa: E402
+from hlwq_core.format import record, safefile  # noqa: E402
+from hlwq_core.models import family, ltx23, recipes  # noqa: E402
+from hlwq_core.tools import download, replacing  # noqa: E402
+from tests.attacks import checkpoints as attacks  # noqa: E402
+
+# What lies beside the folder that a reader is given, and must stay as it is.
+OUTSIDE = "outside.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """`read(folder, data)` reads `data` as its kind of file, in an empty folder of its own; `seeds` are sound ones."""
+
+    about: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[Path, bytes], object]
+
+
+@functools.lru_cache(maxsize=1)
+def _home() -> Path:
+    """A folder in memory where there is such a thing: millions of files are written to it."""
+    memory = Path("/dev/shm")
+    home = Path(tempfile.mkdtemp(prefix="hlwq-fuzz-", dir=memory if memory.is_dir() else None))
+    import atexit
+
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (home / OUTSIDE).write_text("not to be touched")
+    return home
+
+
+def attempt(reader: Reader, data: bytes) -> errors.HLWQError | None:
+    """Let it read; its refusal, or None where it took the data.
+
+    Raises:
+        Exception: whatever else came out of it. That is a fault.
+        AssertionError: it changed something outside of its folder.
+    """
+    home = _home()
+    folder = home / "folder"
+    folder.mkdir()
+    try:
+        reader.read(folder, data)
+        return None
+    except errors.HLWQError as refusal:
+        str(refusal)  # is told to the user
+        return refusal
+    finally:
+        shutil.rmtree(folder)
+        left = sorted(path.name for path in home.iterdir())
+        assert left == [OUTSIDE] and (home / OUTSIDE).read_text() == "not to be touched", left
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+_NAME = "model.safetensors"
+_DTYPES = ("U8", "I8", "F16", "F32", "I64", "BF16")
+
+
+def _whole(path: Path, **choices: Any) -> None:
+    """Everything that a loader asks of a checkpoint."""
+    with_data = checkpoint.open_checkpoint(path, **choices)
+    for name in with_data.names()[:4]:
+        with_data.info(name)
+        with_data.check_data(name)
+        with_data.decode(name)
+    for name in with_data.plain_names()[:4]:
+        with_data.plain(name)
+    with_data.report()
+    completeness.whole(with_data)
+
+
+def _header(folder: Path, data: bytes) -> None:
+    (folder / _NAME).write_bytes(data)
+    file = safefile.SafeFile(folder / _NAME)
+    for name in list(file)[:8]:
+        file.tensor(name)
+    find.glance(folder / _NAME)
+    _whole(folder)
+
+
+def _header_seeds() -> list[bytes]:
+    home = Path(tempfile.mkdtemp())
+    seeds = [
+        attacks.write(home / "v1.safetensors", attacks.layer(), {"config": "{}"}).read_bytes(),
+        attacks.write(home / "plain.safetensors", {"a": attacks.halves(2, 3)}).read_bytes(),
+        attacks.write(home / "scaled.safetensors", _v4()).read_bytes(),
+    ]
+    shutil.rmtree(home)
+    return seeds
+
+
+def _v4() -> attacks.Tensors:
+    parts = {
+        "codes": attacks.u8(attacks.ROWS, attacks.BLOCKS * 80),
+        "norms": attacks.halves(attacks.ROWS, attacks.BLOCKS),
+        "ct_scaled": attacks.floats(*(i / 16 - 1 for i in range(32))),
+    }
+    return {f"a.b.{part}": value for part, value in parts.items()}
+
+
+def _tensor(tensors: Callable[[], attacks.Tensors], part: str) -> Reader:
+    """A layer one of whose tensors is another: data are a dtype, a rank, the shape and the bytes."""
+
+    def read(folder: Path, data: bytes) -> None:
+        if len(data) < 2:
+            return
+        there = tensors()
+        (name,) = [name for name in there if name.endswith(part)]
+        dtype, rank = _DTYPES[data[0] % len(_DTYPES)], data[1] % 4
+        numbers, raw = data[2 : 2 + 2 * rank], data[2 + 2 * rank :]
+        shape = [int.from_bytes(numbers[i : i + 2], "little") for i in range(0, len(numbers), 2)]
+        there[name] = (dtype, shape, raw)
+        attacks.write(folder / _NAME, there)
+        _whole(folder / _NAME)
+
+    def seeds() -> list[bytes]:
+        there = tensors()
+        (name,) = [name for name in there if name.endswith(part)]
+        dtype, shape, raw = there[name]
+        head = bytes([_DTYPES.index(dtype), len(shape)])
+        return [head + b"".join(n.to_bytes(2, "little") for n in shape) + raw]
+
+    return Reader(f"a layer whose {part} is another tensor", seeds, read)
+
+
+# -- side files --------------------------------------------------------------------------------------------------------
+
+
+def _config(folder: Path, data: bytes) -> None:
+    shapes = {
+        "model.diffusion_model.patchify_proj.weight": (4096, 128),
+        "model.diffusion_model.transformer_blocks.47.attn2.to_k.weight": (4096, 4096),
+    }
+    with contextlib.suppress(errors.HLWQError):
+        family.find_config(ltx23.FAMILY, folder, {"config": data.decode("utf-8", "replace")}, shapes)
+    (folder / "config.json").write_bytes(data)
+    family.find_config(ltx23.FAMILY, folder, {}, shapes)
+
+
+def _config_seeds() -> list[bytes]:
+    values = ltx23.FAMILY.config()
+    small = {part: dict(list(items.items())[:6]) for part, items in values.items() if isinstance(items, dict)}
+    return [json.dumps(small).encode(), json.dumps({"transformer": values["transformer"]}).encode()]
+
+
+def _claim(folder: Path, data: bytes) -> None:
+    (folder / "polar_config.json").write_bytes(data)
+    claim.read_claim(folder)
+
+
+def _record(folder: Path, data: bytes) -> None:
+    (folder / record.RECORD).write_bytes(data)
+    record.read_record(folder)
+
+
+def _recipe(folder: Path, data: bytes) -> None:
+    (folder / "recipe.json").write_bytes(data)
+    recipes.load_recipe(folder / "recipe.json")
+
+
+def _replacing(folder: Path, data: bytes) -> None:
+    (folder / "a").write_text("1")
+    (folder / "journal.json").write_bytes(data)
+    with contextlib.suppress(OSError):  # a rename that fails: whoever calls says so
+        replacing.finish(folder / "journal.json", folder)
+
+
+# -- workflows and servers ---------------------------------------------------------------------------------------------
+
+
+def _workflow(folder: Path, data: bytes) -> None:
+    (folder / "workflow.json").write_bytes(data)
+    nodes = graph.load(folder / "workflow.json")
+    graph.settable(nodes)
+    graph.classes(nodes)
+    for act in (
+        lambda: graph.assign(nodes, "Positive prompt.text=cat", lenient=True),
+        lambda: graph.add_loras(nodes, [("a.safetensors", 1.0)]),
+        lambda: graph.add_report(nodes),
+        lambda: grid.check(nodes, options=True),
+        lambda: graph.reseed(nodes, 1),
+    ):
+        with contextlib.suppress(errors.HLWQError):
+            act()
+
+
+def _workflow_seeds() -> list[bytes]:
+    nodes = json.loads((REPO / "workflows" / "api" / "hlwq_ltx23_text_to_video.json").read_text("utf-8"))
+    return [json.dumps(nodes).encode(), json.dumps(dict(list(nodes.items())[:3])).encode()]
+
+
+def _answer(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+_NODES: graph.Nodes = {"1": {"class_type": "A", "inputs": {"x": "y"}, "_meta": {"title": "T"}}}
+
+
+def _object_info(folder: Path, data: bytes) -> None:
+    """A node's description: files and inputs are looked up in it."""
+    info = _answer(data)
+    if not isinstance(info, dict):
+        return
+    nodes = json.loads(json.dumps(_NODES))
+    with contextlib.suppress(errors.HLWQError):
+        graph.assign(nodes, "T.x=1", {"A": info})
+    with contextlib.suppress(errors.HLWQError):
+        graph.resolve(nodes, {"A": info})
+
+
+def _hub(folder: Path, data: bytes) -> None:
+    """The hub's listing of a repository."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+    answer = _answer(data)
+    if not isinstance(answer, dict):
+        return
+    try:
+        info = ModelInfo(**answer)
+    except Exception:
+        return  # the hub library's own
+    with mock.patch.object(HfApi, "model_info", lambda *_, **__: info):
+        download._list(("a/b",), "main", None, None)
+
+
+_INFO = {
+    "input": {
+        "required": {"x": [["a", "b"], {"image_upload": True}]},
+        "optional": {"z": ["COMBO", {"options": ["c"]}]},
+    },
+    "output": ["INT"],
+    "python_module": "nodes",
+}
+_LISTED = {
+    "id": "a/b",
+    "sha": "0" * 40,
+    "siblings": [
+        {"rfilename": "a.safetensors", "size": 3, "lfs": {"size": 3, "sha256": "0" * 64, "pointerSize": 1}},
+        {"rfilename": "config.json", "size": 2, "blobId": "0" * 40},
+    ],
+}
+
+
+def _json(*values: Any) -> Callable[[], list[bytes]]:
+    return lambda: [json.dumps(value).encode() for value in values]
+
+
+READERS: dict[str, Reader] = {
+    "header": Reader("a safetensors file", _header_seeds, _header),
+    "codes": _tensor(attacks.layer, "packed"),
+    "norms": _tensor(attacks.layer, "norms"),
+    "meta": _tensor(attacks.layer, "meta"),
+    "table": _tensor(_v4, "ct_scaled"),
+    "claim": Reader("polar_config.json", _json({"format": "hlwq-q5", "block_size": 128, "bits": 5}), _claim),
+    "config": Reader("a model's config", _config_seeds, _config),
+    "record": Reader(
+        "the record of checksums",
+        _json({"format": "hlwq-sha256", "files": {"a/b": {"size": 1, "sha256": "0"}}}),
+        _record,
+    ),
+    "recipe": Reader(
+        "a recipe", lambda: [path.read_bytes() for path in sorted(recipes._FOLDER.glob("*.json"))], _recipe
+    ),
+    "replacement": Reader(
+        "the journal of a replacement",
+        _json({"format": "hlwq-replacing", "away": [["a", "b"]], "into": [["c", "a"]], "discard": ["b"]}),
+        _replacing,
+    ),
+    "workflow": Reader("a workflow in API form", _workflow_seeds, _workflow),
+    "object_info": Reader("the description of a node", _json(_INFO), _object_info),
+    "hub": Reader("the hub's listing of a repository", _json(_LISTED), _hub),
+}
