@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 import sys
@@ -22,9 +23,14 @@ if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
 from hlwq_core import errors  # noqa: E402
+from hlwq_core.batch import journal, results  # noqa: E402
+from hlwq_core.batch import read as batch_read  # noqa: E402
+from hlwq_core.batch.job import Job  # noqa: E402
 from hlwq_core.checkpoints import checkpoint, claim, completeness, find  # noqa: E402
 from hlwq_core.client import graph, grid  # noqa: E402
+from hlwq_core.client.generate import Request  # noqa: E402
 from hlwq_core.format import record, safefile  # noqa: E402
+from hlwq_core.format.portable import why_not  # noqa: E402
 from hlwq_core.models import family, ltx23, recipes  # noqa: E402
 from hlwq_core.tools import download, replacing  # noqa: E402
 from tests.attacks import checkpoints as attacks  # noqa: E402
@@ -271,6 +277,62 @@ _LISTED = {
 }
 
 
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def _jobs(name: str) -> Callable[[Path, bytes], None]:
+    def read(folder: Path, data: bytes) -> None:
+        (folder / name).write_bytes(data)
+        with mock.patch.object(batch_read, "MOST", 1000):  # a range of seeds is as many jobs
+            for job in batch_read.read_jobs(folder / name, Request(), [1]):
+                assert why_not(job.name + ".mp4") is None
+                with contextlib.suppress(errors.HLWQError):
+                    batch_read.check_jobs([job])
+
+    return read
+
+
+_CSV = b'prompt,seed,width,lora,Save.codec,name\r\n"rain, far",1-3,64,a:0.5;b,h265,\r\nwaves,7,,,,x\r\n'
+_JOBS = [
+    {"prompt": "rain", "seed": [1, "3-4"], "fps": 24, "lora": ["a:1"], "Save.codec": "h265"},
+    {"prompt": "b", "name": "x"},
+]
+
+
+def _batch_journal(folder: Path, data: bytes) -> None:
+    """A journal, and all that is done by what it says when a batch is called again."""
+    state = folder / "out" / results.STATE
+    (state / "parts").mkdir(parents=True)
+    (state / "parts" / "p").write_bytes(b"film")
+    (state / "journal.jsonl").write_bytes(data)
+    job = Job(Request(prompt="rain"), "rain", "rain", "ab")
+    with journal.Journal(state) as opened:
+        outcome = results.Results(folder / "out", opened)
+        outcome.begin([job], lambda line: None)
+        outcome.write_manifest([job])
+    assert sorted(path.name for path in folder.iterdir()) == ["out"]
+
+
+_FILE = {"name": "rain.mp4", "part": "p", "sha256": hashlib.sha256(b"film").hexdigest(), "size": 4}
+_EVENTS = [
+    {"event": "begin", "version": journal.VERSION, "tag": {"seed": 7}, "time": 1.5},
+    {"event": "queued", "job": "ab", "worker": "http://host", "prompt_id": "0-1"},
+    {"event": "failed", "job": "ab", "error": "no", "worker": "w", "final": False},
+    {"event": "again", "job": "ab"},
+    {
+        "event": "made",
+        "job": "ab",
+        "files": [_FILE],
+        "record": {"prompt": "rain", "seconds": 1.5, "node_seconds": {"a": 1}},
+    },
+    {"event": "lost", "job": "cd"},
+]
+
+
+def _lines(*values: Any) -> Callable[[], list[bytes]]:
+    return lambda: [b"".join(json.dumps(value).encode() + b"\n" for value in values)]
+
+
 def _json(*values: Any) -> Callable[[], list[bytes]]:
     return lambda: [json.dumps(value).encode() for value in values]
 
@@ -298,5 +360,9 @@ READERS: dict[str, Reader] = {
     ),
     "workflow": Reader("a workflow in API form", _workflow_seeds, _workflow),
     "object_info": Reader("the description of a node", _json(_INFO), _object_info),
+    "jobs.csv": Reader("jobs as CSV", lambda: [_CSV], _jobs("jobs.csv")),
+    "jobs.jsonl": Reader("jobs as JSON lines", _lines(*_JOBS), _jobs("jobs.jsonl")),
+    "jobs.txt": Reader("jobs as text", lambda: [b"# all\r\nrain\r\n\r\nwaves"], _jobs("jobs.txt")),
+    "batch_journal": Reader("the journal of a batch", _lines(*_EVENTS), _batch_journal),
     "hub": Reader("the hub's listing of a repository", _json(_LISTED), _hub),
 }

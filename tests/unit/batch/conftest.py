@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -110,8 +109,3 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     yield place
     for pid in place.alive():
         os.kill(pid, signal.SIGKILL)
-
-
-def results(text: str) -> dict[str, Any]:
-    """What `--json` printed."""
-    return json.loads(text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,16 +158,11 @@ def test_two_calls_at_once(place: Place, monkeypatch: pytest.MonkeyPatch, capsys
         time.sleep(0.02)
     assert place.call(jobs) == 2
     assert "another call works on this batch" in capsys.readouterr().err
-    import os
-
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(place.made()) == 3 and len(place.ran()) == 3
 
 
 def test_stopped_and_called_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import signal
-
     monkeypatch.setenv("FAKE_SECONDS", "0.3")
     jobs = place.jobs(*(f"p {n}" for n in range(8)))
     pid = place.fork(place.arguments(jobs, "--json"))
@@ -183,9 +180,6 @@ def test_a_server_that_runs_goes_on_while_the_driver_is_dead(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was queued there is not queued again."""
-    import os
-    import signal
-
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     jobs = place.jobs("one", "two", "three", "four")
     with LocalServer(place.comfyui, extra=["--cpu"], timeout=60) as server:

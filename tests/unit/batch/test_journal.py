@@ -222,6 +222,7 @@ def test_two_calls_at_once_are_refused(tmp_path: Path) -> None:
 # ---- disks ----
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(tmp_path / STATE) as journal:
         results = Results(tmp_path, journal)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,13 +147,10 @@ def test_a_workflow_without_a_file_is_no_success(workflow: Path, tmp_path: Path)
 # ---- killed, and called again ----
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill -9, and /proc")
 @pytest.mark.parametrize("whom", ["the server", "the call"])
 def test_runs_that_were_killed_are_gone_on_with(place: Place, whom: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither starts over nor replaces what was made."""
-    import os
-    import time
-
     monkeypatch.setenv("FAKE_SECONDS", "0.3")
     place.output.mkdir()
     words = ["queue", str(place.workflow), "--count", "4", "--set", "Prompt.text=sea"]
