@@ -50,7 +50,7 @@ def overall(recipe: Recipe, kind: str, norms: str, rows: int) -> Fidelity:
     total = Fidelity()
     for (columns, bits), count in sorted(groups.items()):
         weight = sample(kind, rows, columns, generator)
-        _, _, found = encode_layer(weight, bits, norms, "infinite", torch.device("cpu"), name="sample")
+        found = encode_layer(weight, bits, norms, "infinite", torch.device("cpu"), name="sample").fidelity
         times = count / rows
         total.add(
             Fidelity(

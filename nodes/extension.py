@@ -21,6 +21,7 @@ NODES = (
     "save_audio_video",
     "inspect_checkpoint",
     "verify_checkpoint",
+    "calibrate",
     "quantize_model",
     "repair_checkpoint",
     "download_checkpoint",

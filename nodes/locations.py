@@ -10,6 +10,7 @@ may be asked for in ComfyUI's event loop.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -20,6 +21,7 @@ from . import listing
 from .compat import folder_paths
 
 CHECKPOINT_FOLDERS = ("hlwq", "checkpoints", "diffusion_models")
+CALIBRATION_FOLDER = "calibration"  # in models/hlwq
 UPSCALER_FOLDER = "latent_upscale_models"
 TEXT_ENCODER_FOLDER = "text_encoders"
 DENSE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
@@ -137,6 +139,58 @@ def upscalers(*, now: bool = True) -> Labelled:
         return found
 
     return _list("upscalers", (UPSCALER_FOLDER, *CHECKPOINT_FOLDERS), make, now)
+
+
+def calibrations(*, now: bool = True) -> Labelled:
+    """The files that HLWQ Calibrate and the command `calibrate` made, by label."""
+
+    def make(scans: tuple[Scan, ...]) -> Labelled:
+        inside = {os.path.join(scan.root, CALIBRATION_FOLDER): scan for scan in reversed(scans)}
+        return _sorted(
+            {
+                os.path.basename(file.path): file.path
+                for folder, scan in inside.items()
+                for file in scan.files
+                if os.path.dirname(file.path) == folder
+            }
+        )
+
+    return _list("calibrations", ("hlwq",), make, now)
+
+
+def calibration(label: str) -> Path:
+    """The file of a calibration.
+
+    Raises:
+        InputError: no such file.
+    """
+    return _resolve(label, ("hlwq",), "calibration", calibrations, f"{CALIBRATION_FOLDER}/{label}")
+
+
+def new_calibration(name: str) -> Path:
+    """Where a calibration of this name lies, whether it is there or not.
+
+    Raises:
+        InputError: the name is none for a file.
+    """
+    return Path(roots("hlwq")[0]) / CALIBRATION_FOLDER / f"{plain_name(name, 'calibration')}.safetensors"
+
+
+def plain_name(name: str, what: str) -> str:
+    """A name for something new, without folder and ending.
+
+    Raises:
+        InputError: it is none.
+    """
+    bare = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"[\w][\w.+ -]*", bare) or bare.endswith("."):
+        raise InputError(
+            f"this is no name for a {what}",
+            expected="letters, digits, spaces and . + - _",
+            found=repr(name),
+            fix=f"give a name without folders; the {what} will lie under models/hlwq",
+        )
+    return bare
 
 
 def checkpoint(label: str) -> Path:

@@ -52,6 +52,36 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
                     default="published",
                     tooltip="published: the folder that the author's tools read. single: one file with the model's config.",
                 ),
+                io.Combo.Input(
+                    "calibration",
+                    options=[tool.NONE, *locations.calibrations(now=False)],
+                    default=tool.NONE,
+                    optional=True,
+                    tooltip="What HLWQ Calibrate gathered of this model: codes for the least error of the outputs, and corrected "
+                    "biases.",
+                ),
+                io.Float.Input(
+                    "max_error",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.0001,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Above 0: each layer gets the fewest bits at which its relative squared error is at most this; "
+                    "2e-3 is what 5 bits have without block means.",
+                ),
+                io.Float.Input(
+                    "mean_bits",
+                    default=0.0,
+                    min=0.0,
+                    max=8.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Above 0: layers get bits by what they matter in the calibration, so many a weight in the mean.",
+                ),
             ],
             outputs=[tool.report_output()],
             hidden=[io.Hidden.unique_id],
@@ -59,14 +89,29 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source: str, name: str, layout: str) -> bool | str:  # type: ignore[override]
+    def validate_inputs(  # type: ignore[override]
+        cls, source: str, name: str, layout: str, calibration: str = tool.NONE
+    ) -> bool | str:
         """Say before anything runs that there is no such source, or that the name is none."""
         return locations.refusal(
-            (locations.dense_model, source), (lambda given: tool.new_checkpoint(given, layout), name)
+            (locations.dense_model, source),
+            (lambda given: tool.new_checkpoint(given, layout), name),
+            (locations.calibration, None if calibration == tool.NONE else calibration),
         )
 
     @classmethod
-    def execute(cls, source: str, name: str, bits: str, norms: str, rules: str, layout: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        source: str,
+        name: str,
+        bits: str,
+        norms: str,
+        rules: str,
+        layout: str,
+        calibration: str = tool.NONE,
+        max_error: float = 0.0,
+        mean_bits: float = 0.0,
+    ) -> io.NodeOutput:
         """Quantize the model."""
         report = quantize(
             locations.dense_model(source),
@@ -75,6 +120,9 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
             norms=norms,
             rules=rules,
             layout=layout,
+            calibration=None if calibration == tool.NONE else locations.calibration(calibration),
+            max_error=max_error or None,
+            mean_bits=mean_bits or None,
             progress=cls._progress(),
         )
         return cls._said(report.text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..hlwq_core.errors import InputError
 from . import compat, locations
 
 NONE = "none"
@@ -24,14 +22,7 @@ def new_checkpoint(name: str, layout: str) -> Path:
     Raises:
         InputError: the name is none for a folder.
     """
-    bare = name.strip().removesuffix(".safetensors")
-    if not re.fullmatch(r"[\w][\w.+ -]*", bare) or bare.endswith("."):
-        raise InputError(
-            "this is no name for a checkpoint",
-            expected="letters, digits, spaces and . + - _",
-            found=repr(name),
-            fix="give a name without folders; the checkpoint will lie under models/hlwq",
-        )
+    bare = locations.plain_name(name, "checkpoint")
     folder = Path(compat.folder_paths.get_folder_paths("hlwq")[0])
     return folder / (f"{bare}.safetensors" if layout == "single" else bare)
 

@@ -35,7 +35,8 @@ class Request:
 
     `width`, `height` in pixels of the result; `frames` and `fps` as sampled (a temporal upscaler doubles
     both); `seconds` instead of `frames`; `loras` as (file, strength); `settings` as `Title.input=value`; `step`
-    for any workflow, not only of LTX: how far each seed that stands in it is moved on.
+    for any workflow, not only of LTX: how far each seed that stands in it is moved on;
+    `calibration`: the name of what HLWQ Calibrate shall gather meanwhile, with these `moments`.
     """
 
     prompt: str | None = None
@@ -56,6 +57,8 @@ class Request:
     workflow: Path | None = None
     settings: list[str] = field(default_factory=list)
     step: int | None = None
+    calibration: str | None = None
+    moments: str = "blocks"
 
 
 # ---- from the request to a workflow ------------------------------------------------------------------------------
@@ -106,6 +109,8 @@ def build(request: Request, say: Say = lambda line: None) -> Nodes:
         _set_length(nodes, request, say)
     if request.loras:
         graph.add_loras(nodes, request.loras)
+    if request.calibration is not None:
+        graph.add_calibration(nodes, request.calibration, request.moments)
     # What the settings change is known here, except inputs that only the server knows: `prepare` checks again.
     changed = copy.deepcopy(nodes)
     for setting in request.settings:

@@ -200,17 +200,34 @@ def add_loras(nodes: Nodes, loras: Iterable[tuple[str, float]]) -> None:
 
     They come behind the node titled `Distilled LoRA`, or behind the model's loader where there is none.
     """
-    source = find(nodes, "Distilled LoRA")
-    if source is None:
-        loaders = [i for i, n in nodes.items() if n["class_type"] in _REPORTS]
-        if len(loaders) != 1:
-            raise InputError(
-                "no place for a LoRA in this workflow",
-                expected=f"one {' or '.join(_REPORTS)}, or a node titled 'Distilled LoRA'",
-                found=f"{len(loaders)} of them",
-                fix="put the LoRA into the workflow itself",
-            )
-        source = loaders[0]
+    source = find(nodes, "Distilled LoRA") or _loader(nodes, "a LoRA")
+    behind = [
+        ("LoraLoaderModelOnly", f"LoRA {index}", {"lora_name": file, "strength_model": strength})
+        for index, (file, strength) in enumerate(loras, 1)
+    ]
+    _put_behind(nodes, source, behind)
+
+
+def add_calibration(nodes: Nodes, name: str, moments: str) -> None:
+    """Put HLWQ Calibrate behind the model's loader, or its node titled `Distilled LoRA`: it is to see what the model is run with."""
+    source = find(nodes, "Distilled LoRA") or _loader(nodes, "HLWQ Calibrate")
+    _put_behind(nodes, source, [("HLWQCalibrate", "Calibrate", {"name": name, "moments": moments, "memory_gb": 4.0})])
+
+
+def _loader(nodes: Nodes, what: str) -> str:
+    loaders = [i for i, n in nodes.items() if n["class_type"] in _REPORTS]
+    if len(loaders) != 1:
+        raise InputError(
+            f"no place for {what} in this workflow",
+            expected=f"one {' or '.join(_REPORTS)}, or a node titled 'Distilled LoRA'",
+            found=f"{len(loaders)} of them",
+            fix=f"put {what} into the workflow itself",
+        )
+    return loaders[0]
+
+
+def _put_behind(nodes: Nodes, source: str, behind: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
+    """Nodes (class, title, inputs but for the model) between a node's first output and all that uses it, in this order."""
     users = [
         (node["inputs"], name)
         for node in nodes.values()
@@ -218,13 +235,9 @@ def add_loras(nodes: Nodes, loras: Iterable[tuple[str, float]]) -> None:
         if is_link(value) and value == [source, 0]
     ]
     last = source
-    for index, (file, strength) in enumerate(loras, 1):
+    for kind, title, inputs in behind:
         node_id = _new_id(nodes)
-        nodes[node_id] = {
-            "class_type": "LoraLoaderModelOnly",
-            "_meta": {"title": f"LoRA {index}"},
-            "inputs": {"model": [last, 0], "lora_name": file, "strength_model": strength},
-        }
+        nodes[node_id] = {"class_type": kind, "_meta": {"title": title}, "inputs": {"model": [last, 0], **inputs}}
         last = node_id
     for inputs, name in users:
         inputs[name] = [last, 0]

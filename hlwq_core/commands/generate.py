@@ -32,6 +32,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "the call and ends it (--comfyui, or the variable COMFYUI_PATH).",
         epilog="What is not given stays as in the workflow (workflows/README.md).",
     )
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that makes videos of prompts."""
     what = parser.add_argument_group("what to make")
     what.add_argument(
         "--prompt", action="append", default=[], help="what is to be seen and heard; again: one more video"
@@ -41,7 +47,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_what(what)
     add_files(parser)
     add_common(parser)
-    return parser
 
 
 def add_what(group: Any) -> None:
@@ -260,4 +265,6 @@ def base_request(args: argparse.Namespace, prompt: str | None = None) -> Request
         upscale=args.upscale,
         workflow=args.workflow,
         settings=args.settings,
+        calibration=getattr(args, "calibration", None),
+        moments=getattr(args, "moments", "blocks"),
     )

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from ..checkpoints.dense import open_dense
+from ..errors import InputError
 from ..models.recipes import AUTO, planned_size, recipe_names
 from ..terminal.output import as_json
 from ..terminal.progress import TerminalProgress
@@ -38,8 +39,24 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--layout", choices=LAYOUTS, default="published", help="folder or single file (default published)"
     )
     parser.add_argument(
-        "--calibration", metavar="FILE", help="moments of the layers' inputs: code for the least error of their outputs"
+        "--calibration",
+        metavar="FILE",
+        help="what the layers' inputs look like (HLWQ Calibrate, or the command calibrate): code for the least error of their "
+        "outputs, and correct biases",
     )
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="the fewest bits for each layer at which its relative squared error is at most E, e.g. 2e-3",
+    )
+    parser.add_argument(
+        "--mean-bits",
+        type=float,
+        metavar="B",
+        help="bits where they matter, B of them a weight in the mean, e.g. 4.6: by --sensitivity, or by --calibration",
+    )
+    parser.add_argument("--sensitivity", metavar="FILE", help="what each layer's loss is, of the command fisher")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument(
         "--force", action="store_true", help="replace an HLWQ checkpoint at the target, and nothing else"
@@ -62,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
             layout=args.layout,
             device=args.device,
             calibration=args.calibration,
+            max_error=args.max_error,
+            mean_bits=args.mean_bits,
+            sensitivity=args.sensitivity,
             force=args.force,
             progress=progress,
         )
@@ -70,6 +90,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_plan(args: argparse.Namespace) -> int:
+    if args.max_error is not None or args.mean_bits is not None:
+        raise InputError(
+            "what these bits make is known when the layers were encoded",
+            expected="--plan with a recipe and --bits",
+            fix="leave out --plan: the report tells how many layers got how many bits",
+        )
     source = open_dense(args.source)
     size = planned_size(recipe_for(source, args.rules), source.described(), args.bits)
     if args.json:

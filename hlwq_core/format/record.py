@@ -16,6 +16,8 @@ from .bounded import open_regular, read_object, whole_number
 RECORD = "hlwq.sha256.json"
 # Metadata of a repair's files: before the name of each file of the record that was not there.
 REPAIRED = "hlwq.repaired."
+# Metadata of a checkpoint whose biases take up what the codes do to the mean of their layers' outputs.
+BIASES, CORRECTED = "hlwq.biases", "corrected"
 
 
 def file_sha256(path: Path, told: Callable[[int], None] | None = None) -> str:

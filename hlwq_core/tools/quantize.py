@@ -21,22 +21,24 @@ import torch
 from ..checkpoints.block_means import Outermost, outermost
 from ..checkpoints.dense import DenseModel, open_dense
 from ..checkpoints.find import SAFETENSORS, files_below, holds_codes
-from ..codec.compensate import open_moments
+from ..codec.calibration import CalibrationFile
 from ..codec.fidelity import Fidelity
-from ..codec.layers import encode_layer
+from ..codec.layers import EncodedLayer, encode_layer
 from ..errors import DiskFullError, HLWQError, InputError
 from ..format.packed import encoded_bytes
 from ..format.packing import BITS
-from ..format.record import RECORD, write_record
+from ..format.record import BIASES, CORRECTED, RECORD, write_record
 from ..format.safefile import DTYPES, SafeFile
 from ..format.variants import Announced, layer_entries, metas_first
 from ..format.writer import Producer, write_error, write_safetensors
 from ..models import families
-from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe, planned_size
+from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe
 from .alone import alone
 from .device import choose_device
 from .job import Progress, Tally
-from .quantize_report import Report
+from .quantize_biases import Biases, bias_of
+from .quantize_choices import Wish, calibration_for
+from .quantize_report import Calibrated, Report
 from .replacing import finish, replace_all
 
 LAYOUTS = ("published", "single")
@@ -57,6 +59,9 @@ def quantize(
     device: str = "auto",
     codebook: str = "infinite",
     calibration: str | os.PathLike[str] | None = None,
+    max_error: float | None = None,
+    mean_bits: float | None = None,
+    sensitivity: str | os.PathLike[str] | None = None,
     force: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
     progress: Progress | None = None,
@@ -72,8 +77,12 @@ def quantize(
         layout: `published` (folder that the author's tools read) or `single` (one file, with the model's `config`).
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         codebook: `infinite` (what published files use) or `finite`.
-        calibration: moments of the layers' inputs (see `compensate`); layers in it are coded for the least error of their
-            outputs, the others with `norms`.
+        calibration: what the layers' inputs look like (see `calibration`); layers in it are coded for the least error of
+            their outputs and have their biases corrected, the others are coded with `norms`.
+        max_error: each layer gets the fewest bits at which its relative squared error is at most this.
+        mean_bits: layers get bits by what they cost and gain, so many a weight in the mean: by `sensitivity`, or else by the
+            calibration's moments.
+        sensitivity: a file of what each layer's loss is at each number of bits, see `bits`.
         force: replace an existing checkpoint at the target; anything else is never replaced.
         chunk_bytes: size of a file of codes in the published layout.
         progress: called with (bytes done, bytes in all, text); may raise to stop, and the work can be resumed.
@@ -93,24 +102,13 @@ def quantize(
     target = Path(target)
     with alone(target):
         _check_place(opened, target, layout)
+        on = choose_device(device)
         plan = _plan(opened, recipe, bits)
-        moments = None
-        if calibration is not None:
-            moments = open_moments(calibration, {name: opened.entries[name][1].shape for name in plan})
-        job = _Job(
-            opened,
-            target,
-            plan,
-            norms,
-            codebook,
-            layout,
-            choose_device(device),
-            chunk_bytes,
-            recipe,
-            bits,
-            progress,
-            moments,
-        )
+        known = None if calibration is None else calibration_for(calibration, opened, plan)
+        tally = Tally(progress, sum(entry.nbytes for _, entry in opened.entries.values()))
+        wish = Wish(max_error, mean_bits, sensitivity)
+        plan = wish.plan(opened, plan, norms, codebook, on, known, tally)
+        job = _Job(opened, target, plan, norms, codebook, layout, on, chunk_bytes, recipe, tally, known)
         if job.finish_replacement():
             return job.made()
         _check_free(target, layout, force)
@@ -206,19 +204,22 @@ class _Job:
     device: torch.device
     chunk_bytes: int
     recipe: Recipe
-    bits: int
-    progress: Progress | None
-    moments: SafeFile | None = None
+    tally: Tally
+    calibration: CalibrationFile | None = None
     resumed: int = 0
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     outermost: dict[str, Outermost] = field(default_factory=dict)
+    ways: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.work = _work_folder(self.target)
         self.journal_file = self.work / _JOURNAL
         self.replacing = self.work / "replacing.json"
         self.kept = [name for name in self.source.entries if name not in self.plan]
-        self.tally = Tally(self.progress, sum(entry.nbytes for _, entry in self.source.entries.values()))
+        self.biases = Biases(self.target)
+        known = self.calibration
+        with_bias = {n: bias_of(n, self.source.entries) for n in self.plan if known is not None and n in known}
+        self.bias_names = {name: bias for name, bias in with_bias.items() if bias is not None}
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -227,8 +228,9 @@ class _Job:
             "hlwq.version": "1",
             "hlwq.codebook": self.codebook,
             "hlwq.bit_order": "msb",
-            "hlwq.norms": "search" if self.moments else self.norms,
+            "hlwq.norms": "search" if self.calibration else self.norms,
             "hlwq.recipe": self.recipe.name,
+            **({BIASES: CORRECTED} if self.bias_names else {}),
         }
 
     def run(self) -> Report:
@@ -252,6 +254,7 @@ class _Job:
     def _discard_work(self) -> None:
         # The journal last: until it is gone, a next run can tell that this one came to its end.
         shutil.rmtree(self.work / "polarquant", ignore_errors=True)
+        self.biases.discard()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _stopped(self, error: OSError | DiskFullError) -> HLWQError:
@@ -269,7 +272,7 @@ class _Job:
     # -- the journal -------------------------------------------------------------------------------------------------
 
     def _signature(self) -> str:
-        used = [*self.source.files, *([self.moments] if self.moments else [])]
+        used = [*self.source.files, *([self.calibration.file] if self.calibration else [])]
         files = [(f.path.name, f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in used]
         choices = [self.norms, self.codebook, self.layout, self.chunk_bytes, sorted(self.plan.items())]
         return hashlib.sha256(json.dumps([files, choices]).encode()).hexdigest()
@@ -294,6 +297,7 @@ class _Job:
                 int(chunk["size"])
                 [Fidelity(*sums) for sums in chunk["fidelity"].values()]
                 [Outermost(*shares) for shares in chunk["outermost"].values()]
+                [*chunk["biases"], *chunk["ways"].items()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return journal
@@ -304,11 +308,12 @@ class _Job:
         os.replace(beside, self.journal_file)
 
     def _check_space(self, journal: dict[str, Any]) -> None:
-        size = planned_size(self.recipe, self.source.described(), self.bits)
+        coded = sum(sum(encoded_bytes(self._shape(name), bits)) for name, bits in self.plan.items())
+        kept = sum(self.source.entries[name][1].nbytes for name in self.kept)
         written = sum(chunk["size"] for chunk in journal["chunks"].values())
-        needed = size.total - written + _SPARE_BYTES
+        needed = coded + kept - written + _SPARE_BYTES
         if self.layout == "single":
-            needed += size.codes + size.norms
+            needed += coded
         free = shutil.disk_usage(self.work).free
         if free < needed:
             if not journal["chunks"]:
@@ -341,7 +346,8 @@ class _Job:
 
     def _chunk(self, path: Path, names: list[str], journal: dict[str, Any]) -> None:
         record = journal["chunks"].get(path.name)
-        if record and path.is_file() and path.stat().st_size == record["size"]:
+        there = record and path.is_file() and path.stat().st_size == record["size"]
+        if there and self.biases.load(path.name, record["biases"]):
             self._made(record)
             self.tally.add(sum(self.source.entries[name][1].nbytes for name in names), path.name)
             return
@@ -349,12 +355,15 @@ class _Job:
         for name in names:
             tensors += self._encoded_tensors(name)
         write_safetensors(path, metas_first(tensors), self.metadata)
+        self.biases.save(path.name, [self.bias_names[n] for n in names if n in self.bias_names])
         journal["chunks"][path.name] = {
             "size": path.stat().st_size,
             "fidelity": {
                 name: [f.power, f.error, f.dot, f.decoded, f.weights]
                 for name, f in ((name, self.fidelity[name]) for name in names)
             },
+            "ways": {n: self.ways[n] for n in names},
+            "biases": [self.bias_names[n] for n in names if self.bias_names.get(n) in self.biases],
             "outermost": {n: astuple(self.outermost[n]) for n in names if n in self.outermost},
         }
         self._write_journal(journal)
@@ -370,7 +379,7 @@ class _Job:
             def told(nbytes: int) -> None:
                 self.tally.add(nbytes, name)
 
-            codes, made["norms"], self.fidelity[name] = encode_layer(
+            encoded = encode_layer(
                 weight,
                 bits,
                 self.norms,
@@ -379,16 +388,26 @@ class _Job:
                 name=name,
                 file=file,
                 told=told,
-                moments=self.moments.tensor(name) if self.moments and name in self.moments else None,
+                inputs=self.calibration.inputs(name) if self.calibration else None,
+                has_bias=name in self.bias_names,
             )
-            seen = outermost(codes, made["norms"], bits, "msb")
-            if seen is not None:
-                self.outermost[name] = seen
-            return codes.reshape(-1)
+            self._note(name, bits, encoded)
+            made["norms"] = encoded.norms
+            return encoded.codes.reshape(-1)
 
         dotted = self.layout == "single"
         made_of = layer_entries(name, self._shape(name), bits, packed, lambda: made.pop("norms"), dotted=dotted)
         return list(made_of.values())
+
+    def _note(self, name: str, bits: int, encoded: EncodedLayer) -> None:
+        """What the report, the journal and the bias need of a layer."""
+        self.fidelity[name] = encoded.fidelity
+        self.ways[name] = "no inputs" if not encoded.known else "worse" if encoded.kept_searched else encoded.way
+        if encoded.bias is not None:
+            self.biases.add(self.bias_names[name], encoded.bias)
+        seen = outermost(encoded.codes, encoded.norms, bits, "msb")
+        if seen is not None:
+            self.outermost[name] = seen
 
     # -- the rest of the files ---------------------------------------------------------------------------------------
 
@@ -398,7 +417,7 @@ class _Job:
 
             def produce() -> torch.Tensor:
                 self.tally.add(found.nbytes, name)
-                return self.source.tensor(name)
+                return self.biases.corrected(name, self.source.tensor(name))
 
             return name, DTYPES[found.dtype][0], found.shape, produce
 
@@ -484,6 +503,7 @@ class _Job:
         """A chunk that an earlier run made."""
         self.fidelity.update({name: Fidelity(*sums) for name, sums in chunk["fidelity"].items()})
         self.outermost.update({name: Outermost(*shares) for name, shares in chunk["outermost"].items()})
+        self.ways.update(chunk["ways"])
         self.resumed += 1
 
     def made(self) -> Report:
@@ -516,7 +536,26 @@ class _Job:
             resumed_chunks=self.resumed,
             worst=worst[:5],
             outermost=self.outermost,
+            bits={name: bits for name, bits in self.plan.items()},
+            calibration=self._calibrated(),
             **_contents(self.source),
+        )
+
+    def _calibrated(self) -> Calibrated | None:
+        if self.calibration is None:
+            return None
+        named = {way: [n for n, w in self.ways.items() if w == way] for way in ("compensated", "worse", "no inputs")}
+        corrected = [n for n, bias in self.bias_names.items() if bias in self.biases]
+        without = [n for n in self.plan if n in self.calibration and n not in self.bias_names]
+        return Calibrated(
+            str(self.calibration.path),
+            self.calibration.samples,
+            self.calibration.loras,
+            len(named["compensated"]),
+            named["worse"],
+            named["no inputs"],
+            len(corrected),
+            without,
         )
 
 

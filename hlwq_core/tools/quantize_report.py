@@ -10,6 +10,37 @@ from ..checkpoints.block_means import Outermost
 
 
 @dataclass
+class Calibrated:
+    """What a calibration was of use for: `compensated` layers; those that kept searched codes because held-out inputs say that they
+    are `worse` otherwise; those that it has too little of (`unknown`); corrected `biases`, and layers that have `no_bias`."""
+
+    file: str
+    samples: int
+    loras: bool
+    compensated: int
+    worse: list[str]
+    unknown: list[str]
+    biases: int
+    no_bias: list[str]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = [
+            f"calibration  {self.file}: {self.samples} runs, LoRAs {'on' if self.loras else 'off'}",
+            f"             {self.compensated} layers coded for their inputs, {self.biases} biases corrected",
+        ]
+        for names, what in (
+            (self.worse, "kept searched codes: worse on held-out inputs otherwise"),
+            (self.unknown, "not in it, or with too few inputs"),
+            (self.no_bias, "have no bias to correct"),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                text.append(f"             {len(names)} {what}: {', '.join(names[:3])}{more}")
+        return text
+
+
+@dataclass
 class Report:
     """What was made. `cosine` and `relative_error` are over all quantized weights, `worst` names the worst layers; `model` is
     the family's name, `holds` its parts that are in it, `absent` those from elsewhere → what to use for them; `outermost` of each layer: see `block_means`."""
@@ -32,6 +63,8 @@ class Report:
     holds: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     outermost: dict[str, Outermost] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+    calibration: Calibrated | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,6 +78,11 @@ class Report:
             f"  quality    cosine {self.cosine:.5f}, relative squared error {self.relative_error:.3e}",
         ]
         lines += [f"  worst      {error:.3e}  {name}" for name, error in self.worst[:3]]
+        counts = {bits: list(self.bits.values()).count(bits) for bits in sorted(set(self.bits.values()))}
+        if len(counts) > 1:
+            lines.append("  bits       " + ", ".join(f"{bits}: {count} layers" for bits, count in counts.items()))
+        if self.calibration is not None:
+            lines += [f"  {line}" for line in self.calibration.lines()]
         lines += [f"  {line}" for line in block_means.lines(self.outermost.items())]
         if self.model:
             lines.append(f"{self.model}: {', '.join(self.holds)}")

@@ -282,7 +282,7 @@ class _Job:
         found = self.source.entries[name]
 
         def packed() -> torch.Tensor:
-            codes, made["norms"], _ = encode_layer(
+            made_now = encode_layer(
                 self.source.tensor(name),
                 bits,
                 self.norms,
@@ -292,6 +292,7 @@ class _Job:
                 file=found[0].path,
                 told=lambda nbytes: self.tally.add(nbytes, name),
             )
+            codes, made["norms"] = made_now.codes, made_now.norms
             if order == "lsb":
                 codes = pack(unpack(codes, bits, "msb"), bits, "lsb")
             return codes.reshape(-1)

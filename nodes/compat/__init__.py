@@ -78,10 +78,12 @@ __all__ = [
     "SDClipModel",
     "VAE",
     "WeightAdapterBase",
+    "WrappersMP",
     "Whereabouts",
     "aimdo_to_tensor",
     "allocation_bytes",
     "arithmetic",
+    "around_sampling",
     "arrive",
     "attention_function",
     "attention_pytorch",
@@ -147,6 +149,7 @@ Llama2_ = contract.get("comfy.text_encoders.llama.Llama2_")
 LowVramPatch = contract.get("comfy.model_patcher.LowVramPatch")
 ModelPatcher = contract.get("comfy.model_patcher.ModelPatcher")
 ModelPatcherDynamic = contract.get("comfy.model_patcher.ModelPatcherDynamic")
+WrappersMP = contract.get("comfy.patcher_extension.WrappersMP")
 ProgressBar = contract.get("comfy.utils.ProgressBar")
 SDClipModel = contract.get("comfy.sd1_clip.SDClipModel")
 VAE = contract.get("comfy.sd.VAE")
@@ -174,6 +177,16 @@ _unet_prefix_from_state_dict = contract.get("comfy.model_detection.unet_prefix_f
 def core_patcher_class(disable_dynamic: bool = False) -> type:
     """The patcher class that ComfyUI uses in this process: decided at its start, hence not a constant here."""
     return ModelPatcher if disable_dynamic else _model_patcher.CoreModelPatcher
+
+
+def around_sampling(patcher: Any, key: str, wrapper: Any, mark: str) -> Any:
+    """A clone of a patcher whose sampling runs are called through `wrapper(run, *args)`; `run.class_obj` is the guider. `mark` is put
+    into `transformer_options`, for who has to know."""
+    clone = patcher.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, wrapper)
+    options = clone.model_options
+    clone.model_options = options | {"transformer_options": options.get("transformer_options", {}) | {mark: True}}
+    return clone
 
 
 _uninterrupted = threading.Lock()

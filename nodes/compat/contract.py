@@ -39,6 +39,7 @@ class Feature(enum.Enum):
     KEPT_DECODED = "decoded layers are not kept"
     RECORDINGS = "blocks are not recorded"
     FASTER_ATTENTION = "models attend as ComfyUI does"
+    CALIBRATING = "HLWQ Calibrate cannot be used"
     DECODING = "HLWQ Decode + Save cannot be used"
     ORIGIN = "requests of other sites' pages are told by their hosts alone"
     METADATA = "saved videos carry no workflow"

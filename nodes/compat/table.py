@@ -21,6 +21,7 @@ FIRST_LOAD = (Feature.FIRST_LOAD,)
 RESIDENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS)
 STILL_LOADED = (Feature.STILL_LOADED,)
 DECODING = (Feature.DECODING,)
+CALIBRATING = (Feature.CALIBRATING,)
 LENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS, Feature.KEPT_DECODED)
 
 # A ComfyUI before 0.32.0 does not know LTX-2.5: that is no difference.
@@ -174,6 +175,15 @@ PATCHERS = (
     Name("comfy.hooks.EnumHookMode.MinVram", BOTH_LOADERS),
     Name("comfy.utils.set_attr", BOTH_LOADERS, call="obj, attr, value"),
     Name("comfy.utils.get_attr", BOTH_LOADERS, call="obj, attr"),
+)
+
+# What stands around a sampling run, and what it asks its guider for.
+AROUND_SAMPLING = (
+    Name("comfy.patcher_extension.WrappersMP.OUTER_SAMPLE", CALIBRATING),
+    Name("comfy.model_patcher.ModelPatcher.add_wrapper_with_key", CALIBRATING, call="self, wrapper_type, key, wrapper"),
+    Name("comfy.model_patcher.ModelPatcher", CALIBRATING, mentions="patches hook_patches injections model_options"),
+    Name("comfy.patcher_extension.WrapperExecutor", CALIBRATING, mentions="class_obj"),
+    Name("comfy.samplers.CFGGuider.sample", CALIBRATING, mentions="outer_sample OUTER_SAMPLE model_patcher"),
 )
 
 PATCHES = (
@@ -449,6 +459,7 @@ TABLE = (
     *OPERATIONS,
     *DYNAMIC_VRAM,
     *PATCHERS,
+    *AROUND_SAMPLING,
     *PATCHES,
     *MODELS,
     *DECODER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,18 @@ def test_files_of_another_version_are_not_meant() -> None:
     gemmas = ["gemma4-12b-with-proj.safetensors", "gemma_3_tiny.safetensors"]
     assert graph.match("gemma_3_12B_it.safetensors", gemmas) == ["gemma_3_tiny.safetensors"]
     assert graph.match("gemma4-12b.safetensors", gemmas[1:]) == []
+
+
+@pytest.mark.parametrize("stem", ["text_to_video", "two_stage"])
+def test_calibrate_stands_behind_the_model(stem: str) -> None:
+    nodes = graph.load(graph.SHIPPED / f"hlwq_ltx23_{stem}.json")
+    before = copy.deepcopy(nodes)
+    graph.add_loras(nodes, [("mine.safetensors", 0.5)])
+    graph.add_calibration(nodes, "mine", "full")
+    (number,) = (i for i, node in nodes.items() if node["class_type"] == "HLWQCalibrate")
+    inputs = nodes[number]["inputs"]
+    assert inputs["name"] == "mine" and inputs["moments"] == "full"
+    source = inputs["model"]
+    users = [node for node in nodes.values() if number in [v[0] for v in node["inputs"].values() if graph.is_link(v)]]
+    assert users and all(source not in node["inputs"].values() for i, node in nodes.items() if i != number)
+    assert len(nodes) == len(before) + 2

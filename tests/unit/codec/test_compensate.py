@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from hlwq_core import open_checkpoint
 from hlwq_core.codec import codec, compensate
-from hlwq_core.codec.compensate import Calibration, output_error, rotated_factor
+from hlwq_core.codec.compensate import output_error, rotated_factor
 from hlwq_core.errors import InputError
-from hlwq_core.tools.quantize import quantize
-from hlwq_core.tools.verify import verify
 
 
 def inputs(count: int, width: int, seed: int) -> torch.Tensor:
@@ -46,56 +40,42 @@ def test_white_inputs_change_nothing_for_the_worse() -> None:
     assert float((ours - weight).norm()) == pytest.approx(float((searched - weight).norm()), rel=1e-3)
 
 
-def test_from_a_run_to_a_file_that_any_reader_takes(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256))
-    save_file({f"{name}": value.detach() for name, value in model.state_dict().items()}, tmp_path / "dense.safetensors")
-    calibration = Calibration({"0.weight": model[0], "2.weight": model[2]})
-    with torch.no_grad(), calibration.watching():
-        for seed in range(4):
-            model(inputs(1024, 256, seed))
-    calibration.save(tmp_path / "moments.safetensors")
-    assert calibration.samples == {"0.weight": 4096, "2.weight": 4096}
-    before = {name: len(layer._forward_pre_hooks) for name, layer in model.named_children()}
-    assert not any(before.values()), "the hooks are gone"
-
-    results = {}
-    for name, options in {"plain": {}, "calibrated": {"calibration": tmp_path / "moments.safetensors"}}.items():
-        quantize(tmp_path / "dense.safetensors", tmp_path / name, rules="plain", norms="search", bits=4, **options)
-        checked = verify(tmp_path / name, tmp_path / "dense.safetensors")
-        assert checked.ok, checked.problems
-        checkpoint = open_checkpoint(tmp_path / name)
-        decoded = {n: checkpoint.decode(n, torch.float32) for n in checkpoint.names()}
-        assert len(decoded) == 2
-        x = inputs(1024, 256, 99)
-        with torch.no_grad():
-            truth = model(x)
-            hidden = torch.nn.functional.gelu(x @ decoded["0.weight"].T + model[0].bias)
-            results[name] = float((hidden @ decoded["2.weight"].T + model[2].bias - truth).norm() / truth.norm())
-    assert results["calibrated"] < 0.8 * results["plain"], results
+@pytest.mark.parametrize("width", [384, 300])
+def test_blocks_alone_reach_part_of_it(width: int) -> None:
+    weight = torch.randn(128, width, generator=torch.Generator().manual_seed(2)) * 0.02
+    seen, unseen = moments(inputs(4096, width, 3)), moments(inputs(4096, width, 4))
+    padded = torch.nn.functional.pad(seen, (0, -width % 128, 0, -width % 128))
+    blocks = torch.stack([padded[i : i + 128, i : i + 128] for i in range(0, padded.shape[0], 128)])
+    ours = compensate.encode(weight, 5, "infinite", compensate.block_factors(blocks)).decode()
+    searched = codec.encode(weight, 5, norms="search").decode()
+    assert output_error(weight, ours, unseen) < 0.8 * output_error(weight, searched, unseen)
 
 
-def test_moments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    save_file({"a.weight": torch.randn(256, 256)}, tmp_path / "dense.safetensors")
-    for name, tensors, match in (
-        ("other", {"b.weight": torch.eye(256)}, "no layer of this model"),
-        ("narrow", {"a.weight": torch.eye(128)}, "does not fit"),
-        ("nan", {"a.weight": torch.full((256, 256), float("nan"))}, "NaN"),
-        ("infinite", {"a.weight": torch.eye(256) * float("inf")}, "NaN"),
-        ("negative", {"a.weight": -torch.eye(256)}, "no second moments"),
-        ("random", {"a.weight": torch.randn(256, 256)}, "no second moments"),
-        ("integers", {"a.weight": torch.eye(256, dtype=torch.int64)}, "does not fit"),
-        ("flat", {"a.weight": torch.ones(256)}, "does not fit"),
-        ("empty", {"a.weight": torch.zeros(0, 0)}, "does not fit"),
-        ("nothing", {}, "no layer of this model"),
-    ):
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-        with pytest.raises(InputError, match=match):
-            quantize(
-                tmp_path / "dense.safetensors",
-                tmp_path / "out",
-                rules="plain",
-                calibration=tmp_path / f"{name}.safetensors",
-            )
-    assert not (tmp_path / "out").exists()
-    assert list(load_file(tmp_path / "dense.safetensors")) == ["a.weight"]
+def test_blocks_and_all_agree_where_blocks_do_not_depend_on_each_other() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    parts = [moments(inputs(2048, 128, seed)) for seed in (3, 4)]
+    one = compensate.encode(weight, 5, "infinite", compensate.block_factors(torch.stack(parts)))
+    # The damping of all is measured by all; by these parts it is the same as each has for itself.
+    parts = [part / part.diagonal().mean() for part in parts]
+    one = compensate.encode(weight, 5, "infinite", compensate.block_factors(torch.stack(parts)))
+    other = compensate.encode(weight, 5, "infinite", rotated_factor(torch.block_diag(*parts)))
+    assert (one.codes != other.codes).float().mean() < 0.01
+    assert torch.allclose(one.norms.float(), other.norms.float(), rtol=2e-3)
+
+
+def test_damping_follows_the_number_of_samples() -> None:
+    few, some, many = (compensate.damping_of(count, 128) for count in (256, 4096, 1 << 20))
+    assert few == 1.0 > some > many == compensate.DAMPING
+
+
+@pytest.mark.parametrize("spoiled", ["nan", "infinite", "negative", "random"])
+@pytest.mark.parametrize("form", ["all", "blocks"])
+def test_what_is_no_moments_is_refused(spoiled: str, form: str) -> None:
+    bad = {
+        "nan": torch.full((128, 128), float("nan")),
+        "infinite": torch.eye(128) * float("inf"),
+        "negative": -torch.eye(128),
+        "random": torch.randn(128, 128, generator=torch.Generator().manual_seed(0)),
+    }[spoiled]
+    with pytest.raises(InputError, match="NaN" if spoiled in ("nan", "infinite") else "no second moments"):
+        compensate.factor_of(bad if form == "all" else bad[None], 0.01)
