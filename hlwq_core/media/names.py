@@ -129,11 +129,6 @@ def check_prefix(prefix: str) -> None:
             )
 
 
-def partial_name(name: str, ending: str) -> str:
-    """For a file that is being written: short whatever the name is, and another one for each."""
-    return f".hlwq-{secrets.token_hex(6)}{ending}"
-
-
 def unfinished_name(name: str, ending: str) -> str:
     """For a file that is to be found if it is never finished."""
     extra = f".unfinished-{secrets.token_hex(3)}{ending}"

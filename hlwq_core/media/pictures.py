@@ -41,7 +41,7 @@ class SequenceCoder:
         Raises:
             OSError: one could not be written.
         """
-        self._path.mkdir()
+        self._path.mkdir(exist_ok=True)
         for number, data in enumerate(pictures, 1):
             (self._path / f"{number:05}.png").write_bytes(data)
 

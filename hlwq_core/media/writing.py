@@ -23,7 +23,8 @@ from ..errors import InputError
 from .coders import AVCoder
 from .faults import told
 from .formats import Plan, Settings, plan
-from .names import Place, move_new, partial_name, unfinished_name
+from .names import Place, move_new, unfinished_name
+from .partial import Partial
 from .pictures import SequenceCoder
 from .pixels import check_frames, to_bytes
 from .sound import Shaping, Sound, check_sound, shape
@@ -164,12 +165,21 @@ class Writer:
         self._on_frame = on_frame
         first = place if isinstance(place, Path) else place.first(chosen.ending)
         self._target = first
-        name = unfinished_name if chosen.settings.keep_unfinished else partial_name
-        self._partial = first.with_name(name(first.name, chosen.ending))
-        if chosen.codec.encoder:
-            self._coder: Any = AVCoder(self._partial, chosen, size, frames, rate, sound, metadata or {})
+        self._hold: Partial | None = None
+        if chosen.settings.keep_unfinished:
+            self._partial = first.with_name(unfinished_name(first.name, chosen.ending))
         else:
-            self._coder = SequenceCoder(self._partial, chosen, metadata or {})
+            self._hold = Partial(first, chosen.ending)
+            self._partial = self._hold.path
+        try:
+            self._coder: Any = (
+                AVCoder(self._partial, chosen, size, frames, rate, sound, metadata or {})
+                if chosen.codec.encoder
+                else SequenceCoder(self._partial, chosen, metadata or {})
+            )
+        except BaseException:
+            self._remove()
+            raise
         if self._coder.note:
             notes.append(self._coder.note)
         self._notes = tuple(notes)
@@ -295,11 +305,18 @@ class Writer:
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
         if kind is None or not keep:
-            with contextlib.suppress(OSError):
-                if self._partial.is_dir():
-                    shutil.rmtree(self._partial)
-                else:
-                    self._partial.unlink(missing_ok=True)
+            self._remove()
+        elif self._hold is not None:
+            self._hold.release()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._partial.is_dir():
+                shutil.rmtree(self._partial)
+            else:
+                self._partial.unlink(missing_ok=True)
+        if self._hold is not None:
+            self._hold.release()
 
 
 def write_video(
