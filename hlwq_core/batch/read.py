@@ -371,7 +371,8 @@ def _requests(
             own_seeds = read
         elif column == "name":
             name = read
-            if (why := why_not(name + ".mp4")) is not None:
+            why = "it begins with a dot" if name.startswith(".") else why_not(name + ".mp4")
+            if why is not None:
                 raise InputError(
                     f"{row.where}: this is no name for a file",
                     file=path,

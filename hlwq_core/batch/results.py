@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..format.portable import LONGEST as LONGEST_NAME
 from ..format.portable import portable
 from ..format.writer import write_error
 from .job import LONGEST, Job
 from .journal import Journal, Made, State, _sync_folder
 
 STATE = ".hlwq-batch"
+MANIFEST = "manifest.jsonl"
 _VIDEOS = (".mp4", ".webm", ".mkv", ".mov")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
 
@@ -94,19 +96,25 @@ class Results:
             self._refuse_taken(jobs)
 
     def _refuse_taken(self, jobs: Sequence[Job]) -> None:
-        ours = {file["name"] for state in self.journal.jobs.values() if state.made for file in state.made.files}
+        known: dict[str, str] = {}
+        for identity, state in self.journal.jobs.items():
+            known |= {file["name"]: identity for file in (state.made.files if state.made else ())}
+        wanted = {job.id for job in jobs}
         there = {name.casefold(): name for name in os.listdir(self.folder)}
         for job in jobs:
             if self.state(job).made is not None:
                 continue
             for ending in _VIDEOS:
                 name = there.get(f"{job.name}{ending}".casefold())
-                if name is not None:
+                # The second file of another job may have this name: that is made way for.
+                if name is not None and known.get(name) not in wanted:
                     raise InputError(
                         f"the output of job {job.name} would have the name of a file that is there",
                         file=self.folder / name,
                         expected="a name that is free",
-                        found="the output of another job" if name in ours else "a file that is not of this batch",
+                        found="an output of what was asked for earlier"
+                        if name in known
+                        else "a file that is not of this batch",
                         fix="move that file away, give the job another name, or choose another folder with --output",
                     )
 
@@ -194,6 +202,8 @@ class Results:
             ending = re.search(r"\.[A-Za-z0-9]{1,8}\Z", name)
             again = f"_{number}" if number > 1 else ""
             target = self.folder / portable(f"{job.name}{again}{ending[0] if ending else ''}")
+        if target.name.casefold() == MANIFEST or target.name.startswith(".hlwq"):
+            target = target.with_name(f"_{target.name}")
         return _free(target, taken)
 
     def _name(self, part: Path, target: Path) -> None:
@@ -240,7 +250,7 @@ class Results:
 
     def write_manifest(self, jobs: Sequence[Job]) -> Path:
         """`manifest.jsonl` in the folder: a line a job."""
-        path = self.folder / "manifest.jsonl"
+        path = self.folder / MANIFEST
         beside = self.journal.folder / "manifest.partial"
         try:
             with beside.open("w", encoding="utf-8") as out:
@@ -258,9 +268,12 @@ class Results:
 
 
 def _free(target: Path, taken: set[Path]) -> Path:
+    """The path, or the next like it where nothing is; in capitals or not, since disks differ in that."""
+    names = {path.name.casefold() for path in taken}
+    stem = target.stem.encode()[: LONGEST_NAME - 20].decode(errors="ignore")
     candidate, n = target, 1
-    while candidate in taken or os.path.lexists(candidate):
-        candidate, n = target.with_name(f"{target.stem}_{n}{target.suffix}"), n + 1
+    while candidate.name.casefold() in names or os.path.lexists(candidate):
+        candidate, n = target.with_name(f"{stem}_{n}{target.suffix}"), n + 1
     return candidate
 
 

@@ -165,8 +165,11 @@ def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         error = {"error": str(outcome.error)} if outcome.error else {}
         print(json.dumps({"results": [as_json(r) for r in outcome.results], **error}, indent=1))
-    elif outcome.error or len(outcome.results) > 1 or not outcome.results[0].error:
-        print("\n".join(describe(r) for r in outcome.results))
+        return
+    # Of the only one an error is told elsewhere.
+    told = [r for r in outcome.results if len(outcome.results) > 1 or not r.error]
+    if told:
+        print("\n".join(describe(r) for r in told))
 
 
 def where_of(args: argparse.Namespace) -> Where:

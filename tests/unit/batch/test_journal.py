@@ -320,3 +320,37 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def part_of(folder: Path, name: str) -> str:
     with Journal(folder / STATE) as journal:
         return next(f["part"] for state in journal.jobs.values() for f in state.made.files if f["name"] == name)  # type: ignore[union-attr]
+
+
+def test_names_that_would_be_somebody_elses(tmp_path: Path) -> None:
+    """The manifest's, another job's second file's, the longest that a disk takes, and one of our own folders'."""
+    names = ["manifest", "a", "a_2", "b" * 251, ".hlwq-batch"]
+    jobs = [Job(Request(prompt=name), name, name, f"{n:016x}") for n, name in enumerate(names)]
+    with Journal(tmp_path / STATE) as journal:
+        results = Results(tmp_path, journal)
+        results.begin(jobs, silent)
+        for job in jobs:
+            arrived = arrive(results, job)
+            arrived.parts = [
+                (part, "x.jsonl" if job.name == "manifest" else "x.mp4", d) for part, _, d in arrived.parts
+            ]
+            results.commit(job, arrived, "w")
+            results.write_manifest(jobs)
+    with Journal(tmp_path / STATE) as journal:  # which can be read again
+        results = Results(tmp_path, journal)
+        results.begin(jobs, silent)
+        for job in jobs:
+            texts = [(tmp_path / file["name"]).read_text() for file in results.entry(job)["files"]]
+            assert texts == [f"film of {job.name}, {number}" for number in (0, 1)]
+    assert len(list(tmp_path.iterdir())) == 2 * len(jobs) + 2
+
+
+def test_a_job_may_have_the_name_of_another_ones_second_file(tmp_path: Path) -> None:
+    jobs = [Job(Request(prompt=name), name, name, f"{n:016x}") for n, name in enumerate(("a", "a_2"))]
+    with Journal(tmp_path / STATE) as journal:
+        results = Results(tmp_path, journal)
+        results.begin(jobs, silent)
+        results.commit(jobs[0], arrive(results, jobs[0]), "w")
+        results.begin(jobs, silent)
+        with pytest.raises(InputError, match="asked for earlier"):
+            results.begin(jobs[1:], silent)

@@ -103,6 +103,7 @@ def test_seeds() -> None:
         ("j.csv", "prompt,Nobody.value\na,1\n", "line 2: this names no node"),
         ("j.csv", "prompt,Width.value\na,wide\n", "line 2: this value does not fit"),
         ("j.csv", "prompt,name\na,x/y\n", "no name for a file"),
+        ("j.csv", "prompt,name\na,.x\n", "begins with a dot"),
         ("j.csv", "prompt,name\na,x\nb,X\n", "two jobs have one name"),
         ("j.csv", "prompt,upscale\na,much\n", "none or spatial or temporal"),
         ("j.csv", "prompt,workflow\na,none.json\n", "none.json"),
