@@ -107,9 +107,9 @@ def _actor_class() -> type:
 
     class Actor:
         def __init__(self, settings: str):
-            from hlwq_core.batch.actor import Host
+            import importlib
 
-            self.host = Host(settings)
+            self.host = importlib.import_module("hlwq_core.batch.actor").Host(settings)
 
         async def ready(self) -> str:
             return await self.host.ready()
