@@ -8,6 +8,9 @@ from ..errors import WorkError
 from . import graph
 from .graph import Nodes
 
+# What comes of an answer in another form than ComfyUI's.
+_OTHER_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 def _where(workflow: Nodes, node_id: str, class_type: str | None) -> str:
     name = graph.name_of(workflow, node_id)
@@ -39,9 +42,18 @@ def _reason(error: dict[str, Any]) -> str:
 
 def refusal(workflow: Nodes, answer: dict[str, Any], url: str) -> WorkError:
     """ComfyUI's answer 400 to /prompt, as an error that names each node by its title."""
-    refused = _refusal(workflow, answer, url)
+    try:
+        refused = _refusal(workflow, answer, url)
+    except _OTHER_FORM:
+        refused = _unknown("ComfyUI refused the workflow", answer)
     refused.final = True
     return refused
+
+
+def _unknown(what: str, answer: object) -> WorkError:
+    return WorkError(
+        f"{what}, and says why in a form that is not known", found=str(answer)[:500], fix="look into the log of ComfyUI"
+    )
 
 
 def _refusal(workflow: Nodes, answer: dict[str, Any], url: str) -> WorkError:
@@ -81,6 +93,13 @@ def failure(workflow: Nodes, data: dict[str, Any]) -> WorkError:
 
     A message of several lines is the pack's own (it says itself what to do) and is kept whole.
     """
+    try:
+        return _failure(workflow, data)
+    except _OTHER_FORM:
+        return _unknown("a node failed", data)
+
+
+def _failure(workflow: Nodes, data: dict[str, Any]) -> WorkError:
     node_id = str(data.get("node_id"))
     message = str(data.get("exception_message", "")).strip()
     kind = str(data.get("exception_type", "")).rsplit(".", 1)[-1]

@@ -389,7 +389,7 @@ class CalibrationFile:
                 for name, values in json.loads(metadata["hlwq.identity"]).items()
             }
             self.samples = int(metadata["hlwq.samples"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise FormatError(
                 "the calibration's notes cannot be understood", file=path, found=str(error)[:200], fix=_AGAIN
             ) from error

@@ -211,7 +211,7 @@ def read_losses(path: str | os.PathLike[str]) -> Losses:
     for name, curve in layers.items():
         try:
             found[bare(str(name))] = {bits: float(curve[str(bits)]) for bits in CHOICES}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             found[bare(str(name))] = {}
         if len(found[bare(str(name))]) < len(CHOICES) or not all(map(math.isfinite, found[bare(str(name))].values())):
             raise InputError(

@@ -28,7 +28,7 @@ MEMORY = 2048  # MB of the whole process, torch included
 
 # Values at the borders of what a reader may expect in place of any other.
 _ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "0", "a", "..", "/", "\x00", "é", "\ud800",
+    None, True, False, 0, 1, -1, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, "", "0", "a", "..", "/", "\x00", "é", "\ud800",
     "../../x", "A" * 300, [], {}, [[]], [{}], {"": {}}, [1, 2], ["a", "b"],
 )  # fmt: skip
 
@@ -63,7 +63,11 @@ def mutate_json(data: bytes, numbers: random.Random) -> bytes | None:
         except (KeyError, IndexError):
             continue
         act = numbers.randrange(6)
-        if act == 0:
+        if isinstance(present, str) and present[:1] in "{[" and numbers.random() < 0.7:
+            # A text that is JSON itself, as metadata are.
+            inside = mutate_json(present.encode("utf-8", "surrogatepass"), numbers)
+            container[key] = present if inside is None else inside.decode("utf-8", "surrogatepass")
+        elif act == 0:
             del container[key]
         elif act == 1 and isinstance(container, dict):
             container[str(numbers.choice(_ODD))] = present

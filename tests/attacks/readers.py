@@ -5,6 +5,7 @@ A reader may refuse by an error of the pack (`HLWQError`), and by nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -27,12 +28,13 @@ from hlwq_core.batch import journal, results  # noqa: E402
 from hlwq_core.batch import read as batch_read  # noqa: E402
 from hlwq_core.batch.job import Job  # noqa: E402
 from hlwq_core.checkpoints import checkpoint, claim, completeness, find  # noqa: E402
-from hlwq_core.client import graph, grid  # noqa: E402
+from hlwq_core.client import client, graph, grid  # noqa: E402
 from hlwq_core.client.generate import Request  # noqa: E402
+from hlwq_core.codec.calibration import VERSION, CalibrationFile  # noqa: E402
 from hlwq_core.format import record, safefile  # noqa: E402
 from hlwq_core.format.portable import why_not  # noqa: E402
 from hlwq_core.models import family, ltx23, recipes  # noqa: E402
-from hlwq_core.tools import download, replacing  # noqa: E402
+from hlwq_core.tools import bits, download, replacing  # noqa: E402
 from tests.attacks import checkpoints as attacks  # noqa: E402
 
 # What lies beside the folder that a reader is given, and must stay as it is.
@@ -197,6 +199,28 @@ def _replacing(folder: Path, data: bytes) -> None:
         replacing.finish(folder / "journal.json", folder)
 
 
+def _calibration(folder: Path, data: bytes) -> None:
+    """The notes of a calibration: its tensors are sound."""
+    notes = _answer(data)
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        return
+    tensors = {
+        "a.mean": attacks.floats(*[0.0] * 128),
+        "a.moments": ("F32", [1, 128, 128], bytes(4 * 128 * 128)),
+        "a.held": ("BF16", [1, 128], bytes(256)),
+    }
+    attacks.write(folder / _NAME, tensors, notes)
+    file = CalibrationFile(folder / _NAME)
+    file.check({"a": (128, 128)}, {"norm": [1.0]})
+    for name in file.layers:
+        file.inputs(name)
+
+
+def _sensitivity(folder: Path, data: bytes) -> None:
+    (folder / "losses.json").write_bytes(data)
+    bits.read_losses(folder / "losses.json")
+
+
 # -- workflows and servers ---------------------------------------------------------------------------------------------
 
 
@@ -231,6 +255,64 @@ def _answer(data: bytes) -> Any:
 _NODES: graph.Nodes = {"1": {"class_type": "A", "inputs": {"x": "y"}, "_meta": {"title": "T"}}}
 
 
+class _Said:
+    """An answer of a server, as aiohttp hands it out."""
+
+    status, reason, content_length = 200, "OK", None
+    headers: dict[str, str] = {}
+
+    def __init__(self, data: bytes, status: int = 200):
+        self._data, self.status = data, status
+
+    async def __aenter__(self) -> _Said:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def json(self, **_: object) -> Any:
+        return json.loads(self._data)
+
+    async def text(self) -> str:
+        return self._data.decode("utf-8", "replace")
+
+
+def _server(folder: Path, data: bytes) -> None:
+    """Each route's answer, and a refusal."""
+    (folder / "a.png").write_bytes(b"")
+
+    async def ask() -> None:
+        one = client.Client("http://x", patience=0)
+        for status in (200, 400):
+            said = lambda *_, **__: _Said(data, status)  # noqa: B023, E731
+            one._session = mock.Mock(get=said, post=said)
+            for act in (
+                lambda: one.system(),
+                lambda: one.object_info(["A"]),
+                lambda: one.upload(folder / "a.png"),
+                lambda: one.queue(_NODES),
+                lambda: one._ended("p"),
+            ):
+                with contextlib.suppress(errors.HLWQError):
+                    await act()
+
+    asyncio.run(ask())
+
+
+def _history(folder: Path, data: bytes) -> None:
+    """What the history tells of a prompt, and the message of a node that failed."""
+    entry = _answer(data)
+    if not isinstance(entry, dict):
+        return
+    one = client.Client("http://x")
+    with contextlib.suppress(errors.HLWQError):
+        one._judge(entry, _NODES, None)
+    with contextlib.suppress(errors.HLWQError):
+        client.result_files(entry)
+    with contextlib.suppress(errors.HLWQError):
+        raise client.failure(_NODES, entry)
+
+
 def _object_info(folder: Path, data: bytes) -> None:
     """A node's description: files and inputs are looked up in it."""
     info = _answer(data)
@@ -259,6 +341,42 @@ def _hub(folder: Path, data: bytes) -> None:
         download._list(("a/b",), "main", None, None)
 
 
+_HISTORY = {
+    "prompt": [0, "p", {}, {}, []],
+    "outputs": {"1": {"images": [{"filename": "a.mp4", "subfolder": "video", "type": "output"}]}},
+    "status": {
+        "status_str": "error",
+        "messages": [
+            ["execution_start", {"prompt_id": "p"}],
+            [
+                "execution_error",
+                {
+                    "node_id": "1",
+                    "node_type": "A",
+                    "exception_message": "no\nwhat to do: this",
+                    "exception_type": "torch.OutOfMemoryError",
+                    "traceback": ["  File x\n"],
+                },
+            ],
+        ],
+    },
+}
+_REFUSED = {
+    "error": {"type": "prompt_outputs_failed_validation", "message": "m", "details": "", "extra_info": {}},
+    "node_errors": {
+        "1": {
+            "class_type": "A",
+            "errors": [
+                {
+                    "type": "value_not_in_list",
+                    "message": "m",
+                    "details": "d",
+                    "extra_info": {"input_name": "x", "input_config": [["a"], {}], "received_value": "y"},
+                }
+            ],
+        }
+    },
+}
 _INFO = {
     "input": {
         "required": {"x": [["a", "b"], {"image_upload": True}]},
@@ -358,7 +476,33 @@ READERS: dict[str, Reader] = {
         _json({"format": "hlwq-replacing", "away": [["a", "b"]], "into": [["c", "a"]], "discard": ["b"]}),
         _replacing,
     ),
+    "calibration": Reader(
+        "the notes of a calibration",
+        _json(
+            {
+                "hlwq.calibration": VERSION,
+                "hlwq.samples": "3",
+                "hlwq.loras": "off",
+                "hlwq.layers": json.dumps({"a": {"count": 9999, "calls": 3, "of": "a"}}),
+                "hlwq.identity": json.dumps({"norm": [1.0]}),
+            }
+        ),
+        _calibration,
+    ),
+    "sensitivity": Reader(
+        "a sensitivity file",
+        _json(
+            {"hlwq.sensitivity": bits.SENSITIVITY, "layers": {"a": {str(n): 1 / n for n in bits.CHOICES}}},
+        ),
+        _sensitivity,
+    ),
     "workflow": Reader("a workflow in API form", _workflow_seeds, _workflow),
+    "server": Reader(
+        "answers of a ComfyUI",
+        _json({"system": {}, "A": _INFO}, {"prompt_id": "p", "node_errors": {}}, _REFUSED, {"p": _HISTORY}),
+        _server,
+    ),
+    "history": Reader("a prompt's history", _json(_HISTORY, _HISTORY["status"]["messages"][1][1]), _history),
     "object_info": Reader("the description of a node", _json(_INFO), _object_info),
     "jobs.csv": Reader("jobs as CSV", lambda: [_CSV], _jobs("jobs.csv")),
     "jobs.jsonl": Reader("jobs as JSON lines", _lines(*_JOBS), _jobs("jobs.jsonl")),

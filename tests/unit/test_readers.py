@@ -17,6 +17,9 @@ FAULTS = {
     "replacement": [b'{"format": "hlwq-replacing", "away": [], "into": [], "discard": ["\\u0000"]}'],
     "hub": [b'{"id": "a/b", "sha": "0", "siblings": [{"rfilename": true}]}', b'{"id": "a/b", "sha": [], "siblings": []}'],
     "object_info": [b'{"input": {"required": {"x": {}}, "optional": "0"}}', b'{"input": {"required": {"x": [["a"], 1]}}}'],
+    "sensitivity": [b'{"hlwq.sensitivity": "1", "layers": {"a": {"3": 1%s}}}' % (b"0" * 400)],
+    "history": [b'{"status": {"messages": [["execution_error"]]}, "traceback": [1]}'],
+    "server": [b'{"node_errors": {"1": {"errors": [{"type": "value_not_in_list", "extra_info": 1}]}}}', b"[]"],
     "workflow": [b'{"%s": {"class_type": "HLWQLoadCheckpoint", "inputs": {}}}' % (b"9" * 5000)],
 }  # fmt: skip
 
