@@ -201,3 +201,25 @@ def test_the_watcher_acts_only_where_nobody_said_that_it_is_done(tmp_path: Path)
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a job of Windows does it")
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_child_begins_only_when_it_is_watched_over(tmp_path: Path, begins: bool) -> None:
+    """Killed between the start of the child and that of its watcher, we left it alone."""
+    from hlwq_core.client.lifeline import Lifeline, bound
+
+    folder, mark = tmp_path / "folder", tmp_path / "ran"
+    folder.mkdir()
+    code = f"import sys; open({str(mark)!r}, 'w').write(repr(sys.stdin.read()))"
+    command = bound([sys.executable, "-c", code])
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
+    assert child.stdin is not None
+    if begins:
+        lifeline = Lifeline(child, folder)
+        assert child.wait(20) == 0 and mark.read_text() == "''", "its standard input is empty"
+        lifeline.release()
+    else:
+        time.sleep(0.3)
+        child.stdin.close()  # what our death does
+        assert child.wait(20) == 1 and not mark.exists()
