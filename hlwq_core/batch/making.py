@@ -76,7 +76,10 @@ async def make(
             queued = str(uuid.uuid4())
             queuing(queued)
             async with _taken_back(client, queued):
-                await client.queue(nodes, prompt_id=queued)
+                given = await client.queue(nodes, prompt_id=queued)
+            if given != queued:  # a server that gives names of its own
+                queued = given
+                queuing(queued)
         async with _taken_back(client, queued):
             with watcher(nodes) as watch:
                 entry = await client.follow(queued, nodes, watch)

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..batch.driver import Driver, Events
-from ..batch.job import Job
 from ..errors import HLWQError, InputError
 from ..terminal.batch_progress import BatchProgress
 from .generate import STOPPED, add_files, add_server, add_set, add_what, base_request, stoppable, where_of
 
 if TYPE_CHECKING:
+    from ..batch.driver import Events
+    from ..batch.job import Job
     from ..batch.pool import Where
     from ..batch.results import Results
 
@@ -97,30 +97,31 @@ def _beside(jobs: Path) -> Path:
     return Path(f"{jobs.resolve().name}-videos" if jobs.is_dir() else jobs.stem)
 
 
-class _Events(Events):
+def _shown_by(progress: BatchProgress) -> Events:
     """What the driver tells, on the terminal."""
+    from ..batch.driver import Events
 
-    def __init__(self, progress: BatchProgress):
-        self._progress = progress
+    class Shown(Events):
+        def say(self, line: str) -> None:
+            progress.say(line)
 
-    def say(self, line: str) -> None:
-        self._progress.say(line)
+        def begin(self, total: int, done: int) -> None:
+            progress.begin(total, done)
 
-    def begin(self, total: int, done: int) -> None:
-        self._progress.begin(total, done)
+        def made(self, job: Job, worker: str, seconds: float) -> None:
+            progress.made(job.name, worker, seconds)
 
-    def made(self, job: Job, worker: str, seconds: float) -> None:
-        self._progress.made(job.name, worker, seconds)
+        def failed(self, job: Job, error: str, left: int) -> None:
+            progress.failed(job.name, error, left)
 
-    def failed(self, job: Job, error: str, left: int) -> None:
-        self._progress.failed(job.name, error, left)
+        def workers(self, ready: int) -> None:
+            progress.workers(ready)
 
-    def workers(self, ready: int) -> None:
-        self._progress.workers(ready)
+    return Shown()
 
 
 def _run(args: argparse.Namespace, where: Where, jobs: list[Job], results: Results, progress: BatchProgress) -> int:
-    from ..batch.driver import is_open
+    from ..batch.driver import Driver, is_open
     from ..batch.pool import pool
 
     error: HLWQError | None = None
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace, where: Where, jobs: list[Job], results: Resul
         with stoppable():
             left = any(is_open(results.state(job), args.tries) for job in jobs)
             workers = pool(where, say=progress.say) if left else []
-            events = _Events(progress)
+            events = _shown_by(progress)
             driver = Driver(jobs, workers, results, tries=args.tries, depth=args.depth, events=events)
             asyncio.run(driver.run())
     except KeyboardInterrupt:
