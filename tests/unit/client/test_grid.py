@@ -153,10 +153,10 @@ def test_what_comes_from_elsewhere_is_let_through() -> None:
 def test_queue_refuses_before_there_is_a_server(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hlwq_core.commands import generate
+    from hlwq_core.batch import pool
 
-    monkeypatch.setattr(generate, "LocalServer", lambda *a, **k: pytest.fail("ComfyUI was started"))
-    monkeypatch.setattr(generate.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
+    monkeypatch.setattr(pool, "LocalServer", lambda *a, **k: pytest.fail("ComfyUI was started"))
+    monkeypatch.setattr(pool.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
     assert cli.main(["queue", str(WORKFLOWS[0]), *arguments]) == 2
     assert says in capsys.readouterr().err
 
@@ -165,9 +165,9 @@ def test_queue_refuses_before_there_is_a_server(
 def test_generate_refuses_before_there_is_a_server(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hlwq_core.commands import generate
+    from hlwq_core.batch import pool
 
-    monkeypatch.setattr(generate.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
+    monkeypatch.setattr(pool.comfyui, "program", lambda *a: pytest.fail("ComfyUI was looked for"))
     assert cli.main(["generate", "--prompt", "x", *arguments]) == 2
     assert "what to do: --" in capsys.readouterr().err
 
