@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 done, and something is wrong with what was looked at; 2 an error; 130 interrupted.
     """
-    args = parser().parse_args(arguments)
     try:
+        args = parser().parse_args(arguments)
         return int(args.run(args) or 0)
     except HLWQError as error:
         print(f"error: {error}", file=sys.stderr)
