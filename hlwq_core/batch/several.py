@@ -204,6 +204,7 @@ def _result(job: Job, results: Results) -> Result:
     if state.made is None:
         return Result(job.label, error=WorkError(str(state.failures[-1]["error"]), fix=None))
     record = state.made.record
+    seconds = record.get("node_seconds")
     paths = [results.folder / file["name"] for file in state.made.files]
     return Result(
         job.label,
@@ -211,7 +212,7 @@ def _result(job: Job, results: Results) -> Result:
         paths,
         [_probe(path) for path in paths],
         str(record.get("report", "")),
-        dict(record.get("node_seconds") or {}),
+        {str(k): float(v) for k, v in seconds.items() if type(v) in (int, float)} if isinstance(seconds, dict) else {},
     )
 
 

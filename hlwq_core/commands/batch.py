@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HLWQError, InputError
+from ..errors import HLWQError, InputError, printable
 from ..terminal.batch_progress import BatchProgress
 from .generate import STOPPED, add_files, add_server, add_set, add_what, base_request, stoppable, where_of
 
@@ -103,7 +103,7 @@ def _shown_by(progress: BatchProgress) -> Events:
 
     class Shown(Events):
         def say(self, line: str) -> None:
-            progress.say(line)
+            progress.say(printable(line))
 
         def begin(self, total: int, done: int) -> None:
             progress.begin(total, done)
@@ -112,7 +112,7 @@ def _shown_by(progress: BatchProgress) -> Events:
             progress.made(job.name, worker, seconds)
 
         def failed(self, job: Job, error: str, left: int) -> None:
-            progress.failed(job.name, error, left)
+            progress.failed(job.name, printable(error), left)
 
         def workers(self, ready: int) -> None:
             progress.workers(ready)

@@ -233,3 +233,28 @@ def test_a_folder_of_pictures(place: Place, capsys: pytest.CaptureFixture[str]) 
     assert sorted(made) == ["a.mp4", "b.mp4"]
     assert "film of waves" in made["a.mp4"] and "film of wind" in made["b.mp4"] and "width 96" in made["a.mp4"]
     assert f"picture {hashlib.sha256(b'b.PNG').hexdigest()}" in made["b.mp4"]
+
+
+def test_a_server_that_talks_nonsense_is_given_up_and_no_job_blamed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its escape sequences do not reach the terminal."""
+    monkeypatch.setattr(driver, "_PAUSE", 0.01)
+    main = place.comfyui / "main.py"
+    text = main.read_text()
+    found = 'return web.json_response({request.match_info["id"]: found} if found else {})'
+    assert found in text
+    main.write_text(text.replace(found, "return web.Response(text='<html>')"))
+    jobs = place.jobs("one", "two", "three FAIL")
+    with LocalServer(place.comfyui, extra=["--cpu"], timeout=60) as server:
+        words = place.arguments(jobs, "--server", server.url, "--json")
+        assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert "is not a ComfyUI" in err and json.loads(out)["left"] == 3 and not json.loads(out)["results"][0]["tries"]
+
+    main.write_text(
+        text.replace('"no {text}"', '"\\x1b]0;title\\x07 {text}"').replace('f"no {text}"', '"\\x1b]0;x\\x07"')
+    )
+    assert place.call(jobs) == 1
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err and "x1b" in out
