@@ -399,6 +399,11 @@ class CalibrationFile:
     def __contains__(self, name: str) -> bool:
         return bare(name) in self._names
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether there is more in it than means."""
+        return any(key.endswith(".moments") for key in self.file)
+
     def inputs(self, name: str) -> LayerInputs | None:
         """What is known of a layer's inputs; None of a layer that is not in it.
 

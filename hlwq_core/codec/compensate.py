@@ -20,8 +20,8 @@ from .codec import Encoded, to_blocks
 from .search_norms import search_scales
 
 # Added to the diagonal, as a part of its mean: moments of few samples are singular, and follow them too closely.
-DAMPING = 0.01
-_SAMPLES = 2.0
+DAMPING = 0.1
+_SAMPLES = 4.0
 
 
 def damping_of(count: int, width: int) -> float:

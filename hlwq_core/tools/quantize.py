@@ -228,7 +228,7 @@ class _Job:
             "hlwq.version": "1",
             "hlwq.codebook": self.codebook,
             "hlwq.bit_order": "msb",
-            "hlwq.norms": "search" if self.calibration else self.norms,
+            "hlwq.norms": "search" if self.calibration is not None and self.calibration.has_moments else self.norms,
             "hlwq.recipe": self.recipe.name,
             **({BIASES: CORRECTED} if self.bias_names else {}),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,14 +178,17 @@ def test_from_the_node_to_a_better_checkpoint(
                 0
             ]
             models[name] = load_checkpoint(locations.checkpoint(name))[0]
-        assert "6 runs, LoRAs off" in reports["with"] and "biases corrected" in reports["with"]
+        assert "6 runs, LoRAs off" in reports["with"]
+        coded = re.search(r"(\d+) layers coded for their inputs, (\d+) biases corrected", reports["with"])
+        assert coded is not None and int(coded[1]) + reports["with"].count("kept searched") > 0 and int(coded[2]) > 0
+        assert sample(models["with"])[0].shape == sample(models["without"])[0].shape
         assert "calibration" not in reports["without"]
     finally:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def test_what_cannot_be_is_said_before(folder: Path) -> None:
+def test_what_cannot_be_is_said_before(folder: Path, original: Path) -> None:
     from comfyui_hlwq.nodes.calibrate import HLWQCalibrate
     from comfyui_hlwq.nodes.quantize_model import HLWQQuantize
 

