@@ -21,7 +21,7 @@ sys.path.insert(0, str(REPO))
 
 import torch
 import torch.nn.functional as F
-from quality_models import fetch, held_out_speech, whisper_weights
+from quality_models import HELD_OUT_SPEECH, fetch, people, whisper_weights
 
 from hlwq_core.backends import eight_bit
 from hlwq_core.codec import codec, compensate, search_norms
@@ -47,7 +47,8 @@ class Encoder:
         self.linear = [n.removesuffix(".weight") for n, w in self.weights.items() if w.dim() == 2 and "embed" not in n]
         features = WhisperFeatureExtractor(feature_size=80)
         heard = [
-            features(s.numpy(), sampling_rate=16000, return_tensors="pt").input_features for s in held_out_speech()
+            features(s.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+            for s in people(HELD_OUT_SPEECH)
         ]
         self.mel = torch.cat(heard).to(device)
 

