@@ -21,6 +21,7 @@ from common import REPO, parser, save
 
 sys.path.insert(0, str(REPO))
 from hlwq_core.backends import eager, eight_bit, proof
+from hlwq_core.backends.cuda import activations as cuda_activations
 from hlwq_core.backends.cuda import decode as cuda_decode
 from hlwq_core.backends.cuda import eight_bit as cuda_eight_bit
 from hlwq_core.backends.eight_bit import EightBit
@@ -70,6 +71,9 @@ def run() -> int:
         expected = sums * row * column.t() + (bias.float() if with_bias else 0)
         proof.compare(f"scale {dtype}", out.float().cpu(), expected, 1e-2)
         launches += 1
+    for kind in eight_bit.KINDS:
+        cuda_activations.prove(torch.device("cuda", 0), kind)  # every step, with and without the activations themselves
+        launches += 9
     torch.cuda.synchronize()
     return launches
 

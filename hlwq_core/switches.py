@@ -12,6 +12,7 @@ SWITCHES = {
     "HLWQ_BACKEND": "the backend that decodes, where the loader says auto",
     "HLWQ_ATTENTION": "0: attention as ComfyUI has it, whatever the loader says",
     "HLWQ_CUDA_GRAPHS": "0: no blocks are recorded",
+    "HLWQ_FEWER_PASSES": "0: fast mode's blocks run in all their passes",
     "HLWQ_KEEP_DECODED": "0: no decoded weights are kept",
     "HLWQ_LOAD_AT_ONCE": "0: ComfyUI loads layer by layer",
 }

@@ -25,7 +25,7 @@ from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import fast, packed_tensor
 from . import compat
 from .compat.saving import StateDict
-from .running import choices, faster_attention, patchers, recorded_blocks
+from .running import choices, faster_attention, fewer_passes, patchers, recorded_blocks
 from .running.choices import FAST, Choices
 from .running.packed_ops import PackedOperations
 
@@ -204,6 +204,7 @@ def run_as_chosen(patcher: Any, chosen: Choices) -> Any:
             _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
         else:
             make_fast(model, kind)
+            fewer_passes.use(model.diffusion_model, kind)
     faster_attention.use(patcher, faster_attention.choose(chosen.attention, device).override)
     if recorded_blocks.wanted(model):
         recorded_blocks.use(model)

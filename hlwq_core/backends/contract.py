@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..format.packed import PackedLayer
+from .activations import Steps
 from .eight_bit import EightBit
 
 # `run(out, accumulate)` decodes into `out` `[out_features, in_features]`, or adds to what it holds before the one rounding.
@@ -81,6 +82,9 @@ class Fast:
         prepare: a packed weight's way to 8 bits; what it gives is called again and again.
         multiply: `multiply(x, w, bias, dtype)`, the product of two matrices in 8 bits.
         once: `once(packed, out)`, as `prepare` for a single use, where that is cheaper.
+        rotate_after: `rotate_after(x, steps, dense)`: as `rotate` of what `activations.apply` gives, in one pass, and that
+            itself in the dtype of `x`, or None if not `dense`.
+        add_product, norm_rope: as of the same names in `activations`.
     """
 
     kind: str
@@ -90,6 +94,9 @@ class Fast:
     prepare: Callable[[PackedLayer], EightBitRun]
     multiply: Callable[[EightBit, EightBit, torch.Tensor | None, torch.dtype], torch.Tensor]
     once: Callable[[PackedLayer, EightBit], object] | None = None
+    rotate_after: Callable[[torch.Tensor, Steps, bool], tuple[EightBit, torch.Tensor | None]] | None = None
+    add_product: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
+    norm_rope: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
 
     def weight(self, packed: PackedLayer, out: EightBit) -> None:
         """Write a packed weight in 8 bits to `out`, for once."""

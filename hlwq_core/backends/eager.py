@@ -10,7 +10,8 @@ from ..format.codebook import BLOCK
 from ..format.hadamard import hadamard
 from ..format.packed import PackedLayer
 from ..format.packing import unpack
-from . import eight_bit
+from . import activations, eight_bit
+from .activations import Steps
 from .contract import Backend, Constraints, EightBitRun, Fast, Run
 from .eight_bit import EightBit
 
@@ -91,6 +92,11 @@ def prepare_eight_bit(packed: PackedLayer, kind: str) -> EightBitRun:
     return run
 
 
+def _rotate_after(x: torch.Tensor, steps: Steps, dense: bool, kind: str) -> tuple[EightBit, torch.Tensor | None]:
+    whole = activations.apply(x, steps)
+    return eight_bit.rotate(whole, kind), whole.to(x.dtype) if dense else None
+
+
 def _fast(kind: str) -> Fast:
     return Fast(
         kind,
@@ -99,6 +105,9 @@ def _fast(kind: str) -> Fast:
         rotate=lambda x: eight_bit.rotate(x, kind),
         prepare=lambda packed: prepare_eight_bit(packed, kind),
         multiply=lambda x, w, bias, dtype: eight_bit.multiply(x, w, bias, dtype),
+        rotate_after=functools.partial(_rotate_after, kind=kind),
+        add_product=activations.add_product,
+        norm_rope=activations.norm_rope,
     )
 
 

@@ -8,6 +8,7 @@ from .. import backends
 from ..backends.eight_bit import EightBit
 from . import scratch
 from .packed_tensor import HLWQTensor, layer_of
+from .pending import Pending
 
 
 class ScratchDecoder:
@@ -68,14 +69,15 @@ class EightBitDecoder:
         multiply: as `Fast.multiply`, on this device.
     """
 
-    __slots__ = ("_rotate", "_run", "device", "kind", "multiply", "padded", "rows")
+    __slots__ = ("_rotate", "_rotate_after", "_run", "device", "kind", "multiply", "padded", "rows")
 
     def __init__(self, weight: HLWQTensor, kind: str):
         packed = layer_of(weight)
         self.rows, self.padded = packed.shape[0], packed.padded
         self.kind, self.device = kind, packed.codes.device
         fast = backends.fast_mode(self.device, kind)
-        self._rotate, self.multiply, self._run = fast.rotate, fast.multiply, fast.prepare(packed)
+        self._rotate, self._rotate_after = fast.rotate, fast.rotate_after
+        self.multiply, self._run = fast.multiply, fast.prepare(packed)
 
     def __call__(self, out: EightBit | None = None) -> EightBit:
         """The weight `[out, padded]`, in the scratch buffer (valid until the next layer is decoded) unless told where to."""
@@ -84,8 +86,17 @@ class EightBitDecoder:
         self._run(out)
         return out
 
-    def rotate(self, x: torch.Tensor) -> EightBit:
-        """Activations `[..., in]` in 8 bits, `[rows, padded]`, for the product with this weight and others of its width."""
+    def rotate(self, x: torch.Tensor | Pending, dense: bool = False) -> EightBit:
+        """Activations `[..., in]` in 8 bits, `[rows, padded]`, for the product with this weight and others of its width.
+
+        Args:
+            x: the activations; what was put off is done in the same pass.
+            dense: whether somebody else will read them too.
+        """
+        if isinstance(x, Pending):
+            if x.steps is not None and self._rotate_after is not None:
+                return x.rotate(self._rotate_after, dense)
+            x = x.tensor()
         return self._rotate(x.reshape(-1, x.shape[-1]))
 
 

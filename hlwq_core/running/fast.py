@@ -5,6 +5,7 @@ What is computed is defined in backends/eight_bit.py; which device computes it h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from ..backends.eight_bit import EightBit
 from . import operators
 from .decoders import eight_bit_decoder
 from .packed_tensor import HLWQTensor, layer_of
+from .pending import Pending
 
 # With fewer rows of activations, reading the weight is all that counts, exact decoding reads no more, and it is one launch
 # where fast mode takes two.
@@ -23,10 +25,12 @@ class SharedInput:
     """Layers that read the same input, one right after the other, transform it once: q, k and v of an attention."""
 
     def __init__(self) -> None:
-        self._input: torch.Tensor | None = None
+        self._input: torch.Tensor | Pending | None = None
         self._rotated: EightBit | None = None
 
-    def rotate(self, x: torch.Tensor, last: bool, make: Callable[[torch.Tensor], EightBit]) -> EightBit:
+    def rotate(
+        self, x: torch.Tensor | Pending, last: bool, make: Callable[[torch.Tensor | Pending], EightBit]
+    ) -> EightBit:
         """`make(x)`, or what it gave for the layer before, if that had the same tensor.
 
         Args:
@@ -46,37 +50,38 @@ class SharedInput:
 
 
 def linear(
-    x: torch.Tensor,
+    x: torch.Tensor | Pending,
     weight: HLWQTensor,
     bias: torch.Tensor | None,
     kind: str,
     shared: SharedInput | None = None,
     last: bool = True,
     decoded: EightBit | None = None,
+    dense: bool = False,
 ) -> torch.Tensor:
     """`x · Wᵀ + bias` in 8 bits.
 
     Args:
-        x: `[..., in]` of one of `eight_bit.INPUTS`.
+        x: `[..., in]` of one of `eight_bit.INPUTS`, or what was put off of it.
         weight: packed, `[out, in]`.
         bias: `[out]`.
         kind: `fp8` or `int8`.
         shared: of the layers that read the same input, in turn.
         last: whether this is the last of them.
         decoded: the weight in 8 bits, where somebody kept it.
+        dense: whether a layer that is not packed reads `x` later.
 
     Returns:
         `[..., out]` in the dtype of `x`.
     """
     # An operator of torch costs the host 30 µs; only compiled code needs it.
     if torch.compiler.is_compiling():
+        assert isinstance(x, torch.Tensor)
         result = _compiled(x, weight, bias, kind, shared, last)
     else:
         decoder = eight_bit_decoder(weight, kind)
-        if shared is None:
-            rotated = decoder.rotate(x)
-        else:
-            rotated = shared.rotate(x, last, decoder.rotate)
+        rotate = functools.partial(decoder.rotate, dense=dense)
+        rotated = rotate(x) if shared is None else shared.rotate(x, last, rotate)
         result = decoder.multiply(rotated, decoder() if decoded is None else decoded, bias, x.dtype)
     return result.view(*x.shape[:-1], result.shape[1])
 

@@ -38,6 +38,7 @@ class Feature(enum.Enum):
     STILL_LOADED = "each sampling run goes through all layers first"
     KEPT_DECODED = "decoded layers are not kept"
     RECORDINGS = "blocks are not recorded"
+    FEWER_PASSES = "fast mode's blocks run in all their passes"
     FASTER_ATTENTION = "models attend as ComfyUI does"
     CALIBRATING = "HLWQ Calibrate cannot be used"
     DECODING = "HLWQ Decode + Save cannot be used"

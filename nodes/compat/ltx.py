@@ -20,6 +20,7 @@ LatentUpsampler = contract.get("comfy.ldm.lightricks.latent_upsampler.LatentUpsa
 VideoVAE = contract.get("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")
 # LTX-2.5's, whose decoder diffuses; since 0.32.0.
 DiffusionVAE = contract.get("comfy.ldm.lightricks.vae.na_diffusion_decoder.CausalDiffusionVAE")
+_LTXVModel = contract.get("comfy.ldm.lightricks.model.LTXVModel")
 _NestedTensor = contract.get("comfy.nested_tensor.NestedTensor")
 _prefetch = contract.module("comfy.model_prefetch")
 _LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
@@ -41,6 +42,13 @@ def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
     loads = [step.argval for step in dis.get_instructions(method) if step.opname.startswith("LOAD")]
     looked_at = any(name == "kwargs" or (type(name) is tuple and "kwargs" in name) for name in loads)
     return tuple(inspect.signature(method).parameters) == (*known, "kwargs") and not looked_at
+
+
+def ltx_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The transformer blocks of an LTX diffusion model; none of any other model."""
+    blocks = getattr(model, "transformer_blocks", ())
+    family = contract.works(Feature.FEWER_PASSES) and isinstance(model, _LTXVModel)
+    return [block for block in blocks if family and type(block).__module__.startswith("comfy.ldm.lightricks.")]
 
 
 def memory_is_compiled() -> bool:

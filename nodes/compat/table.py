@@ -307,6 +307,7 @@ SAMPLING = (
         parameters="x context attention_mask timestep pe transformer_options self_attention_mask kwargs",
         mentions="transformer_blocks vx ax",
     ),
+    Name("comfy.ldm.lightricks.model.LTXVModel", (Feature.FEWER_PASSES,)),
     Name(
         "comfy.ldm.modules.attention.attention_pytorch",
         (Feature.FASTER_ATTENTION,),

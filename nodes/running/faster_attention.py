@@ -15,6 +15,7 @@ import torch
 from ...hlwq_core import switches
 from ...hlwq_core.errors import is_refusal
 from ...hlwq_core.running import attention
+from ...hlwq_core.running.pending import made
 from .. import compat
 from .choices import AUTO
 
@@ -80,6 +81,7 @@ def faster_attention(function: Attention, q: torch.Tensor, *others: Any, **optio
 
     Whoever started ComfyUI with another attention (sage, flash, xformers, split) keeps it.
     """
+    q, others = made((q, others))
     if function is not compat.attention_pytorch:
         return function(q, *others, **options)
     return _by_cudnn(function, q, *others, **options)
@@ -87,6 +89,7 @@ def faster_attention(function: Attention, q: torch.Tensor, *others: Any, **optio
 
 def cudnn_attention(function: Attention, q: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
     """The same, for those who asked for it: also where ComfyUI was started with another attention."""
+    q, others = made((q, others))
     return _by_cudnn(function, q, *others, **options)
 
 

@@ -11,6 +11,7 @@ import torch
 from ...hlwq_core.backends import eight_bit
 from ...hlwq_core.errors import is_refusal
 from ...hlwq_core.running import cuda_graph, decoders, fast, packed_tensor, scratch
+from ...hlwq_core.running.pending import made
 from .. import compat
 from . import kept_decoded
 from .low_rank import LowRank
@@ -35,6 +36,7 @@ class PackedOperations(compat.manual_cast):
             eight_bit: `fp8` or `int8` to multiply in 8 bits where that pays (fast mode); None decodes exactly.
             place: where the decoded weight may be kept.
             shared: in fast mode, what the layers that read the same input have in common; `last_of_shared` is the last one.
+            input_is_read_again: in fast mode, whether a layer that is not packed reads the same input after this one.
         """
 
         low_rank: LowRank | None = None
@@ -42,6 +44,7 @@ class PackedOperations(compat.manual_cast):
         place: kept_decoded.Place | None = None
         shared: fast.SharedInput | None = None
         last_of_shared = True
+        input_is_read_again = False
 
         def __init__(
             self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
@@ -130,7 +133,7 @@ class PackedOperations(compat.manual_cast):
             compat.run_every_op()
             weight = self._parameters["weight"]
             if not packed_tensor.is_packed(weight):
-                return self.forward_comfy_cast_weights(input)
+                return self.forward_comfy_cast_weights(made(input))
             patched = bool(self.weight_function or self.bias_function)
             if not patched and not torch.compiler.is_compiling():
                 resident = compat.take_resident(self, input.device)
@@ -157,6 +160,7 @@ class PackedOperations(compat.manual_cast):
                 output = self._fast(weight, bias, input)
                 if output is not None:
                     return output
+            input = made(input)
             if self.shared is not None:
                 self.shared.clear()  # nobody after this layer would, and an input at full size is large
             place = self._lent_place()
@@ -214,7 +218,8 @@ class PackedOperations(compat.manual_cast):
             place = self._lent_place()
             kept = None if place is None else place.take_eight_bit(decoders.eight_bit_decoder(weight, kind))
             try:
-                output = fast.linear(input, weight, bias, kind, self.shared, self.last_of_shared, kept)
+                again = self.input_is_read_again or self.low_rank is not None
+                output = fast.linear(input, weight, bias, kind, self.shared, self.last_of_shared, kept, again)
             except RuntimeError as error:
                 if not is_refusal(error):
                     raise
@@ -229,7 +234,7 @@ class PackedOperations(compat.manual_cast):
                     place.release()
             if self.low_rank is not None:
                 up, down = self.low_rank.factors(input.device, input.dtype)
-                thin = torch.nn.functional.linear(input.reshape(-1, self.in_features), down)
+                thin = torch.nn.functional.linear(made(input).reshape(-1, self.in_features), down)
                 output.view(-1, self.out_features).addmm_(thin, up.t())
             return output
 

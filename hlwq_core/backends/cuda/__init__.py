@@ -11,7 +11,7 @@ import functools
 
 from ..contract import Backend, Constraints, Fast
 from ..eight_bit import KINDS
-from . import decode, eight_bit
+from . import activations, decode, eight_bit
 
 CONSTRAINTS = Constraints(
     devices=("cuda",),
@@ -47,6 +47,9 @@ def _fast(kind: str) -> Fast:
         prepare=functools.partial(eight_bit.prepare, kind=kind),
         multiply=eight_bit.multiply_fp8 if kind == "fp8" else eight_bit.multiply_int8,
         once=functools.partial(eight_bit.once, kind=kind),
+        rotate_after=functools.partial(activations.rotate_after, kind=kind),
+        add_product=activations.add_product,
+        norm_rope=activations.norm_rope,
     )
 
 

@@ -30,9 +30,10 @@ SUMS = 1 << 24
 MIN_INT8_ROWS = 32
 
 
-def rotate_options(dtype: torch.dtype, kind: str) -> list[str]:
-    """Definitions of the kernel that rotates activations."""
-    return [f"-DOUTPUT={decode.OUTPUTS[dtype]}", f"-DEIGHT={KINDS.index(kind)}"]
+def rotate_options(dtype: torch.dtype, kind: str, step: int = 0, dense: bool = False) -> list[str]:
+    """Definitions of the kernel that rotates activations, `step` done before (activations.py)."""
+    eight = [f"-DOUTPUT={decode.OUTPUTS[dtype]}", f"-DEIGHT={KINDS.index(kind)}"]
+    return [*eight, f"-DSTEP={step}", f"-DDENSE={int(dense)}"]
 
 
 def weight_options(bits: int, packing: str, kind: str) -> list[str]:
@@ -46,7 +47,8 @@ def scale_options(dtype: torch.dtype, bias: bool) -> list[str]:
 
 
 @functools.lru_cache(maxsize=128)
-def _kernel(device_index: int, source: Path, name: str, definitions: tuple[str, ...]) -> Kernel:
+def kernel(device_index: int, source: Path, name: str, definitions: tuple[str, ...]) -> Kernel:
+    """A kernel of fast mode on a device, built once."""
     with torch.cuda.device(device_index):
         return Kernel(device_index, source, name, definitions)
 
@@ -55,9 +57,9 @@ def _kernel(device_index: int, source: Path, name: str, definitions: tuple[str, 
 def _rotate_launch(device_index: int, columns: int, dtype: torch.dtype, kind: str) -> Launch:
     padded = -(-columns // BLOCK) * BLOCK
     threads = -(-padded // (16 * 32)) * 32
-    kernel = _kernel(device_index, ROTATE, "hlwq_rotate", tuple(rotate_options(dtype, kind)))
+    built = kernel(device_index, ROTATE, "hlwq_rotate", tuple(rotate_options(dtype, kind)))
     pointers = [ctypes.c_uint64() for _ in range(3)]
-    return Launch(kernel, 1, threads, *pointers, ctypes.c_uint32(columns), ctypes.c_uint32(padded))
+    return Launch(built, 1, threads, *pointers, ctypes.c_uint32(columns), ctypes.c_uint32(padded))
 
 
 def rotate(x: torch.Tensor, kind: str) -> EightBit:
@@ -102,9 +104,9 @@ def once(packed: PackedLayer, out: EightBit, kind: str) -> None:
 
 
 def _weight_launch(device_index: int, bits: int, packing: str, kind: str) -> Launch:
-    kernel = _kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
+    built = kernel(device_index, WEIGHT, "hlwq_eight_bit", tuple(weight_options(bits, packing, kind)))
     pointers = [ctypes.c_uint64() for _ in range(5)]
-    return Launch(kernel, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
+    return Launch(built, 1, THREADS, *pointers, ctypes.c_uint32(), ctypes.c_uint32(), ctypes.c_float())
 
 
 _shared_weight_launch = functools.lru_cache(maxsize=64)(_weight_launch)
@@ -147,8 +149,8 @@ def _prove_weight(device: torch.device, bits: int, packing: str, kind: str) -> E
 
 @functools.lru_cache(maxsize=16)
 def _scale_launch(device_index: int, dtype: torch.dtype, bias: bool) -> Launch:
-    kernel = _kernel(device_index, SCALE, "hlwq_scale", tuple(scale_options(dtype, bias)))
-    return Launch(kernel, 1, THREADS, *[ctypes.c_uint64() for _ in range(5)], ctypes.c_uint32())
+    built = kernel(device_index, SCALE, "hlwq_scale", tuple(scale_options(dtype, bias)))
+    return Launch(built, 1, THREADS, *[ctypes.c_uint64() for _ in range(5)], ctypes.c_uint32())
 
 
 def scale(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("packed.cuh", "eight_bit.cuh"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("packed.cuh", "eight_bit.cuh", "columns.cuh"))
 
 
 def compile_cubin(source: Path, definitions: Sequence[str], arch: str) -> bytes:
