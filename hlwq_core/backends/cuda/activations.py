@@ -21,6 +21,8 @@ from .nvrtc import Launch
 ADD_PRODUCT, NORM_ROPE = (Path(__file__).with_name(name) for name in ("add_product.cu", "norm_rope.cu"))
 # Sizes of a head whose halves lie whole threads apart, within a warp.
 ROPE_SIZES = (32, 64, 128, 256)
+# Its matrices, 4 numbers for 2 columns, go through 48 KB of shared memory.
+MAX_ROPE_COLUMNS = 5120
 MODULATED, GATED, GELU = 1, 2, 3
 
 _log = logging.getLogger("hlwq")
@@ -36,11 +38,12 @@ def add_product_options(dtype: torch.dtype) -> list[str]:
     return [f"-DOUTPUT={decode.OUTPUTS[dtype]}"]
 
 
-def norm_rope_options(dtype: torch.dtype, frequencies: torch.dtype) -> list[str]:
+def norm_rope_options(dtype: torch.dtype, frequencies: torch.dtype, columns: int) -> list[str]:
     """Definitions of the kernel for queries and keys."""
     return [
         f"-DOUTPUT={decode.OUTPUTS[dtype]}",
         f"-DFREQUENCIES={int(frequencies is dtype and dtype is not torch.float32)}",
+        f"-DCOLUMNS={columns}",
     ]
 
 
@@ -139,9 +142,9 @@ def _add(x: torch.Tensor, other: torch.Tensor, factor: torch.Tensor) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _rope_launch(device_index: int, columns: int, dtype: torch.dtype, frequencies: torch.dtype) -> Launch:
-    options = tuple(norm_rope_options(dtype, frequencies))
+    options = tuple(norm_rope_options(dtype, frequencies, columns))
     built = kernel(device_index, NORM_ROPE, "hlwq_norm_rope", options)
-    numbers = [ctypes.c_uint64() for _ in range(4)], [ctypes.c_uint32() for _ in range(3)]
+    numbers = [ctypes.c_uint64() for _ in range(4)], [ctypes.c_uint32() for _ in range(2)]
     return Launch(built, 1, _threads(columns), *numbers[0], *numbers[1], ctypes.c_float())
 
 
@@ -149,7 +152,7 @@ def norm_rope(x: torch.Tensor, weight: torch.Tensor, frequencies: torch.Tensor, 
     """See `Fast.norm_rope`."""
     columns, size = x.shape[1], 2 * frequencies.shape[2]
     whole = x.is_contiguous() and frequencies.is_contiguous() and _reads(x, x) and _reads(weight[None], x)
-    fits = columns % 32 == 0 and columns <= MAX_COLUMNS and size in ROPE_SIZES and frequencies.device == x.device
+    fits = columns % 32 == 0 and columns <= MAX_ROPE_COLUMNS and size in ROPE_SIZES and frequencies.device == x.device
     known = frequencies.dtype in (torch.float32, x.dtype)
     if not (whole and fits and known) or not _proven(x.device, KINDS[0]):
         return activations.norm_rope(x, weight, frequencies, epsilon)
@@ -163,7 +166,7 @@ def _rope(x: torch.Tensor, weight: torch.Tensor, frequencies: torch.Tensor, epsi
     launch = _rope_launch(x.device.index or 0, columns, x.dtype, frequencies.dtype)
     launch.blocks = rows
     addresses = [tensor.data_ptr() for tensor in (x, weight, frequencies, out)]
-    for argument, number in zip(launch.arguments, (*addresses, columns, tokens, 2 * half, epsilon), strict=True):
+    for argument, number in zip(launch.arguments, (*addresses, tokens, 2 * half, epsilon), strict=True):
         argument.value = number
     launch()
     return out

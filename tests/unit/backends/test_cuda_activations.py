@@ -44,8 +44,8 @@ ROPE = r"""
 extern "C" void run(const void* x, const void* weight, const void* frequencies, void* out, unsigned rows, unsigned columns,
                     unsigned tokens, unsigned size, float epsilon) {
     launch(rows, (columns + 511) / 512 * 32, [=] {
-        hlwq_norm_rope((const value_t*)x, (const value_t*)weight, (const frequency_t*)frequencies, (value_t*)out, columns,
-                       tokens, size, epsilon);
+        hlwq_norm_rope((const value_t*)x, (const value_t*)weight, (const frequency_t*)frequencies, (value_t*)out, tokens,
+                       size, epsilon);
     });
 }
 """
@@ -106,7 +106,9 @@ def test_the_kernel_adds_a_product(tmp_path, dtype):
     [(torch.bfloat16, torch.bfloat16, 128), (torch.bfloat16, torch.float32, 64), (torch.float16, torch.float16, 32)],
 )
 def test_the_kernel_norms_and_ropes(tmp_path, dtype, frequencies, size):
-    library = kernel_on_the_host(tmp_path, kernels.NORM_ROPE, kernels.norm_rope_options(dtype, frequencies), ROPE)
+    library = kernel_on_the_host(
+        tmp_path, kernels.NORM_ROPE, kernels.norm_rope_options(dtype, frequencies, COLUMNS), ROPE
+    )
     x, weight = (3 * numbers(2 * ROWS, COLUMNS)).to(dtype), numbers(COLUMNS).to(dtype)
     turns = numbers(ROWS, COLUMNS // size, size // 2, 2, 2).to(frequencies)
     out = torch.full_like(x, torch.nan)
@@ -145,7 +147,7 @@ def test_nvrtc_builds_the_kernels(arch, kinds):
             for step in (kernels.MODULATED, kernels.GATED, kernels.GELU):
                 options = rotate_options(torch.float32 if arch == "sm_89" else torch.bfloat16, kind, step, True)
                 assert b"hlwq_rotate" in nvrtc.compile_cubin(ROTATE, options, arch)
-        options = kernels.norm_rope_options(torch.bfloat16, torch.bfloat16)
+        options = kernels.norm_rope_options(torch.bfloat16, torch.bfloat16, 4096)
         assert b"hlwq_norm_rope" in nvrtc.compile_cubin(kernels.NORM_ROPE, options, arch)
         for dtype in STEPS:
             options = kernels.add_product_options(dtype)
