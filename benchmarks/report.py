@@ -124,8 +124,8 @@ def markdown() -> str:
 
 
 def whole_runs() -> str:
-    """Whole sampling runs, of the two results that hold them: the table of docs/performance.md."""
-    found = {**load("runs_fast_6144"), **load("runs")}
+    """Whole sampling runs, of the results that hold them: the table of docs/performance.md."""
+    found = {**load("runs"), **load("runs_fast"), **load("runs_fast_24576")}
     machine = load("runs")["machine"]
     lines = [
         f"One {machine['gpu']}, torch {machine['torch']}, ComfyUI {machine['comfyui']} with dynamic VRAM, 48 blocks, joint "

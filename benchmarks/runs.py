@@ -177,6 +177,15 @@ def profile(runs: Runs, tokens: int, steps: int, out: Path) -> None:
             pstats.Stats(profiler, stream=file).sort_stats(order).print_stats(70)
 
 
+def kernels(runs: Runs, tokens: int, out: Path) -> None:
+    """Where the card's time of two steps goes, kernel by kernel."""
+    runs.run(tokens, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        runs.run(tokens, 2)
+    with open(out / f"kernels_{runs.name}_{tokens}.txt", "w") as file:
+        print(profiler.key_averages().table("self_device_time_total", row_limit=60, max_name_column_width=120), file=file)
+
+
 def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any], dict[str, float]], None]) -> None:
     """Every mode against BF16, at every size and number of steps."""
     sizes, steps, pairs = (list(map(int, given.split(","))) for given in (args.tokens, args.steps, args.pairs))
@@ -194,6 +203,9 @@ def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any], dict[str, 
                 profile(other, tokens, min(steps), args.profile)
                 if mode == MODES[0]:
                     profile(base, tokens, min(steps), args.profile)
+            if args.kernels:
+                for which in (base, other):
+                    kernels(which, tokens, args.kernels)
             firsts = []
             for count in steps:
                 found = figures[f"{mode}_{tokens}_{count}"] = compare(base, other, tokens, count, count_of_pairs)
@@ -219,6 +231,7 @@ def main() -> None:
     arguments.add_argument("--blocks", type=int, default=48)
     arguments.add_argument("--name", default="runs", help="of the result")
     arguments.add_argument("--profile", type=Path, metavar="FOLDER", help="also where the host's time goes")
+    arguments.add_argument("--kernels", type=Path, metavar="FOLDER", help="also where the card's time goes")
     arguments.add_argument("--verbose", action="store_true", help="also what the pack tells")
     arguments.add_argument("--small", action="store_true", help="narrow layers: to try this program on a CPU")
     args = arguments.parse_args()
