@@ -183,7 +183,9 @@ def kernels(runs: Runs, tokens: int, out: Path) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         runs.run(tokens, 2)
     with open(out / f"kernels_{runs.name}_{tokens}.txt", "w") as file:
-        print(profiler.key_averages().table("self_device_time_total", row_limit=60, max_name_column_width=120), file=file)
+        print(
+            profiler.key_averages().table("self_device_time_total", row_limit=60, max_name_column_width=120), file=file
+        )
 
 
 def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any], dict[str, float]], None]) -> None:
