@@ -58,8 +58,9 @@ class Lifeline:
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path):
         self._close_job = _windows_job(process) if os.name == "nt" else None
+        watcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
         self._watcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py")), str(process.pid), str(folder)],
+            [*watcher, str(process.pid), str(folder), "apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -67,6 +68,9 @@ class Lifeline:
             start_new_session=os.name != "nt",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+        if os.name != "nt":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._watcher.wait(20)  # it goes on as nobody's child
         if process.stdin is not None:
             with contextlib.suppress(OSError):  # it has ended, and says why elsewhere
                 process.stdin.write(b"go")

@@ -3,7 +3,9 @@
 Started by `LocalServer` as a script, with nothing but the standard library. Its standard input is a pipe that we alone write to:
 `done` says that there is nothing to do, its end without a word that we were killed.
 
-    python watcher.py PID FOLDER
+    python watcher.py PID FOLDER [apart]
+
+`apart`: it becomes no child of ours, because some who end a process (Ray) end its children first.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ def main() -> None:
     """Wait for the pipe's end."""
     pid, folder = int(sys.argv[1]), sys.argv[2]
     own = began(pid)
+    if sys.argv[3:] == ["apart"] and hasattr(os, "fork") and os.fork():
+        os._exit(0)
     if b"done" in sys.stdin.buffer.read():
         return
     if began(pid) == own:

@@ -108,7 +108,7 @@ def test_stopping_the_command_ends_the_server(fake_folder: Path, tmp_path: Path,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("whom", ["process", "group", "while it starts", "from a thread"])
+@pytest.mark.parametrize("whom", ["process", "group", "while it starts", "from a thread", "children too"])
 def test_killing_the_command_ends_the_server_too(fake_folder: Path, tmp_path: Path, whom: str) -> None:
     """kill -9 is seen by no handler: the server, its children and its folder would stay."""
     code = (
@@ -135,6 +135,12 @@ def test_killing_the_command_ends_the_server_too(fake_folder: Path, tmp_path: Pa
         assert len(alive(tmp_path / "pids")) == 2 and list(folders.glob("hlwq-comfyui-*"))
         if whom == "group":
             os.killpg(process.pid, signal.SIGKILL)
+        elif whom == "children too":  # as Ray ends a worker: first the processes whose parent it is
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.send_signal(signal.SIGSTOP)
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            process.kill()
         else:
             process.kill()
         process.wait()
