@@ -94,6 +94,7 @@ class Driver:
         results: where the outputs go.
         tries: how often a job may fail by itself.
         depth: how many jobs a worker is given at a time: one runs, the others wait in its queue.
+        deaths: how many workers may die at one job before it is taken for the cause.
         alike: when the first so many jobs are refused for one reason, that is the batch's error, and no job's.
 
     Attributes:
@@ -110,6 +111,7 @@ class Driver:
         depth: int = 2,
         events: Events | None = None,
         alike: int = ALIKE,
+        deaths: int = DEATHS,
     ):
         self.results = results
         self.journal = results.journal
@@ -126,7 +128,7 @@ class Driver:
         self._changed = asyncio.Condition()
         self._ready: set[str] = set()
         self._jobs = list(jobs)
-        self._alike = alike
+        self._alike, self._most_deaths = alike, deaths
         self._refused: list[str] | None = []  # jobs; None as soon as one was not
 
     async def run(self) -> None:
@@ -310,10 +312,11 @@ class Driver:
             return False  # it waited behind another one
         self._deaths[job.id] = self._deaths.get(job.id, 0) + 1
         # A server that runs may be out of reach for reasons of its own; one that was started has died.
-        if self._deaths[job.id] < DEATHS or worker.keeps:
+        if self._deaths[job.id] < self._most_deaths or worker.keeps:
             return False
         error = WorkError(
-            f"{DEATHS} workers died at this job; the last one: {lost.error}", fix="make it smaller or shorter"
+            f"{self._most_deaths} workers died at this job; the last one: {lost.error}",
+            fix="make it smaller or shorter",
         )
         error.final = True
         return self._failed(worker, job, error)

@@ -178,7 +178,7 @@ async def make_all(
         try:
             results.begin(jobs, say)
             # The first that is refused is the last: the others ask for the same in other words.
-            driver = Driver(jobs, workers, results, tries=1, events=_Said(say, numbers), alike=1)
+            driver = Driver(jobs, workers, results, tries=1, events=_Said(say, numbers), alike=1, deaths=2)
             await driver.run()
         except HLWQError as caught:
             error = caught

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hlwq_core import cli
 from hlwq_core.batch import several
 from hlwq_core.batch.several import Target, as_json, describe, make_all, queue, queue_requests
 from hlwq_core.batch.workers import RunningServer
@@ -196,3 +197,13 @@ def test_a_prompt_without_a_seed_keeps_the_one_that_was_drawn(workflow: Path, tm
     with several.Journal(tmp_path / "state", {"seed": 99}) as journal:
         several._seed([job], journal)
     assert job.request.seed == 77
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fake's processes are looked for in /proc")
+def test_a_video_that_kills_its_comfyui_is_tried_once_more(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each start of a large model takes its time; and the reason is told."""
+    words = ["queue", str(place.workflow), "--set", "Prompt.text=DIE", "--comfyui", str(place.comfyui), "--json"]
+    assert cli.main([*words, "--output", str(place.folder), "--comfyui-args", "--cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert "2 workers died at this job" in err and "(exit code 1)" in err and "what to do" in err
+    assert "(exit code 1)" in json.loads(out)["results"][0]["error"] and len(place.ran()) == 2
