@@ -108,9 +108,15 @@ def by_core(graph: Graph, checkpoint: str, files: dict[str, str]) -> Graph:
         )  # fmt: skip
         put(number, "LTXVConcatAVLatent", video_latent=[f"{number}u", 0], audio_latent=[f"{number}s", 1])
         moved[number, 1] = given["frame_rate"]
-    for number, node in _of_class(graph, "HLWQSaveAudioVideo"):
+    for number, node in _of_class(graph, "HLWQDecodeSave"):
         given = node["inputs"]
-        put(f"{number}v", "CreateVideo", images=given["images"], fps=given["frame_rate"], audio=given["audio"])
+        put(f"{number}p", "LTXVSeparateAVLatent", av_latent=given["latent"])
+        put(
+            f"{number}i", "VAEDecodeTiled", samples=[f"{number}p", 0], vae=given["vae"],
+            tile_size=768, overlap=64, temporal_size=4096, temporal_overlap=4,
+        )  # fmt: skip
+        put(f"{number}a", "LTXVAudioVAEDecode", samples=[f"{number}p", 1], audio_vae=given["audio_vae"])
+        put(f"{number}v", "CreateVideo", images=[f"{number}i", 0], fps=given["frame_rate"], audio=[f"{number}a", 0])
         put(
             number, "SaveVideo",
             video=[f"{number}v", 0], filename_prefix="video/core", format="auto", codec="auto",

@@ -91,8 +91,9 @@ class Pending:
         assert self.steps is not None
         rows = self.source.view(-1, self.source.shape[-1])
         rotated, whole = rotate_after(rows, self.steps, dense and self._tensor is None)
-        if whole is not None:
-            self._tensor = whole
+        if whole is not None:  # then nobody needs what it was made of
+            self._tensor, self.source, self.steps = whole, whole.view(self.source.shape), None
+            self._make = lambda: whole
         return rotated
 
     def view(self, *shape: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import comfy_kitchen
 import pytest
 import torch
@@ -77,8 +79,13 @@ def test_a_layer_does_what_was_put_off_and_leaves_the_input_for_others():
         modulated = x * (1 + scale) + shift
         found = fast.linear(modulated, weight, None, "fp8", dense=True)
         assert modulated._tensor is not None, "its input is made once more for the gates"
+        source = weakref.ref(x)
+        kept, x = x.clone(), None
+        assert source() is None, "what the input was made of takes memory as long as the input"
         whole = modulated.tensor()
-    expected = x.float() * (1 + scale).float() + shift.float()
+        again = fast.linear(modulated, weight, None, "fp8")
+    assert relative(again, found) < 0.02
+    expected = kept.float() * (1 + scale).float() + shift.float()
     assert relative(whole, expected) < 4e-3
     exact = whole.float() @ eager.decode(layer(64, COLUMNS), torch.float32).t()
     assert found.shape == (1, 24, 64) and relative(found, exact) < 0.05
