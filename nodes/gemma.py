@@ -7,7 +7,7 @@ Source: ComfyUI 0.30.0 to 0.33.0, `comfy/text_encoders/{lt,llama}.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,13 +237,16 @@ class SizedGemmaModel(compat.Gemma3_12BModel):
 
 
 class SizedTextEncoder(compat.LTXAVTEModel):
-    """ComfyUI's LTX-2.3 text encoder: Gemma's hidden states, projected for the video and the audio stream."""
+    """ComfyUI's text encoder of LTX-2.3 and LTX-2: Gemma's hidden states, projected.
+
+    Args:
+        rows: widths of the projections, for the video and the audio stream; one, of LTX-2, is for both.
+    """
 
     def __init__(
         self,
         sizes: Sizes,
-        video: int,
-        audio: int,
+        rows: Sequence[int],
         gemma_dtype: torch.dtype,
         projection_operations: Any,
         device: Any,
@@ -252,15 +255,16 @@ class SizedTextEncoder(compat.LTXAVTEModel):
         def language(device: Any, dtype: Any, model_options: dict[str, Any], **_: Any) -> SizedGemmaModel:
             return SizedGemmaModel(sizes, device, dtype, model_options)
 
+        kind = "dual_linear" if len(rows) == 2 else "single_linear"
         if compat.text_encoder_takes_sizes():
             super().__init__(
                 dtype_llama=gemma_dtype,
                 device=device,
                 dtype=gemma_dtype,
-                text_projection_type="dual_linear",
+                text_projection_type=kind,
                 text_encoder_model=language,
-                video_projection_dim=video,
-                audio_projection_dim=audio,
+                video_projection_dim=rows[0],
+                audio_projection_dim=rows[-1],
                 model_options=model_options,
             )
             if projection_operations is None:
@@ -269,15 +273,17 @@ class SizedTextEncoder(compat.LTXAVTEModel):
             torch.nn.Module.__init__(self)
             self.dtypes = {gemma_dtype}
             self.compat_mode = False
-            self.text_projection_type = "dual_linear"
+            self.text_projection_type = kind
             self.gemma3_12b = language(device, gemma_dtype, model_options)
+        operations = projection_operations or self.gemma3_12b.operations
+        columns = sizes.hidden * (sizes.layers + 1)
+        if kind == "single_linear":
+            self.text_embedding_projection = operations.Linear(
+                columns, rows[0], bias=False, dtype=gemma_dtype, device=device
+            )
+            return
         self.text_embedding_projection = compat.DualLinearProjection(
-            sizes.hidden * (sizes.layers + 1),
-            video,
-            audio,
-            dtype=gemma_dtype,
-            device=device,
-            operations=projection_operations or self.gemma3_12b.operations,
+            columns, *rows, dtype=gemma_dtype, device=device, operations=operations
         )
 
     def memory_estimation_function(self, token_weight_pairs: dict[str, Any], device: Any = None) -> float:

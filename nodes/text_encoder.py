@@ -17,7 +17,7 @@ from ..hlwq_core.errors import IncompleteError, InputError, UnsupportedError
 from ..hlwq_core.format.bounded import read_bytes
 from ..hlwq_core.format.safefile import read_header
 from ..hlwq_core.format.variants import holds_codes
-from ..hlwq_core.models import families
+from ..hlwq_core.models import families, ltx2
 from ..hlwq_core.running.packed_tensor import is_packed, quantized_tensor
 from . import compat, gemma, gemma4, locations
 from .locations import GEMMA_FILES, text_encoders
@@ -25,6 +25,7 @@ from .running.packed_ops import PackedOperations
 from .running.patchers import adopt
 
 PROJECTION = "text_embedding_projection."
+STREAMS = ("video", "audio")
 CONNECTOR = "model.diffusion_model.{}_embeddings_connector.learnable_registers"
 
 State = dict[str, torch.Tensor]
@@ -33,12 +34,12 @@ State = dict[str, torch.Tensor]
 def load_text_encoder(
     text_encoder: Path, checkpoint: Path, device: str = "default", disable_dynamic: bool = False
 ) -> Any:
-    """A CLIP that encodes prompts for LTX-2.3 or LTX-2.5.
+    """A CLIP that encodes prompts for LTX-2.3, LTX-2.5 or LTX-2.
 
     Args:
         text_encoder: a Gemma 3 file in ComfyUI's or Hugging Face's naming (plain, or in one of core's quantized
             formats), or an HLWQ file or folder of one; for LTX-2.5 Gemma 4 with its projection. HLWQ weights stay packed.
-        checkpoint: the model's HLWQ checkpoint; that of LTX-2.3 holds `text_embedding_projection.*`.
+        checkpoint: the model's HLWQ checkpoint; that of LTX-2.3 and LTX-2 holds `text_embedding_projection.*`.
         device: `default` or `cpu`.
         disable_dynamic: load for core's other patcher, whose weights do not live in dynamic VRAM.
 
@@ -168,17 +169,29 @@ def _gemma_sizes(state: State, path: Path) -> gemma.Sizes:
     return sizes
 
 
+def _projections(checkpoint: Checkpoint) -> list[str]:
+    """The weights of the projection: one for either stream; of LTX-2 one for both."""
+    both = [f"{PROJECTION}{stream}_aggregate_embed.weight" for stream in STREAMS]
+    if any(name.startswith(ltx2.SHARED) for name in (*checkpoint.names(), *checkpoint.plain_names())):
+        return [f"{ltx2.SHARED}weight"]
+    found = families.recognise([*checkpoint.names(), *checkpoint.plain_names()])
+    return [f"{ltx2.SHARED}weight"] if found and found.family is ltx2.FAMILY else both
+
+
 def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> State:
     """`text_embedding_projection.*` of a checkpoint, packed or plain, after a check against the connectors."""
-    expected = [f"{PROJECTION}{s}_aggregate_embed.{p}" for s in ("video", "audio") for p in ("weight", "bias")]
-    connectors = [CONNECTOR.format(stream) for stream in ("video", "audio")]
+    weights = _projections(checkpoint)
+    shared = len(weights) == 1
+    expected = (
+        weights if shared else [name.removesuffix("weight") + end for name in weights for end in ("weight", "bias")]
+    )
+    connectors = [CONNECTOR.format(stream) for stream in STREAMS]
     checkpoint.resolve_names([*expected, *connectors])
     packed, plain = set(checkpoint.names()), set(checkpoint.plain_names())
     widths = {c: checkpoint.plain_info(c)[0][1] for c in connectors if c in plain}
     columns = sizes.hidden * (sizes.layers + 1)
-    checkpoint.set_shapes(
-        {name: (widths[c], columns) for name, c in zip(expected[::2], connectors, strict=True) if c in widths}
-    )
+    pairs = [(weights[0], c) for c in connectors] if shared else list(zip(weights, connectors, strict=True))
+    checkpoint.set_shapes({name: (widths[c], columns) for name, c in pairs if c in widths})
     state: State = {}
     for name in expected:
         if name in packed:
@@ -187,15 +200,16 @@ def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> 
         elif name in plain:
             state[name] = checkpoint.plain(name)
         else:
+            model = "LTX-2" if shared else "LTX-2.3"
             raise IncompleteError(
-                "the checkpoint has no text projection for LTX-2.3",
+                f"the checkpoint has no text projection for {model}",
                 file=path,
                 tensor=name,
                 expected="in the codes or in the bf16 file",
                 found="in neither",
-                fix="choose the LTX-2.3 checkpoint, or complete its bf16 file (HLWQ Verify lists what is missing)",
+                fix=f"choose the {model} checkpoint, or complete its bf16 file (HLWQ Verify lists what is missing)",
             )
-    for name, connector in zip(expected[::2], connectors, strict=True):
+    for name, connector in pairs:
         # Without connectors there is no model either: the checkpoint's own loader reports that.
         width = widths.get(connector)
         if width is not None and state[name].shape[0] != width:
@@ -211,8 +225,7 @@ def _read_projection(checkpoint: Checkpoint, path: Path, sizes: gemma.Sizes) -> 
 
 
 def _check_pair(sizes: gemma.Sizes, projection: State, text_encoder: Path, checkpoint: Path) -> None:
-    for stream in ("video", "audio"):
-        name = f"{PROJECTION}{stream}_aggregate_embed.weight"
+    for name in (name for name in projection if name.endswith("weight")):
         columns = projection[name].shape[1]
         if columns != sizes.hidden * (sizes.layers + 1):
             raise InputError(
@@ -237,14 +250,13 @@ def _clip(
     load_options = dict(options)
     if source[2] == "cpu":
         load_options["load_device"] = load_options["offload_device"] = torch.device("cpu")
-    video, audio = (projection[f"{PROJECTION}{s}_aggregate_embed.weight"].shape[0] for s in ("video", "audio"))
+    rows = [value.shape[0] for name, value in projection.items() if name.endswith("weight")]
 
     def build(device: Any, dtype: Any, model_options: Mapping[str, Any]) -> gemma.SizedTextEncoder:
         # A file's own dtype wins over ComfyUI's preference, as in core.
         return gemma.SizedTextEncoder(
             sizes,
-            video,
-            audio,
+            rows,
             gemma_dtype=detected.get("dtype_llama", dtype),
             projection_operations=PackedOperations if any(map(is_packed, projection.values())) else None,
             device=device,
@@ -280,13 +292,13 @@ class HLWQLoadTextEncoder(io.ComfyNode):
             node_id="HLWQLoadTextEncoder",
             display_name="HLWQ Load Text Encoder",
             category="HLWQ",
-            description="The text encoder of an HLWQ checkpoint: Gemma 3 with the projection of LTX-2.3's checkpoint, or Gemma 4 "
-            "with its projection for LTX-2.5.",
+            description="The text encoder of an HLWQ checkpoint: Gemma 3 with the projection of LTX-2.3's or LTX-2's checkpoint, or "
+            "Gemma 4 with its projection for LTX-2.5.",
             inputs=[
                 io.Combo.Input(
                     "text_encoder",
                     options=list(text_encoders(now=False)),
-                    tooltip="LTX-2.3: Gemma 3 12B; LTX-2.5: Gemma 4 12B with projection. A file in models/text_encoders, plain, "
+                    tooltip="LTX-2.3, LTX-2: Gemma 3 12B; LTX-2.5: Gemma 4 12B with projection. A file in models/text_encoders, plain, "
                     "fp8, fp4 or HLWQ.",
                 ),
                 io.Combo.Input(

@@ -23,6 +23,7 @@ What is made (57 MB in a second, and 20 MB of the other versions, the same bytes
         vae/ltx-2.5-tiny-{video,video-conv,audio}-vae.safetensors   for core's Load VAE
         latent_upscale_models/, loras/            as of LTX-2.3
     ltx2/models/diffusion_models/ltx2_tiny_bf16.safetensors     a transformer of LTX-2 alone
+    ltx2/models/checkpoints/LTX-2-tiny-HLWQ-Q5.safetensors      the whole of it, packed
     models/loras/ltx-2.3-tiny-distilled-lora.safetensors        rank 4, on every quantized Linear
     models/latent_upscale_models/ltx-2.3-*-tiny.safetensors     the upscalers with config metadata
     input/start.png, input/voice.wav              768×512 picture; 3 s of stereo tones

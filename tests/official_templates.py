@@ -1,4 +1,4 @@
-"""ComfyUI's official LTX-2.3 and LTX-2.5 templates, for tests/http and tests/browser: which there are, and what stands in for what."""
+"""ComfyUI's official templates of LTX-2.3, LTX-2.5 and LTX-2, for tests/http and tests/browser: which there are, and what stands in for what."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ EXCHANGED_LTX25: dict[str, tuple[str, dict[int, int], dict[str, str]]] = {
         {0: 0},
         {"upscaler": "ltx-2.5-tiny-spatial-upscaler-x2.safetensors"},
     ),
+}
+
+NAMES_LTX2 = ["video_ltx2_t2v", "video_ltx2_i2v_distilled"]
+LTX2 = "LTX-2-tiny-HLWQ-Q5.safetensors"
+EXCHANGED_LTX2 = {
+    core: (ours, outputs, {name: LTX2 if name == "checkpoint" else value for name, value in inputs.items()})
+    for core, (ours, outputs, inputs) in EXCHANGED.items()
 }
 
 

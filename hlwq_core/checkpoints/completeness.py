@@ -93,6 +93,7 @@ def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: lis
         result.names = [found.own(name) for name in marks]
         result.error = _unknown_version(checkpoint, family)
         return
+    result.error = _of_another_version(checkpoint, family, marks)
     full = _is_full(family, shapes)
     result.model = family.full if full else f"{family.name} of another size" if family.tensors() else family.name
     needed = None
@@ -100,7 +101,7 @@ def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: lis
         result.config = _config(checkpoint, family, shapes)
         needed = family.needed(result.config.values)
     except ConfigError as error:
-        result.error = error
+        result.error = result.error or error
         if full and family.config is not None:
             needed = family.needed(family.config())
     if needed is None:
@@ -146,6 +147,30 @@ def _published_bytes(family: Family) -> int:
     return sum(sum(encoded_bytes(known[name][1], bits)) for name, bits in plan.items())
 
 
+def _of_another_version(checkpoint: Checkpoint, family: Family, names: list[str]) -> HLWQError | None:
+    """The error if a part is of another version's make than the transformer."""
+    for part in family.parts:
+        marks = {
+            other.name: tuple(mark for its in other.parts if its.name == part.name for mark in its.marks)
+            for other in families.FAMILIES
+            if part.marks and other is not family
+        }
+        every = tuple(mark for its in marks.values() for mark in its)
+        strange = [name for name in names if name.startswith(every) and not name.startswith(part.marks)]
+        if strange:
+            whose = " or ".join(other for other, its in marks.items() if strange[0].startswith(its))
+            return UnsupportedError(
+                f"the {part.name} is that of {whose}, and the transformer is {family.name}: two versions share this "
+                "checkpoint; nothing was loaded",
+                file=checkpoint.path,
+                tensor=some(strange),
+                expected=f"the {part.name} of {family.name}, or none",
+                found=f"that of {whose}",
+                fix=f"take these files out of the folder and use {part.instead} of {family.name}",
+            )
+    return None
+
+
 def _unknown_version(checkpoint: Checkpoint, family: Family) -> HLWQError:
     known = [other.name for other in families.FAMILIES if other.known]
     return UnsupportedError(
@@ -169,10 +194,13 @@ def refuse_incomplete(path: Path, result: Whole) -> None:
     there = len(result.names) - len(result.missing)
     if result.error is not None:
         raise result.error
+    strangers = _strangers(result) if result.unexpected else None
+    if strangers:  # no repair makes one model of two
+        _refuse_unexpected(path, result.model, result.unexpected, len(result.names), there, strangers)
     if result.missing:
         _refuse_missing(path, "the checkpoint", result.missing, len(result.names), there)
     if result.unexpected:
-        _refuse_unexpected(path, result.model, result.unexpected, len(result.names), there, _strangers(result))
+        _refuse_unexpected(path, result.model, result.unexpected, len(result.names), there)
     if result.wrong_shapes:
         raise UnsupportedError(
             f"{len(result.wrong_shapes)} tensors have other shapes than {result.model} gives them; nothing was loaded",
@@ -233,8 +261,12 @@ def _strangers(result: Whole) -> Family | None:
     strange = {result.found.canonical(name) for name in result.unexpected}
     for family in families.FAMILIES:
         if family is not result.family and family.known:
-            config = family.config() if family.config else result.config.values
-            names = {name for part in family.needed(config).values() for name in part}
+            values = result.config.values
+            configs = [family.config() if family.config else values]
+            if not family.tensors():  # LTX-2: its names are those of a config that says nothing but the depth
+                depth = values.get("transformer", {}).get("num_layers", 48)
+                configs = [{"transformer": {"num_layers": depth}}]
+            names = {name for config in configs for part in family.needed(config).values() for name in part}
             if strange <= names:
                 return family
     return None

@@ -34,11 +34,13 @@ class Part:
         name: as users are told.
         prefixes: of its tensors' names.
         instead: what to use where a checkpoint does not hold it.
+        marks: how names begin that only this make of it has; of another family's marks it has none.
     """
 
     name: str
     prefixes: tuple[str, ...]
     instead: str = ""
+    marks: tuple[str, ...] = ()
 
     def holds(self, name: str) -> bool:
         """Whether a tensor of this name belongs to it."""

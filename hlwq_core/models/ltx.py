@@ -19,12 +19,27 @@ from .family import DIFFUSION, TRANSFORMER, Contradiction, Family, Limits, Part,
 DATA = Path(__file__).parents[1] / "data"
 PROJECTION, VIDEO_VAE, AUDIO_VAE = "text projection", "video VAE", "audio VAE"
 PROJECTION_PREFIX = "text_embedding_projection."
-PARTS = (
-    Part(TRANSFORMER, (DIFFUSION,)),
-    Part(PROJECTION, (PROJECTION_PREFIX,), "the text encoder's own file, or a checkpoint that holds it"),
-    Part(VIDEO_VAE, ("vae.",), "Load VAE"),
-    Part(AUDIO_VAE, ("audio_vae.", "vocoder."), "Load VAE"),
-)
+# Video VAEs whose decoder is made of convolutions, and of LTX-2.5 one that diffuses.
+CONVOLUTIONS, DIFFUSES = "vae.decoder.up_blocks.", "vae.decoder.conv_in_x_t."
+
+
+def parts(
+    video: tuple[str, ...] = (), audio: tuple[str, ...] = (), projection: tuple[str, ...] = ()
+) -> tuple[Part, ...]:
+    """The parts of an LTX; a version's own marks where the others have parts of another make."""
+    return (
+        Part(TRANSFORMER, (DIFFUSION,)),
+        Part(
+            PROJECTION, (PROJECTION_PREFIX,), "the text encoder's own file, or a checkpoint that holds it", projection
+        ),
+        Part(VIDEO_VAE, ("vae.",), "Load VAE", video),
+        Part(AUDIO_VAE, ("audio_vae.", "vocoder."), "Load VAE", audio),
+    )
+
+
+PARTS = parts()
+# LTX-2's transformer projects the prompt itself.
+CAPTIONS = (f"{DIFFUSION}caption_projection.", f"{DIFFUSION}audio_caption_projection.")
 # 32 pixels a latent, 8 frames a latent but for the first.
 LIMITS = Limits(size=32, frames=8)
 
@@ -131,9 +146,10 @@ def check(config: Values, shapes: Shapes) -> list[Contradiction]:
     def compare(name: str, axis: int, meaning: str, value: int | None) -> None:
         if value is None or name not in shapes:
             return
+        shape = shapes[name]
         # A packed weight's file does not always tell how wide a padded row is.
-        if shapes[name][axis] not in (value, -(-value // BLOCK) * BLOCK if axis == 1 else value):
-            found.append((name, f"{meaning} = {value}", f"{shapes[name][axis]} in shape {list(shapes[name])}"))
+        if len(shape) <= axis or shape[axis] not in (value, -(-value // BLOCK) * BLOCK if axis == 1 else value):
+            found.append((name, f"{meaning} = {value}", f"shape {list(shape)}"))
 
     def product(a: str, b: str) -> int | None:
         factors = values.get(a), values.get(b)

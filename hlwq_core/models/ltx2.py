@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from . import ltx, ltx23
-from .family import DIFFUSION, TRANSFORMER, Family, Values, has_any
+from .family import TRANSFORMER, Family, Values, has_any
 
-_MARKS = (f"{DIFFUSION}caption_projection.", f"{DIFFUSION}audio_caption_projection.", "text_embedding_projection.aggr")
+# The text projection that both streams share.
+SHARED = f"{ltx.PROJECTION_PREFIX}aggregate_embed."
+_MARKS = (*ltx.CAPTIONS, SHARED)
 
 
 def is_one(names: Collection[str]) -> bool:
@@ -19,7 +21,7 @@ def needed(config: Values) -> dict[str, list[str]]:
     """The tensors of the transformer and of the projection."""
     return {
         TRANSFORMER: ltx.transformer(config.get("transformer", {})),
-        ltx.PROJECTION: [f"{ltx.PROJECTION_PREFIX}aggregate_embed.weight"],
+        ltx.PROJECTION: [f"{SHARED}weight"],
     }
 
 
@@ -29,7 +31,7 @@ FAMILY = Family(
     full="LTX-2 19B",
     is_one=is_one,
     needed=needed,
-    parts=ltx.PARTS,
+    parts=ltx.parts((ltx.CONVOLUTIONS,), ("vocoder.resblocks.",), (SHARED,)),
     form=ltx.form,
     check=ltx.check,
     comfyui="0.30.0",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from . import ltx
-from .family import TRANSFORMER, Family, TextEncoder, Values, has_any
+from .family import DIFFUSION, TRANSFORMER, Family, TextEncoder, Values, has_any
 
 # The same checkpoint under its first and its present name.
 REPOSITORIES = ("caiovicentino1/LTX-2.3-22B-HLWQ-Q5", "caiovicentino1/LTX-2.3-22B-PolarQuant-Q5")
@@ -28,7 +28,13 @@ def is_one(names: Collection[str]) -> bool:
 
     Codes alone have no mark of any version: as such, LTX-2.3 is published.
     """
-    return ltx.is_ltx(names) and (has_any(names, *_MARKS) or not has_any(names, ".bias"))
+    if not ltx.is_ltx(names):
+        return False
+    transformer = [name for name in names if name.startswith(DIFFUSION)]
+    if has_any(transformer, *_MARKS):
+        return True
+    # Whose VAE it is does not say whose transformer.
+    return not has_any(transformer, *ltx.CAPTIONS) and (has_any(names, *_MARKS) or not has_any(names, ".bias"))
 
 
 def needed(config: Values) -> dict[str, list[str]]:
@@ -66,7 +72,11 @@ FAMILY = Family(
     full="LTX-2.3 22B",
     is_one=is_one,
     needed=needed,
-    parts=ltx.PARTS,
+    parts=ltx.parts(
+        (ltx.CONVOLUTIONS,),
+        ("vocoder.bwe_generator.", "vocoder.vocoder."),
+        (f"{ltx.PROJECTION_PREFIX}video_aggregate_embed.",),
+    ),
     form=ltx.form,
     check=ltx.check,
     tensors=tensors,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 import wave
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hlwq_core.format.writer import write_safetensors
 from hlwq_core.tools.quantize import quantize
 
 from . import gemma, gemma4, structure
-from .config import config, split_vae_config, upscaler_config, version_config
+from .config import config, split_vae_config, upscaler_config, version_config, whole_ltx2_config
 from .noise import normal
 from .transformer import PREFIX
 
@@ -78,7 +79,8 @@ def _write_version(models: Path, version: str) -> None:
     state = structure.of_version(version, tiny)
     dense = models / "diffusion_models" / f"{version}_tiny_bf16.safetensors"
     save(dense, state, {"config": json.dumps(tiny)})
-    if version != "ltx25":
+    if version == "ltx2":
+        _write_ltx2(models / "checkpoints" / "LTX-2-tiny-HLWQ-Q5.safetensors")
         return
     quantize(dense, dense.with_name("LTX-2.5-tiny-HLWQ-Q5.safetensors"), layout="single")
     names = [name for name in state if BLOCK_LINEAR.fullmatch(name)]
@@ -93,6 +95,15 @@ def _write_version(models: Path, version: str) -> None:
     encoder = models / "text_encoders" / "gemma4_tiny_with_proj.safetensors"
     save(encoder, gemma4.tensors(structure.gemma4_shapes(gemma4.VOCABULARY)))
     quantize(encoder, encoder.with_name("gemma4-tiny-with-proj-HLWQ-Q5.safetensors"), rules="gemma", layout="single")
+
+
+def _write_ltx2(path: Path) -> None:
+    """A whole LTX-2, packed."""
+    tiny = whole_ltx2_config()
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.safetensors"
+        save(dense, structure.whole_ltx2(tiny), {"config": json.dumps(tiny)})
+        quantize(dense, path, layout="single")
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:

@@ -59,6 +59,13 @@ def config() -> dict[str, Any]:
     return tiny
 
 
+def whole_ltx2_config() -> dict[str, Any]:
+    """The config of a tiny LTX-2 with its VAEs: the vocoder is one, which makes all of the sound."""
+    tiny = config()
+    vocoder = {"upsample_initial_channel": 64, "stereo": True}
+    return {**version_config("ltx2"), "vae": tiny["vae"], "audio_vae": tiny["audio_vae"], "vocoder": vocoder}
+
+
 def version_config(version: str) -> dict[str, Any]:
     """The config of a tiny transformer alone, of another version: `ltx25` or `ltx2`."""
     tiny = {"transformer": config()["transformer"]}

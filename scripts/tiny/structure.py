@@ -51,6 +51,15 @@ def of_version(version: str, config: dict[str, Any]) -> State:
     return weights
 
 
+def whole_ltx2(config: dict[str, Any]) -> State:
+    """A checkpoint of LTX-2: transformer, the text projection that both streams share, VAEs."""
+    states = config["transformer"]["caption_channels"] * 49
+    name = "text_embedding_projection.aggregate_embed.weight"
+    weights = {name: transformer.weight(name, (config["transformer"]["caption_channels"], states))}
+    weights |= _video_vae(config["vae"]) | _audio_vae(config)
+    return of_version("ltx2", config) | {key: value.bfloat16() for key, value in weights.items()}
+
+
 def gemma4_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
     """ComfyUI's Gemma 4 12B with few channels: names and shapes."""
     core = importlib.import_module("comfy.text_encoders.gemma4")

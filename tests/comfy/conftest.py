@@ -26,17 +26,41 @@ def one_writer(pack: ModuleType) -> Iterator[None]:
     comfy.utils.save_torch_file = write
 
 
-@pytest.fixture(scope="session")
-def load(pack: ModuleType, comfy_base: Path) -> Callable[..., tuple[Any, Any, Any, str]]:
+class Load:
     """The loader as a function: `load(name=CHECKPOINT, **options) -> (model, vae, audio_vae, report)`."""
-    from comfyui_hlwq.nodes import load_checkpoint, locations
-    from comfyui_hlwq.nodes.running.choices import Choices
 
-    def load(name: str = CHECKPOINT, **options: Any) -> tuple[Any, Any, Any, str]:
+    default: str | Path = CHECKPOINT
+
+    def __call__(self, name: str | Path | None = None, **options: Any) -> tuple[Any, Any, Any, str]:
+        from comfyui_hlwq.nodes import load_checkpoint, locations
+        from comfyui_hlwq.nodes.running.choices import Choices
+
+        name = self.default if name is None else name
+        path = name if isinstance(name, Path) else locations.checkpoint(name)
         with torch.inference_mode():  # as ComfyUI runs its nodes
-            return load_checkpoint.load_checkpoint(locations.checkpoint(name), Choices(**options))
+            return load_checkpoint.load_checkpoint(path, Choices(**options))
 
-    return load
+
+@pytest.fixture(scope="session")
+def load(pack: ModuleType, comfy_base: Path) -> Load:
+    """The loader; see Load."""
+    return Load()
+
+
+@pytest.fixture(autouse=True)
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which LTX `load` loads where it is not told: 2.3, or what a test is parametrized with (see `each_version`)."""
+    key: str = getattr(request, "param", "ltx23")
+    if key != "ltx23":
+        folder = request.getfixturevalue("tiny") / key / "models" / "diffusion_models"
+        if not folder.is_dir():
+            pytest.skip(f"this ComfyUI does not know {key}")
+        monkeypatch.setattr(request.getfixturevalue("load"), "default", folder / "LTX-2.5-tiny-HLWQ-Q5.safetensors")
+    return key
+
+
+# A test that holds of every LTX whose tiny form is packed.
+each_version = pytest.mark.parametrize("version", ["ltx23", "ltx25"], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 # The others are run by `scripts/architectures.py`: each takes half a minute.
-HERE = ("flux", "hunyuan-video", "sd3")
+HERE = ("flux", "hunyuan-video")
 
 
 @pytest.fixture

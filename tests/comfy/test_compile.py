@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from .conftest import each_version
+
 
 def test_the_operator_passes_torchs_own_checks(pack):
     from comfyui_hlwq.hlwq_core.codec import codec
@@ -16,6 +18,7 @@ def test_the_operator_passes_torchs_own_checks(pack):
     torch.library.opcheck(operators.decode, arguments)
 
 
+@each_version
 def test_a_compiled_part_samples_the_same(load, sample, distance):
     """As TorchCompileModel does it, but one attention instead of the whole model, which takes minutes to trace."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -31,6 +34,7 @@ def test_a_compiled_part_samples_the_same(load, sample, distance):
         torch._dynamo.reset()
 
 
+@each_version
 @pytest.mark.slow
 def test_a_whole_model_compiles(load, sample, distance, monkeypatch):
     """As TorchCompileModel has it; blocks that could be recorded are traced like others."""
@@ -56,6 +60,7 @@ def test_core_node_takes_the_model(load):
     assert "torch.compile" in str(compiled.wrappers)
 
 
+@each_version
 def test_a_linear_compiles_without_graph_breaks(load):
     model = load()[0]
     module = model.model.diffusion_model.transformer_blocks[0].attn1.to_q

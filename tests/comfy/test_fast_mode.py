@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from .conftest import each_version
+
 
 def flat(latents) -> torch.Tensor:
     return torch.cat([part.flatten().double() for part in latents])
@@ -49,6 +51,7 @@ def long_latent():
     return comfy.nested_tensor.NestedTensor([torch.zeros(1, 128, 2, 4, 4), torch.zeros(1, 8, 33, 16)])
 
 
+@each_version
 @pytest.mark.parametrize("kind, least", [("fp8", 0.996), ("int8", 0.999)])
 def test_latents_are_those_of_exact_decoding(fast_model, load, sample, rotations, kind, least):
     """One step from noise to the end, which shows a model's error whole; a step of a real schedule goes a part of the way."""
@@ -60,6 +63,7 @@ def test_latents_are_those_of_exact_decoding(fast_model, load, sample, rotations
     assert float(torch.nn.functional.cosine_similarity(found, exact, dim=0)) > least
 
 
+@each_version
 def test_projections_share_the_rotated_input(fast_model, rotations):
     attention = fast_model("fp8").model.diffusion_model.transformer_blocks[0].attn1
     x = torch.randn(1, 40, attention.to_q.in_features).bfloat16()

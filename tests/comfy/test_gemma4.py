@@ -141,3 +141,26 @@ def test_needed_names_are_those_that_core_builds(pack, dense: Path) -> None:
     language = {name for name in state if name.startswith("model.")} | {"tokenizer_json"}
     projection = {name for name in state if name.startswith("text_embedding") and name.endswith("weight")}
     assert set(gemma4.needed()) == language | projection
+
+
+def test_cores_int8_file_encodes_too(pack, comfy_base, dense: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """As the published int8 file: rotated rows of 8 bits in core's own format, the projection too."""
+    import json
+
+    import comfy.quant_ops
+    from comfyui_hlwq.nodes.text_encoder import load_text_encoder
+
+    state = load_file(dense)
+    quant = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    mark = torch.frombuffer(bytearray(json.dumps(quant).encode()), dtype=torch.uint8)
+    names = [name for name in state if "_proj.weight" in name or name.endswith("aggregate_embed.weight")]
+    for name in names:
+        codes, params = comfy.quant_ops.TensorWiseINT8Layout.quantize(
+            state[name].float(), is_weight=True, per_channel=True, convrot=True, convrot_groupsize=16
+        )
+        prefix = name.removesuffix("weight")
+        state |= {name: codes, f"{prefix}weight_scale": params.scale, f"{prefix}comfy_quant": mark.clone()}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "gemma4_int8_convrot.safetensors")
+    clip = load_text_encoder(tmp_path / "gemma4_int8_convrot.safetensors", checkpoint)
+    found, expected = (encode(each, "a cat playing piano") for each in (clip, load_text_encoder(dense, checkpoint)))
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.1

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from .conftest import each_version
+
 KEY = "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
 STEPS = 10
 
@@ -105,6 +107,7 @@ def assert_same_effect_at_every_step(model, base, delta):
     assert max(cosines) == min(cosines), "the effect drifts from step to step"
 
 
+@each_version
 def test_small_lora_keeps_its_effect_under_the_plain_patcher(load):
     model = load()[0]
     base = exact(model)
@@ -113,6 +116,7 @@ def test_small_lora_keeps_its_effect_under_the_plain_patcher(load):
         assert_same_effect_at_every_step(patched, base, delta)
 
 
+@each_version
 def test_small_lora_keeps_its_effect_under_the_dynamic_patcher(load, pack, no_vbar):
     model = load()[0]
     base = exact(model)
@@ -197,6 +201,7 @@ def in_vram(model, pack):
     return patcher
 
 
+@each_version
 def test_small_lora_keeps_its_effect_while_resident_in_dynamic_vram(load, pack, vram):
     """What is resident is not patched again, so whatever a first step writes there, the others see."""
     model = load()[0]
@@ -287,6 +292,7 @@ def test_strengths_add_up(load):
         assert cosine(effective(both) - base, 0.5 * delta_1 - 1.5 * delta_2) > 0.99
 
 
+@each_version
 def test_unpatching_and_clones(load):
     """Clones with and without a LoRA share the weights and do not disturb each other."""
     model = load()[0]

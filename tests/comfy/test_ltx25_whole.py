@@ -81,3 +81,27 @@ def test_the_upscaler_takes_either_video_vae(models: Path, sampled, kind: str) -
             {"samples": sampled[0]}, vae(models, kind), "spatial", 24.0, upscaler
         ).args
     assert latent["samples"].shape == (1, 128, 2, 4, 4)
+
+
+def test_a_lora_file_changes_the_latents_as_in_core(pack, models: Path, sample, distance, tmp_path: Path) -> None:
+    """On every layer: packed, against core running the same decoded weights in BF16 with the same LoRA; off, bit for bit as before."""
+    import comfy.sd
+    import comfy.utils
+    from comfyui_hlwq.hlwq_core import open_checkpoint
+    from comfyui_hlwq.nodes.load_checkpoint import load_checkpoint
+    from safetensors.torch import save_file
+
+    packed = models / "diffusion_models" / "LTX-2.5-tiny-HLWQ-Q5.safetensors"
+    ckpt = open_checkpoint(packed)
+    decoded = {name: ckpt.decode(name) for name in ckpt.names()} | {n: ckpt.plain(n) for n in ckpt.plain_names()}
+    save_file(decoded, tmp_path / "decoded.safetensors", {"config": ckpt.metadata["config"]})
+    lora = comfy.utils.load_torch_file(str(models / "loras" / "ltx-2.5-tiny-lora.safetensors"))
+    with torch.inference_mode():
+        model = load_checkpoint(packed, vaes=False)[0]
+        reference = comfy.sd.load_diffusion_model(str(tmp_path / "decoded.safetensors"))
+    plain = sample(model, steps=2)
+    found, expected = (
+        sample(comfy.sd.load_lora_for_models(each, None, dict(lora), 1.0, 0)[0], steps=2) for each in (model, reference)
+    )
+    assert distance(found, expected) <= 0.01 < distance(found, plain)
+    assert all(map(torch.equal, sample(model, steps=2), plain))

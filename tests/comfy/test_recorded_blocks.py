@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .conftest import TEXT_WIDTH, joint_latent
+from .conftest import TEXT_WIDTH, each_version, joint_latent
 from .test_lora import lora_on, with_lora
 
 
@@ -71,6 +71,7 @@ def equal(a, b) -> bool:
     return all(map(torch.equal, a, b))
 
 
+@each_version
 def test_sampling_is_the_same(recorded, load, sample):
     model = recorded()
     found = sample(model, steps=6)
@@ -398,6 +399,7 @@ def test_weights_that_moved_end_a_recording(recorded, load, sample, monkeypatch)
     assert first.replays == 1 and second.replays and equal(found, sample(load()[0], steps=8))
 
 
+@each_version
 def test_a_lora_has_its_own_recording(recorded, load, sample):
     model, plain = recorded(), load()[0]
     tensors, _ = lora_on(plain, size=0.2)

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from .conftest import each_version
+
 KEY = "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
 
 
@@ -53,6 +55,7 @@ def metadata_of(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+@each_version
 def test_core_loads_it_again_and_samples_the_same(load, save, sample, distance):
     """Core reads depth, heads and rope from the file's metadata: without `config` it builds another model."""
     import comfy.sd
@@ -174,6 +177,7 @@ def test_other_files_are_written_as_core_writes_them(pack, tmp_path):
         assert set(load_file(tmp_path / "x.safetensors")) == set(tensors)
 
 
+@each_version
 def test_saves_the_lora_with_it(load, save):
     import comfy.sd
     import comfy.utils
@@ -186,6 +190,7 @@ def test_saves_the_lora_with_it(load, save):
     assert torch.allclose(saved.float(), weight + diff, rtol=1e-2, atol=1e-3)
 
 
+@each_version
 def test_saves_after_sampling(load, save, sample):
     """A model that is loaded on its device saves as well."""
     model = load()[0]

@@ -328,7 +328,7 @@ def ours(gemma: ModuleType, sizes):
     import comfy.ops
 
     options = {"custom_operations": comfy.ops.manual_cast}
-    return gemma.SizedTextEncoder(sizes, 4096, 2048, torch.bfloat16, None, "meta", options)
+    return gemma.SizedTextEncoder(sizes, (4096, 2048), torch.bfloat16, None, "meta", options)
 
 
 @pytest.fixture(scope="module")
@@ -554,3 +554,27 @@ class TestNode:
     def test_refuses_other_labels(self, in_folders, errors, label):
         with pytest.raises(errors.InputError, match="no such text encoder"):
             in_folders.HLWQLoadTextEncoder.execute(label, CHECKPOINT)
+
+
+def test_ltx2_is_encoded_as_core_does(pack, comfy_base, tiny: Path) -> None:
+    """One projection for both streams, of the packed checkpoint; core's computation over the language model's states."""
+    import nodes
+    from comfyui_hlwq.hlwq_core import open_checkpoint
+    from comfyui_hlwq.nodes.text_encoder import load_text_encoder
+
+    checkpoint = tiny / "ltx2" / "models" / "checkpoints" / "LTX-2-tiny-HLWQ-Q5.safetensors"
+    clip = load_text_encoder(comfy_base / "models" / "text_encoders" / "gemma_3_tiny.safetensors", checkpoint)
+    with torch.inference_mode():
+        ((found, extra),) = nodes.CLIPTextEncode().encode(clip, "a cat at a piano")[0]
+        encoder = clip.cond_stage_model
+        tokens = clip.tokenize("a cat at a piano")["gemma3_12b"]
+        states, _, more = encoder.gemma3_12b.encode_token_weights(tokens)
+        states = states[:, :, -int(more["attention_mask"].sum()) :].movedim(1, -1).float()
+        spread = states.amax(dim=(1, 2), keepdim=True) - states.amin(dim=(1, 2), keepdim=True) + 1e-6
+        scaled = 8.0 * (states - states.mean(dim=(1, 2), keepdim=True)) / spread
+        name = "text_embedding_projection.aggregate_embed.weight"
+        ckpt = open_checkpoint(checkpoint)
+        weight = ckpt.decode(name) if name in ckpt.names() else ckpt.plain(name)
+        expected = scaled.reshape(*scaled.shape[:2], -1) @ weight.float().T
+    assert extra["unprocessed_ltxav_embeds"] and found.shape[-1] == 64
+    assert float((found - expected).norm() / expected.norm()) < 0.02

@@ -100,3 +100,76 @@ def test_each_family_has_what_others_rely_on(family: Family) -> None:
     assert family.parts[0].name == "transformer" and all(part.instead for part in family.parts[1:])
     assert load_recipe(family.recipe).rules and family.name in family.full or not family.known
     assert family.limits.size >= 1 and family.limits.frames >= 1
+
+
+@pytest.mark.parametrize(
+    ("transformer", "part", "whose"),
+    [
+        ("ltx23", "vae.decoder.conv_in_x_t.weight", "LTX-2.5"),
+        ("ltx2", "vae.decoder.conv_in_x_t.weight", "LTX-2.5"),
+        ("ltx23", "vocoder.resblocks.0.convs1.0.weight", "LTX-2"),
+        ("ltx2", "vocoder.bwe_generator.conv_pre.weight", "LTX-2.3"),
+        ("ltx25", "text_embedding_projection.aggregate_embed.weight", "LTX-2"),
+        ("ltx2", "text_embedding_projection.video_aggregate_embed.weight", "LTX-2.5 or LTX-2.3"),
+    ],
+)
+def test_a_part_of_another_version_is_named(tmp_path: Path, transformer: str, part: str, whose: str) -> None:
+    """A VAE or projection beside a transformer that it was not made for: whose it is, and nothing is loaded."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from hlwq_core import open_checkpoint
+    from hlwq_core.checkpoints.completeness import refuse_incomplete, whole
+    from hlwq_core.errors import UnsupportedError
+
+    family = families.by_key(transformer)
+    values = {"ltx23": ltx23.config()["transformer"], "ltx2": LTX2, "ltx25": LTX25}[transformer]
+    names = family.needed({"transformer": {**values, "num_layers": 1}})["transformer"]
+    tensors = {name: torch.zeros(1) for name in [*names, part]}
+    tensors["extra.weight__packed"] = torch.zeros(80, dtype=torch.uint8)
+    tensors["extra.weight__norms"] = torch.ones(1, 1)
+    tensors["extra.weight__meta"] = torch.tensor([1, 1, 128, 128, 128])
+    config = {"config": json.dumps({"transformer": {**values, "num_layers": 1}})}
+    save_file(tensors, tmp_path / "mixed.safetensors", config)
+    result = whole(open_checkpoint(tmp_path / "mixed.safetensors"))
+    assert result.family is family and not result.complete
+    with pytest.raises(UnsupportedError, match=f"is that of {whose}, and the transformer is {family.name}") as caught:
+        refuse_incomplete(tmp_path, result)
+    assert caught.value.tensor == part
+
+
+@pytest.mark.parametrize(("one", "other"), [("ltx25", "ltx23"), ("ltx23", "ltx2")])
+def test_halves_of_two_versions_are_named(tmp_path: Path, one: str, other: str) -> None:
+    """What is missing besides does not matter: no repair makes one model of two."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from hlwq_core import open_checkpoint
+    from hlwq_core.checkpoints.completeness import refuse_incomplete, whole
+    from hlwq_core.errors import UnsupportedError
+
+    values = {"ltx23": ltx23.config()["transformer"], "ltx2": LTX2, "ltx25": LTX25}
+    flags = {key: value for key, value in values[one].items() if isinstance(value, bool) or "layers" in key}
+    config = {"config": json.dumps({"transformer": {**flags, "num_layers": 4}})}  # no widths: these tensors have none
+    for key, blocks in ((one, (0, 1)), (other, (2, 3))):
+        names = families.by_key(key).needed({"transformer": {**values[key], "num_layers": 4}})["transformer"]
+        mine = [n for n in names if any(f".transformer_blocks.{b}." in n for b in blocks)]
+        if key == one:
+            mine += [name for name in names if ".transformer_blocks." not in name]
+        else:
+            mine += [name for name in names if name.startswith(ltx.CAPTIONS)]
+        tensors = {name: torch.zeros(1) for name in mine}
+        if key == one:
+            tensors["extra.weight__packed"] = torch.zeros(80, dtype=torch.uint8)
+            tensors["extra.weight__norms"] = torch.ones(1, 1)
+            tensors["extra.weight__meta"] = torch.tensor([1, 1, 128, 128, 128])
+        save_file(tensors, tmp_path / f"{key}.safetensors", config if key == one else None)
+    result = whole(open_checkpoint(tmp_path))
+    assert result.found is not None and result.family is families.by_key(one)
+    result.unexpected = [name for name in result.unexpected if not name.startswith("extra")]
+    with pytest.raises(UnsupportedError, match=f"those of {families.by_key(other).name}: two versions"):
+        refuse_incomplete(tmp_path, result)
