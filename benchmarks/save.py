@@ -167,7 +167,7 @@ def codecs(args: argparse.Namespace) -> None:
     if not args.short:
         for codec in media.video_codecs():
             for preset in media.PRESETS if formats.VIDEO_CODECS[codec].presets else ("balanced",):
-                if (codec, preset) == ("h264", "balanced") or codec == "png":
+                if (codec, preset) == ("h264", "balanced") or codec == "png" or (args.only and codec not in args.only):
                     continue
                 path = folder / f"clip{media.plan(media.Settings(codec=codec)).ending}"
                 times = timed(
@@ -191,7 +191,8 @@ def codecs(args: argparse.Namespace) -> None:
         "psnr_minus_before_db": now["psnr_db"] - old["psnr_db"],
     }
     print(json.dumps(summary | ratios, indent=1))
-    save(f"save_{args.footage.stem}_{size}", {"frames": size, "codecs": table, "ratios": ratios}, summary)
+    name = "_".join([f"save_{args.footage.stem}_{size}", *(args.only or ())])
+    save(name, {"frames": size, "codecs": table, "ratios": ratios}, summary)
 
 
 def _row(
@@ -302,6 +303,7 @@ def main() -> None:
     one.add_argument("--height", type=int, default=1024)
     one.add_argument("--frames", type=int, default=121)
     one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--only", nargs="*", help="of the other codecs these alone")
     one.add_argument("--short", action="store_true", help="h264 alone")
     one.set_defaults(run=codecs)
     commands.add_parser("sync").set_defaults(run=sync)

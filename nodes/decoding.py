@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,14 @@ from .compat import vae as core
 
 log = logging.getLogger("hlwq")
 
-# What LTX-2.3's decoder needs at its peak, counted in its chunks, its latent pixels of a frame and of all frames; an upper
-# bound of what was counted for 25 to 1,441 frames of 256×256 to 1536×1024 in both sizes of chunks.
-_CHUNKS = 60
+# What LTX-2.3's decoder needs at its peak, counted in its pieces, its latent pixels of a frame and of the frames that go in
+# at once; an upper bound of what was counted for 25 to 1,441 frames of 256×256 to 1536×1024 in two sizes of pieces.
+_PIECES = 60
 _FRAME_BYTES = 450_000  # for each latent pixel of a frame, a byte a number
-_LENGTH_BYTES = 2_300  # the same of the whole length
+_LENGTH_BYTES = 2_300  # the same of all frames that go in at once
 _SPARE = 1.1
+_SMALLEST_PIECE = 4 << 20  # smaller ones save next to nothing: a frame inside the decoder is larger
+_FEWEST = 4  # latent frames that go in at once
 _TILE_OVERLAP = 2  # latent pixels at each side of a tile
 _BLENDED = 2  # latent frames at each end of a window of tiles
 _TILED_BYTES = 1 << 30  # frames of a window of tiles on the host
@@ -30,56 +33,66 @@ class Steps:
     """How a latent is decoded.
 
     Attributes:
-        window: latent frames at a time, without what is decoded beside them.
-        context: latent frames decoded beside a window, at each end.
+        frames: latent frames that go into the decoder at a time, or that tiles have.
+        piece: bytes of the pieces in the decoder; 0 with tiles, which are decoded one by one.
         tile: latent pixels a side; 0: whole frames.
     """
 
-    window: int
-    context: int
-    tile: int
+    frames: int
+    piece: int
+    tile: int = 0
 
-    def describe(self, frames: int, scale: int, pixels: int) -> str:
+    def describe(self, scale: int, pixels: int) -> str:
         """In a few words, for the user."""
         if self.tile:
-            return f"decoded in tiles of {self.tile * pixels} pixels, {self.window * scale} frames at a time"
-        if self.window >= frames:
-            return "decoded in whole frames, in one pass"
-        return f"decoded in whole frames, {self.window * scale} at a time"
+            return f"decoded in tiles of {self.tile * pixels} pixels, {self.frames * scale} frames at a time"
+        return f"decoded in whole frames, up to {self.frames * scale} at a time"
 
 
-def needed(vae: Any, frames: int, height: int, width: int) -> int:
-    """Bytes of the device's memory for whole frames of a latent, at the peak."""
+def whole_frames(vae: Any, shape: tuple[int, ...], piece: int) -> Steps:
+    """Whole frames of a latent [1, channels, frames, height, width]; no more at a time than their first features fill a piece."""
+    _, _, frames, height, width = shape
+    if not core.can_slice(vae):
+        return Steps(frames, piece)
+    each = core.first_features(vae) * core.item_bytes(vae) * height * width
+    return Steps(min(frames, max(_FEWEST, piece // each)), piece)
+
+
+def needed(vae: Any, steps: Steps, height: int, width: int) -> int:
+    """Bytes of the device's memory for whole frames, or tiles, of so many latent pixels, at the peak."""
     pixels = height * width
-    each = _FRAME_BYTES * pixels + _LENGTH_BYTES * pixels * frames
-    return int(_SPARE * (_CHUNKS * core.chunk_bytes(vae) + core.item_bytes(vae) * each))
+    each = _FRAME_BYTES * pixels + _LENGTH_BYTES * pixels * steps.frames
+    return int(_SPARE * (_PIECES * (steps.piece or core.chunk_bytes(vae)) + core.item_bytes(vae) * each))
 
 
 def choose(vae: Any, shape: tuple[int, ...], free: int, tile: int = 0) -> Steps:
-    """The steps that fit into `free` bytes: whole frames in one pass, else in windows, else tiles.
+    """The steps that fit into `free` bytes: whole frames, in smaller pieces where memory is short, else tiles.
 
     Args:
         shape: of the latent, [1, channels, frames, height, width].
         tile: latent pixels a side that the user wants; 0: ours to choose.
     """
-    _, _, frames, height, width = shape
-    if not core.streams(vae):
-        return Steps(_tiled_window(vae, height, width), _BLENDED, tile or max(_TILES))
-    if not tile:
-        if needed(vae, frames, height, width) <= free:
-            return Steps(frames, 0, 0)
-        # Beyond its reach a window knows nothing of the rest: with it on both sides the frames are the same.
-        reach = core.reach(vae)
-        window = frames // 2
-        while window >= 4 * reach:
-            if needed(vae, window + 2 * reach, height, width) <= free:
-                return Steps(window, reach, 0)
-            window //= 2
-        tile = next((t for t in _TILES if needed(vae, 16, t, t) <= free), _TILES[-1])
-    return Steps(_tiled_window(vae, height, width), _BLENDED, tile)
+    height, width = shape[3:]
+    frames = _tiled_frames(vae, height, width)
+    if tile or not core.streams(vae):
+        return Steps(frames, 0, tile or max(_TILES))
+    for piece in _sizes(core.chunk_bytes(vae)):
+        steps = whole_frames(vae, shape, piece)
+        if needed(vae, steps, height, width) <= free:
+            return steps
+    tile = next((t for t in _TILES if needed(vae, Steps(frames, 0, t), t, t) <= free), _TILES[-1])
+    return Steps(frames, 0, tile)
 
 
-def _tiled_window(vae: Any, height: int, width: int) -> int:
+def _sizes(largest: int) -> Iterator[int]:
+    """Of pieces, each half of the one before."""
+    while largest >= _SMALLEST_PIECE:
+        yield largest
+        largest //= 2
+
+
+def _tiled_frames(vae: Any, height: int, width: int) -> int:
+    """Latent frames of a window of tiles."""
     scale, pixels = core.scales(vae)
     # Core's tiling holds the frames twice: the sum and its weights, floats of three colours.
     frame = 2 * 4 * 3 * height * width * pixels * pixels * scale
@@ -98,11 +111,13 @@ def decode(
     Returns:
         What was chosen, in words. Where memory runs out, smaller steps go on where the frames ended.
     """
-    frames = latent.shape[2]
     scale, pixels = core.scales(vae)
-    wanted = needed(vae, min(frames, 16), tile, tile) if tile else needed(vae, *latent.shape[2:])
-    steps = choose(vae, tuple(latent.shape), core.make_room(vae, wanted), tile)
-    told = steps.describe(frames, scale, pixels)
+    shape = tuple(latent.shape)
+    # What is asked for must be what is wanted most, or ComfyUI would not make room for it.
+    wanted = choose(vae, shape, sys.maxsize, tile)
+    height, width = (min(side, wanted.tile or side) for side in shape[3:])
+    steps = choose(vae, shape, core.make_room(vae, needed(vae, wanted, height, width)), tile)
+    told = steps.describe(scale, pixels)
     say(told)
     done = _Count(take)
     while True:
@@ -110,19 +125,21 @@ def decode(
             _decode(vae, latent, steps, done)
             return told
         except Exception as error:
-            smaller = _smaller(vae, latent, steps) if core.is_out_of_memory(error) else None
+            smaller = _smaller(vae, shape, steps) if core.is_out_of_memory(error) else None
             if smaller is None:
                 raise
         # The error held the tensors of the failed try until here.
         core.free_cache()
         steps = smaller
-        told = f"{steps.describe(frames, scale, pixels)}, because memory ran out"
+        told = f"{steps.describe(scale, pixels)}, because memory ran out"
         say(told)
 
 
-def _smaller(vae: Any, latent: torch.Tensor, steps: Steps) -> Steps | None:
+def _smaller(vae: Any, shape: tuple[int, ...], steps: Steps) -> Steps | None:
+    if not steps.tile and steps.piece > _SMALLEST_PIECE:
+        return whole_frames(vae, shape, max(_SMALLEST_PIECE, steps.piece // 4))
     tiles = [t for t in _TILES if t < (steps.tile or max(_TILES) + 1)]
-    return Steps(_tiled_window(vae, *latent.shape[3:]), _BLENDED, tiles[0]) if tiles else None
+    return Steps(_tiled_frames(vae, *shape[3:]), 0, tiles[0]) if tiles else None
 
 
 class _Count:
@@ -141,24 +158,30 @@ class _Count:
 
 
 def _decode(vae: Any, latent: torch.Tensor, steps: Steps, done: _Count) -> None:
+    if not steps.tile:
+        position = 0
+
+        def take(frames: torch.Tensor) -> None:
+            nonlocal position
+            done(frames, position)
+            position += frames.shape[0]
+
+        core.decode_into(vae, latent, take, steps.frames, steps.piece)
+        return
     scale, _ = core.scales(vae)
     total = latent.shape[2]
     begin = 0
     pending: torch.Tensor | None = None  # the end of the last window, which is blended with the next
     while begin < total:
-        end = min(total, begin + steps.window)
+        end = min(total, begin + steps.frames)
         # A rest that is shorter than what is decoded beside it is done at once.
-        if total - end <= steps.context:
+        if total - end <= _BLENDED:
             end = total
         if scale * end - scale + 1 <= done.frames:
             begin, pending = end, None
             continue
-        low, high = max(0, begin - steps.context), min(total, end + steps.context)
-        part = latent[:, :, low:high]
-        if not steps.tile:
-            _stream(vae, part, scale * low, _first(begin, scale), _first(end, scale), done)
-        else:
-            pending = _tiles(vae, part, steps, scale * low, scale, begin, end, pending, done)
+        low, high = max(0, begin - _BLENDED), min(total, end + _BLENDED)
+        pending = _tiles(vae, latent[:, :, low:high], steps, scale * low, scale, end, pending, done)
         begin = end
 
 
@@ -167,24 +190,8 @@ def _first(latent_frame: int, scale: int) -> int:
     return 0 if latent_frame == 0 else scale * (latent_frame - 1) + 1
 
 
-def _stream(vae: Any, part: torch.Tensor, start: int, begin: int, end: int, done: _Count) -> None:
-    """Frames `begin` to `end` of the video, from a part of the latent whose first frame is number `start`."""
-    position = start
-
-    def take(frames: torch.Tensor) -> None:
-        nonlocal position
-        first = max(begin - position, 0)
-        last = min(end - position, frames.shape[0])
-        if first < last:
-            done(frames[first:last], position + first)
-        position += frames.shape[0]
-
-    core.decode_into(vae, part, take)
-
-
 def _tiles(
-    vae: Any, part: torch.Tensor, steps: Steps, start: int, scale: int, begin: int, end: int,
-    pending: torch.Tensor | None, done: _Count,
+    vae: Any, part: torch.Tensor, steps: Steps, start: int, scale: int, end: int, pending: torch.Tensor | None, done: _Count,
 ) -> torch.Tensor | None:  # fmt: skip
     """A window by core's tiling; its beginning is blended with `pending`. Returns what is to be blended with the next."""
     tile = min(steps.tile, max(part.shape[3:]))
@@ -197,7 +204,7 @@ def _tiles(
         frames[:count] = torch.lerp(pending[:count], frames[:count], weight)
     last = start + frames.shape[0]
     # Both windows have the frames from here on.
-    shared = scale * (end - steps.context) if start + frames.shape[0] > _first(end, scale) else last
+    shared = scale * (end - _BLENDED) if start + frames.shape[0] > _first(end, scale) else last
     shared = min(max(shared, start), last)
     done(frames[: shared - start], start)
     return frames[shared - start :].clone() if shared < last else None

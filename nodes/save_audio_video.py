@@ -64,10 +64,11 @@ class HLWQSaveAudioVideo(io.ComfyNode):
     def validate_inputs(
         cls, filename_prefix: str | None = None, codec: str | None = None, quality: str | None = None,
         container: str | None = None, preset: str | None = None, crf: int | None = None, bit_depth: str | None = None,
+        frame_rate: float | None = None,
     ) -> bool | str:  # fmt: skip
         """Say before anything runs what could not be saved."""
         return refusal(
-            False, filename_prefix, codec=codec, quality=quality, container=container, preset=preset, crf=crf,
+            False, filename_prefix, frame_rate, codec=codec, quality=quality, container=container, preset=preset, crf=crf,
             bit_depth=bit_depth,
         )  # fmt: skip
 

@@ -15,11 +15,13 @@ from comfy_api.latest import InputImpl, io, ui
 from ..hlwq_core import media
 from ..hlwq_core.errors import HLWQError, InputError
 from ..hlwq_core.media import hardware
-from ..hlwq_core.media.pictures import png
+from ..hlwq_core.media.pictures import write_png
 from . import compat
 
 log = logging.getLogger("hlwq")
 
+# Core's nodes that make a latent of a length and a size.
+_ROUNDING = ("EmptyLTXVLatentVideo", "LTXVImgToVideo")
 WORKFLOW = ("in the file", "in the file and a PNG", "nowhere")
 
 
@@ -225,11 +227,13 @@ class Choices:
         return media.Shaping(self.audio_start, self.audio_volume, self.audio_fade_in, self.audio_fade_out)
 
 
-def refusal(sound: bool, filename_prefix: str | None, **values: Any) -> bool | str:
+def refusal(sound: bool, filename_prefix: str | None, frame_rate: float | None, **values: Any) -> bool | str:
     """For `validate_inputs`: say before anything runs what could not be saved. Values that are None come from a link."""
     try:
         chosen = {name: value for name, value in values.items() if value is not None}
-        media.plan(Choices("", **chosen).settings, channels=2 if sound else 0)
+        plan = media.plan(Choices("", **chosen).settings, channels=2 if sound else 0)
+        if frame_rate is not None:
+            media.check_rate(media.frame_rate(frame_rate), plan)
         if filename_prefix is not None and "%" not in filename_prefix:
             media.check_prefix(filename_prefix)
     except HLWQError as error:
@@ -285,7 +289,7 @@ class Saver:
         if path.is_dir():
             shown, subfolder = "00001.png", str(Path(subfolder) / path.name)
         if self._choices.workflow == WORKFLOW[1] and path.is_file():
-            path.with_suffix(".png").write_bytes(png(first, self.metadata()))
+            write_png(path.with_suffix(".png"), first, self.metadata())
         self._results.append(ui.SavedResult(shown, subfolder, kind))
         text = "; ".join([f"{path.name}: {written}", *([told] if told else []), *rounded(self._prompt or {})])
         self._texts.append(text)
@@ -304,7 +308,7 @@ def rounded(prompt: Mapping[str, Any]) -> list[str]:
     """Lengths and sizes that core's nodes have rounded down without a word, in a line each."""
     lines = []
     for node in prompt.values():
-        if node.get("class_type") != "EmptyLTXVLatentVideo":
+        if node.get("class_type") not in _ROUNDING:
             continue
         for name, step, offset in (("length", 8, 1), ("width", 32, 0), ("height", 32, 0)):
             value = node.get("inputs", {}).get(name)

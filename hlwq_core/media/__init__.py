@@ -8,7 +8,7 @@ from .formats import CONTAINERS, PRESETS, QUALITIES, Plan, Settings, audio_codec
 from .names import Place, check_prefix, fill_in
 from .probe import AudioStream, MediaInfo, VideoStream, probe, read_frames, read_sound
 from .sound import Shaping, Sound, check_sound, join, shape
-from .writing import Writer, Written, check, check_size, frame_rate, playing, write_video
+from .writing import Writer, Written, check, check_rate, check_size, frame_rate, playing, write_video
 
 __all__ = [
     "CONTAINERS",
@@ -27,6 +27,7 @@ __all__ = [
     "audio_codecs",
     "check",
     "check_prefix",
+    "check_rate",
     "check_size",
     "check_sound",
     "fill_in",

@@ -117,7 +117,7 @@ class AVCoder:
         video = self._video(container)
         audio = self._audio(container)
         name = f"the {self.encoder} encoder"
-        advice = "choose another codec, or another size"
+        advice = "choose another codec, or another size" if self._family is None else 'set hardware to "off"'
         coded = 0
         for picture in pictures:
             picture.pts, picture.time_base = round(coded / self._rate / self._clock), self._clock

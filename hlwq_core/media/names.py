@@ -16,10 +16,14 @@ from ..errors import InputError
 
 LONGEST = 255  # bytes of a name, on every file system that is common
 _ROOM = len("_00001_.webm")  # what a name gets behind the prefix
+_VALUE = 100  # bytes that a node's value may give: a prompt is no name
 _TOKEN = re.compile(r"%([^%]+)%")
 _DATE = re.compile(r"d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy")
-# What no file name may hold on Windows; ComfyUI's frontend takes these out of values too.
-_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+# What no file name may hold on Windows; ComfyUI's frontend takes these out of values too. Lone surrogates are no text at all.
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
+# Devices, whatever the ending; and Windows takes dots and spaces off a folder's end.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_ENDS_IN_DOT = re.compile(r".*[^. ][. ]+")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class Place:
 
 
 def fill_in(
-    prefix: str, values: Mapping[str, object], prompt: Mapping[str, Any] | None = None, now: datetime | None = None
+    prefix: str,
+    values: Mapping[str, object],
+    prompt: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+    windows: bool = sys.platform == "win32",
 ) -> str:
     """A prefix with its tokens filled in, as ComfyUI's page does it before it sends a workflow.
 
@@ -53,9 +61,10 @@ def fill_in(
             the names of `values`.
         values: name -> what is put in its place.
         prompt: the graph in ComfyUI's API form.
+        windows: make folders' names such that Windows takes them.
 
     Returns:
-        The prefix; unknown tokens stay, characters that no Windows file may have become "_".
+        The prefix; unknown tokens stay, characters that no Windows file may have become "_", long values are cut.
     """
     now = now or datetime.now()
     known: dict[str, object] = {
@@ -74,10 +83,14 @@ def fill_in(
         if dot and prompt is not None:
             found = _input(prompt, node, name)
             if found is not None:
-                return _plain(found)
+                return _plain(found).encode()[:_VALUE].decode(errors="ignore")
         return match[0]
 
-    return _FORBIDDEN.sub("_", _TOKEN.sub(value, prefix))
+    filled = _FORBIDDEN.sub("_", _TOKEN.sub(value, prefix))
+    if not windows:
+        return filled
+    *folders, name = re.split(r"[/\\]", filled)
+    return "/".join([*(f"{f}_" if _DEVICE.fullmatch(f) or _ENDS_IN_DOT.fullmatch(f) else f for f in folders), name])
 
 
 def _plain(value: object) -> str:

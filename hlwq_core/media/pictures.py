@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .faults import told
 from .formats import Plan
+from .partial import Partial
 from .pixels import to_bytes
 
 
@@ -54,6 +57,22 @@ def png(frame: torch.Tensor, metadata: Mapping[str, Any], level: int = 4, index:
     data = io.BytesIO()
     Image.fromarray(to_bytes(frame, index).cpu().numpy()).save(data, "PNG", pnginfo=info, compress_level=level)
     return data.getvalue()
+
+
+def write_png(path: Path, frame: torch.Tensor, metadata: Mapping[str, Any]) -> None:
+    """A frame as a PNG file at `path`, whole or not at all.
+
+    Raises:
+        MediaError: it could not be written.
+    """
+    partial = Partial(path, ".png")
+    try:
+        with told(path):
+            partial.path.write_bytes(png(frame, metadata))
+            os.replace(partial.path, path)
+    finally:
+        partial.path.unlink(missing_ok=True)
+        partial.release()
 
 
 def add_exif(path: Path, metadata: Mapping[str, Any]) -> None:

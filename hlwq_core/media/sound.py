@@ -12,6 +12,7 @@ from ..errors import InputError
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 # Samples lie in -1..1; a little more is common and is cut off by whoever plays it. Encoders refuse what is absurd.
 _LOUDEST = 1000.0
+_QUICKEST = 10_000_000  # samples a second: FFmpeg counts them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def shape(sound: Sound, seconds: Fraction, how: Shaping | None = None) -> tuple[
     """The sound at exactly `seconds`, cut or padded with silence; and the seconds added at its end (negative: cut)."""
     how = how or Shaping()
     wave = sound.waveform
-    begin = round(how.start * sound.rate)
-    wave = wave[..., begin:] if begin >= 0 else torch.nn.functional.pad(wave, (-begin, 0))
     samples = round(seconds * sound.rate)
+    begin = max(round(how.start * sound.rate), -samples)  # silence beyond the end would only cost memory
+    wave = wave[..., begin:] if begin >= 0 else torch.nn.functional.pad(wave, (-begin, 0))
     added = samples - wave.shape[-1]
     wave = torch.nn.functional.pad(wave, (0, added)) if added > 0 else wave[..., :samples]
     if how.volume != 1.0:
@@ -88,13 +89,23 @@ def check_sound(sound: Sound) -> None:
             found=list(wave.shape),
             fix="disconnect the audio input for a silent video, or check the node that makes the sound",
         )
-    if sound.rate <= 0:
+    if not isinstance(sound.rate, int) or not 0 < sound.rate <= _QUICKEST:
         raise InputError(
             "the sound has no sample rate",
-            expected="samples a second, above 0",
+            expected=f"whole samples a second, 1 to {_QUICKEST}",
             found=sound.rate,
             fix="check the node that makes the sound",
         )
+    check_samples(sound)
+
+
+def check_samples(sound: Sound) -> None:
+    """Refuse samples on which encoders fail or never end.
+
+    Raises:
+        InputError: NaN, infinite, or far too loud.
+    """
+    wave = sound.waveform
     if not torch.isfinite(wave).all():
         raise InputError(
             "the sound holds NaN or infinite samples",
@@ -102,13 +113,14 @@ def check_sound(sound: Sound) -> None:
             found=f"{int((~torch.isfinite(wave)).sum())} of {wave.numel()} that are not",
             fix="check the node that makes the sound",
         )
-    peak = float(wave.abs().max())
+    peak = float(wave.abs().max()) if wave.numel() else 0.0
     if peak > _LOUDEST:
         raise InputError(
             "the sound is too loud for any encoder",
             expected="samples in -1 to 1",
             found=f"samples up to {peak:.3g}",
-            fix="check the node that makes the sound: integers have to be divided by their largest value",
+            fix="lower audio_volume, or check the node that makes the sound: integers have to be divided by their largest "
+            "value",
         )
 
 

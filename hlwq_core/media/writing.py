@@ -27,7 +27,7 @@ from .names import Place, move_new, unfinished_name
 from .partial import Partial
 from .pictures import SequenceCoder
 from .pixels import check_frames, to_bytes
-from .sound import Shaping, Sound, check_sound, shape
+from .sound import Shaping, Sound, check_samples, check_sound, shape
 
 _AHEAD = 8  # frames that may wait to be coded
 _CONVERTERS = max(1, min(4, (os.cpu_count() or 2) - 1))
@@ -110,6 +110,21 @@ def check_size(width: int, height: int, chosen: Plan) -> None:
         )
 
 
+def check_rate(rate: Fraction, chosen: Plan) -> None:
+    """Refuse frames that come more quickly than the plan's container can say.
+
+    Raises:
+        InputError: a GIF of more than 100 frames a second.
+    """
+    if chosen.container == "gif" and rate > 100:
+        raise InputError(
+            "a GIF cannot be played that quickly",
+            expected="at most 100 frames a second: it counts time in hundredths of a second",
+            found=f"{float(rate):g}",
+            fix="choose webp, or leave out frames and give a lower frame_rate",
+        )
+
+
 class _GivenUp(Exception):
     """Ends the coding thread: what it wrote is thrown away."""
 
@@ -145,9 +160,10 @@ class Writer:
             on_frame: called in the caller's thread with the number of frames coded; what it raises ends the work.
 
         Raises:
-            InputError: the codec cannot take the size or the sound.
+            InputError: the codec cannot take the size, the rate or the sound.
         """
         check_size(*size, chosen)
+        check_rate(rate, chosen)
         self._rate, self._count = rate, frames
         self._place, self._chosen = place, chosen
         self._added = 0.0
@@ -159,6 +175,7 @@ class Writer:
                 sound = None
         if sound is not None:
             sound, self._added = shape(sound, Fraction(frames, repeats) / rate, shaping)
+            check_samples(sound)  # a volume can be what makes them too loud
             if repeats > 1:
                 wave = sound.waveform.repeat(1, repeats)
                 sound = shape(Sound(wave, sound.rate), frames / rate)[0]

@@ -277,13 +277,24 @@ MODELS = (
 # LTX's video decoder, which hands frames to what it is given for a buffer, and what VAE.decode does around it.
 _VIDEO_VAE = "comfy.ldm.lightricks.vae.causal_video_autoencoder"
 DECODER = (
-    Name(f"{_VIDEO_VAE}.VideoVAE", DECODING, mentions="decoder comfy_has_chunked_io"),
+    Name(
+        f"{_VIDEO_VAE}.VideoVAE",
+        DECODING,
+        mentions="decoder comfy_has_chunked_io timestep_conditioning per_channel_statistics",
+    ),
     Name(f"{_VIDEO_VAE}.VideoVAE.decode", DECODING, call="self, x, output_buffer="),
-    Name(f"{_VIDEO_VAE}.Decoder", DECODING, mentions="up_blocks causal get_max_chunk_size"),
-    Name(f"{_VIDEO_VAE}.Decoder.run_up", DECODING, mentions="output_buffer copy_"),
+    Name(f"{_VIDEO_VAE}.Decoder", DECODING, mentions="conv_in causal get_max_chunk_size temporal_cache_state"),
+    Name(
+        f"{_VIDEO_VAE}.Decoder.run_up",
+        DECODING,
+        parameters="idx sample_ref ended timestep_shift_scale scaled_timestep checkpoint_fn output_buffer output_offset "
+        "max_chunk_size",
+        mentions="copy_",
+    ),
+    Name(f"{_VIDEO_VAE}.mark_conv3d_ended", DECODING, call="module"),
+    Name(f"{_VIDEO_VAE}.processor.un_normalize", DECODING, call="self, x"),
     Name(f"{_VIDEO_VAE}.get_max_chunk_size", DECODING, parameters="device"),
-    Name(f"{_VIDEO_VAE}.UNetMidBlock3D", DECODING, mentions="res_blocks"),
-    Name(f"{_VIDEO_VAE}.DepthToSpaceUpsample", DECODING, mentions="stride"),
+    Name("comfy.ldm.lightricks.vae.causal_conv3d.CausalConv3d", DECODING, mentions="out_channels temporal_cache_state"),
     Name(
         "comfy.sd.VAE",
         DECODING,

@@ -7,8 +7,10 @@ Sources: ComfyUI 0.30.0, `comfy/sd.py` (VAE.decode, decode_tiled), `comfy/ldm/li
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import inspect
-import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +21,9 @@ from . import contract
 ltx_vae = contract.module("comfy.ldm.lightricks.vae.causal_video_autoencoder")
 _management = contract.module("comfy.model_management")
 
-_CPU_PIECE = 1 << 20
+_CPU_PIECE = 4 << 20
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_OWN_PAGES = 128 << 10  # bytes from which on a tensor has pages of its own
 
 
 def streams(vae: Any) -> bool:
@@ -44,31 +48,97 @@ class _Sink:
         self._take(frames)
 
 
-def decode_into(vae: Any, latent: torch.Tensor, take: Callable[[torch.Tensor], None]) -> None:
+def decode_into(
+    vae: Any, latent: torch.Tensor, take: Callable[[torch.Tensor], None], frames: int = 0, piece: int = 0
+) -> None:
     """Decode a latent [1, channels, frames, height, width]; `take` is given [t, H, W, 3] in 0..1, in order, on the
-    VAE's device: what VAE.decode would return, piece by piece."""
+    VAE's device: what VAE.decode would return, piece by piece.
+
+    Args:
+        frames: latent frames that go in at a time; 0: all of them.
+        piece: bytes of a piece inside the decoder; 0: `chunk_bytes`.
+    """
 
     def finished(frames: torch.Tensor) -> None:
         pixels = frames.to(dtype=vae.vae_output_dtype(), copy=True)
         vae.process_output(pixels)
         take(pixels[0].movedim(0, -1))
 
-    with _management.cuda_device_context(vae.device), _small_pieces(vae.device):
+    model, sink = vae.first_stage_model, _Sink(finished)
+    pieces, pages = _pieces(piece or chunk_bytes(vae)), _own_pages(vae.device)
+    with _management.cuda_device_context(vae.device), pieces, pages:
         samples = latent.to(device=vae.device, dtype=vae.vae_dtype)
-        vae.first_stage_model.decode(samples, output_buffer=_Sink(finished))
+        if not can_slice(vae) or not 0 < frames < samples.shape[2]:
+            model.decode(samples, output_buffer=sink)
+            return
+        try:
+            _in_slices(model, samples, sink, frames)
+        finally:
+            _forget(model.decoder)
+
+
+def can_slice(vae: Any) -> bool:
+    """Whether the latent can go into the decoder slice by slice. LTX's first versions mix noise into all of it."""
+    return streams(vae) and not vae.first_stage_model.timestep_conditioning
+
+
+def _in_slices(model: Any, samples: torch.Tensor, sink: _Sink, frames: int) -> None:
+    """As Decoder.forward_orig, which gives its first block the whole length: every convolution keeps the frames that its
+    next piece begins with, so that nothing changes where the latent comes in slices."""
+    decoder = model.decoder
+    limit, offset = ltx_vae.get_max_chunk_size(samples.device), [0]
+    slices = torch.split(model.per_channel_statistics.un_normalize(samples), frames, dim=2)
+    for number, part in enumerate(slices, 1):
+        ended = number == len(slices)
+        if ended:
+            ltx_vae.mark_conv3d_ended(decoder.conv_in)
+        features = [decoder.conv_in(part, causal=decoder.causal)]  # a list, so that the block can free it
+        if features[0].shape[2]:
+            decoder.run_up(0, features, ended, None, None, lambda block: block, sink, offset, limit)
+
+
+def _forget(decoder: Any) -> None:
+    """The frames that convolutions kept, as Decoder.forward does at its end."""
+    for module in decoder.modules():
+        if hasattr(module, "temporal_cache_state"):
+            module.temporal_cache_state.pop(threading.get_ident(), None)
 
 
 @contextlib.contextmanager
-def _small_pieces(device: torch.device) -> Iterator[None]:
-    """On a CPU, pieces that fit its caches in place of those that core chooses for cards: it needs dozens of them at its
-    peak, which is gigabytes of the host's memory."""
+def _pieces(nbytes: int) -> Iterator[None]:
+    """Pieces of this size inside the decoder: where memory is short smaller ones than core chooses for the card, and on a
+    CPU those that fit its caches. At its peak the decoder has dozens of them."""
     chosen = ltx_vae.get_max_chunk_size
-    if device.type == "cpu":
-        ltx_vae.get_max_chunk_size = lambda device: _CPU_PIECE
+    ltx_vae.get_max_chunk_size = lambda device: nbytes
     try:
         yield
     finally:
         ltx_vae.get_max_chunk_size = chosen
+
+
+@functools.cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's, where that is the C library."""
+    try:
+        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return None
+    return found
+
+
+@contextlib.contextmanager
+def _own_pages(device: torch.device) -> Iterator[None]:
+    """On a CPU, memory for tensors that is the system's again when they are freed. In glibc's heap, where it would come from,
+    pieces of so many sizes lie between what lives longer that the heap grows with the video."""
+    mallopt = _mallopt() if device.type == "cpu" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            # Once it is set, glibc does not adapt it any more: what it comes to by itself where tensors are large.
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
 def make_room(vae: Any, nbytes: int) -> int:
@@ -88,18 +158,9 @@ def item_bytes(vae: Any) -> int:
     return _management.dtype_size(vae.vae_dtype)
 
 
-def reach(vae: Any) -> int:
-    """Latent frames on either side that a frame of LTX's decoder depends on: its receptive field in time."""
-    decoder = vae.first_stage_model.decoder
-    scale, found = 1, 1.0  # conv_in
-    for block in decoder.up_blocks:
-        if isinstance(block, ltx_vae.UNetMidBlock3D):
-            found += 2 * len(block.res_blocks) / scale
-        else:
-            found += 1 / scale
-            scale *= block.stride[0]
-    found += 1 / scale  # conv_out
-    return math.ceil(2 * found if decoder.causal else found)
+def first_features(vae: Any) -> int:
+    """Numbers that a latent pixel becomes in the decoder's first layer."""
+    return vae.first_stage_model.decoder.conv_in.out_channels
 
 
 def scales(vae: Any) -> tuple[int, int]:

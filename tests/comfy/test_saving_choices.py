@@ -104,6 +104,9 @@ def test_the_number_is_one_more_than_any_of_the_prefix(node, tmp_path):
         ({"codec": "gif", "bit_depth": "10"}, "gif has no 10 bits"),
         ({"filename_prefix": "video/" + "n" * 250}, "name is too long"),
         ({"codec": "h266"}, "unknown codec"),
+        ({"codec": "gif", "frame_rate": 120.0}, "cannot be played that quickly"),
+        ({"frame_rate": -3.0}, "frame rate is out of range"),
+        ({"frame_rate": float("nan")}, "frame rate is out of range"),
     ],
 )
 def test_refused_before_anything_runs(node, given, words):
@@ -116,6 +119,33 @@ def test_not_refused(node):
     assert node.validate_inputs(filename_prefix="x", codec="prores", container="mov", crf=-1, bit_depth="8") is True
 
 
+@pytest.mark.parametrize("prefix", ["../up", "a/../../up", "/tmp/up", "../output2/up", "a/b/../../../up"])
+def test_no_prefix_leads_out(pack, node, tmp_path, prefix):
+    errors = importlib.import_module(f"{pack.__name__}.hlwq_core.errors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(errors.InputError, match="would not lie in the output folder"):
+        save(node, filename_prefix=prefix)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path"),
+    [
+        ("", "_00001_.mp4"),
+        ("sub/", "sub/_00001_.mp4"),
+        ("a/./b/../clip", "a/clip_00001_.mp4"),
+        ("ü 漢字 😀 'q", "ü 漢字 😀 'q_00001_.mp4"),
+        ("ends.", "ends._00001_.mp4"),
+        ("nul", "nul_00001_.mp4"),
+        ("no\udcfftext\0", "no_text__00001_.mp4"),
+        ("-rf 50% off", "-rf 50% off_00001_.mp4"),
+    ],
+)
+def test_unusual_prefixes(node, tmp_path, prefix, path):
+    save(node, filename_prefix=prefix)
+    assert [str(p.relative_to(tmp_path / "output")) for p in (tmp_path / "output").rglob("*.mp4")] == [path]
+
+
 def test_a_folder_that_cannot_be_made(pack, node, tmp_path):
     (tmp_path / "output" / "taken").write_text("a file")
     errors = importlib.import_module(f"{pack.__name__}.hlwq_core.errors")
@@ -123,10 +153,11 @@ def test_a_folder_that_cannot_be_made(pack, node, tmp_path):
         save(node, filename_prefix="taken/deeper/clip")
 
 
-def test_what_core_rounded_is_said(node, monkeypatch):
+@pytest.mark.parametrize("kind", ["EmptyLTXVLatentVideo", "LTXVImgToVideo"])
+def test_what_core_rounded_is_said(node, monkeypatch, kind):
     prompt = {
         "1": {"class_type": "PrimitiveInt", "inputs": {"value": 72}},
-        "2": {"class_type": "EmptyLTXVLatentVideo", "inputs": {"length": ["1", 0], "width": 100, "height": 64}},
+        "2": {"class_type": kind, "inputs": {"length": ["1", 0], "width": 100, "height": 64}},
     }
     monkeypatch.setattr(node, "hidden", SimpleNamespace(prompt=prompt, extra_pnginfo=None))
     (text,) = save(node).ui["text"]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,7 +17,7 @@ import torch
 
 from hlwq_core import media
 from hlwq_core.errors import HLWQError, InputError, MediaError
-from hlwq_core.media import Place, Settings, Sound, coders, formats, names, writing
+from hlwq_core.media import Place, Settings, Sound, coders, formats, names, pictures, writing
 
 from .clips import decoded, moving_square, tone
 
@@ -34,6 +35,74 @@ def place(folder: Path, name: str = "clip", counter: int = 1) -> Place:
 def test_a_sound_of_1e15(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"too loud for any encoder[\s\S]*1e\+15"):
         save(tmp_path / "clip.mp4", sound=Sound(torch.full((2, 9000), 1e15), 24_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", media.audio_codecs())
+@pytest.mark.parametrize(("volume", "words"), [(1e9, "too loud"), (float("nan"), "NaN or infinite samples")])
+def test_a_volume_that_makes_it_so(tmp_path: Path, codec: str, volume: float, words: str) -> None:
+    """FFmpeg's AAC never comes back from such samples: they must not get there."""
+    with pytest.raises(InputError, match=words):
+        media.write_video(
+            tmp_path / "clip.mkv", moving_square(), RATE, tone(1), Settings(container="mkv", audio_codec=codec),
+            shaping=media.Shaping(volume=volume),
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", media.audio_codecs())
+def test_ten_times_the_loudest_that_is_taken(tmp_path: Path, codec: str) -> None:
+    """What the nodes let through is coded."""
+    sound = Sound(torch.linspace(-100, 100, 9000).repeat(2, 1), 24_000)
+    settings = Settings(container="mkv", audio_codec=codec)
+    shaping = media.Shaping(volume=10)
+    assert media.write_video(tmp_path / "c", moving_square(), RATE, sound, settings, shaping=shaping).frames == 9
+
+
+@pytest.mark.parametrize("rate", [0, -1, 2**31, 48_000.5])
+def test_rates_of_sound_that_are_none(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(InputError, match="no sample rate"):
+        save(tmp_path / "clip.mp4", sound=Sound(torch.zeros(2, 100), rate))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [0, 3, 4, 5, 7, 8])
+def test_channels_that_no_encoder_is_given(tmp_path: Path, channels: int) -> None:
+    with pytest.raises(InputError, match="channels"):
+        save(tmp_path / "clip.mp4", sound=Sound(torch.zeros(channels, 1000), 48_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", [0.5, 1, 7.3, 59.94, 119.88, 240])
+@pytest.mark.parametrize("codec", media.video_codecs())
+def test_odd_rates(tmp_path: Path, codec: str, rate: float) -> None:
+    def write() -> media.Written:
+        return media.write_video(
+            tmp_path / "clip", moving_square(3), media.frame_rate(rate), tone(1), Settings(codec=codec)
+        )
+
+    if codec == "gif" and rate > 100:
+        with pytest.raises(InputError, match=r"cannot be played that quickly[\s\S]*100 frames"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert write().frames == 3
+
+
+def test_silence_before_a_sound_takes_no_more_than_the_video() -> None:
+    sound, added = media.shape(Sound(torch.ones(2, 1000), 48_000), Fraction(1, 8), media.Shaping(start=-36_000))
+    assert sound.waveform.shape == (2, 6000) and not sound.waveform.any() and added == -1000 / 48_000
+
+
+def test_a_png_beside_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(MediaError, match="disk is full"):
+        pictures.write_png(tmp_path / "clip.png", torch.rand(8, 8, 3), {})
     assert list(tmp_path.iterdir()) == []
 
 

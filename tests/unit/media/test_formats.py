@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from hlwq_core import media
-from hlwq_core.errors import InputError
-from hlwq_core.media import Settings, Sound, formats, hardware, writing
+from hlwq_core.errors import InputError, MediaError
+from hlwq_core.media import Settings, Sound, coders, formats, hardware, writing
 from hlwq_core.media.pictures import png
 from hlwq_core.media.pixels import Converter, to_bytes
 from hlwq_core.media.sound import Shaping, shape
@@ -295,6 +295,21 @@ def test_hardware_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(hardware, "refusal", lambda encoder: None)
     written = save(tmp_path, moving_square(), hardware="auto")
     assert written.encoder == "libx264" and "refused 96 x 64" in str(written)
+
+
+def test_hardware_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "FAMILIES", {"nvenc": {"h264": "libx264"}})
+    monkeypatch.setattr(hardware, "families", lambda: ["nvenc"])
+    monkeypatch.setattr(hardware, "options", lambda family, plan: {"crf": "20"})
+
+    class Failing:
+        def encode(self, frame: object) -> None:
+            raise av.error.ExternalError(0, "out of sessions")
+
+    monkeypatch.setattr(coders.AVCoder, "_video", lambda coder, container: Failing())
+    with pytest.raises(MediaError, match=r'libx264 encoder refused[\s\S]*set hardware to "off"'):
+        save(tmp_path, moving_square(), hardware="auto")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("family", hardware.FAMILIES)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from hlwq_core.media import fill_in
+from hlwq_core.media import check_prefix, fill_in
 
 NOW = datetime(2026, 3, 7, 9, 5, 2)
 PROMPT = {
@@ -34,11 +34,36 @@ PROMPT = {
         ("100%", "100%"),
         ("%unknown%", "%unknown%"),
         ('a<b>c:d"e|f?g*h', "a_b_c_d_e_f_g_h"),
+        ("a\0b\udcffc\ud800", "a_b_c_"),
+        ("ü 漢字 😀 'q", "ü 漢字 😀 'q"),
+        ("aux/nul.x/a./b", "aux/nul.x/a./b"),
     ],
 )
 def test_tokens(prefix: str, filled: str) -> None:
     values = {"width": 96, "height": 64, "frames": 121, "frame_rate": "24"}
     assert fill_in(prefix, values, PROMPT, NOW) == filled
+
+
+@pytest.mark.parametrize(
+    ("prefix", "filled"),
+    [
+        ("aux/x", "aux_/x"),
+        ("COM3.txt\\x", "COM3.txt_/x"),
+        ("video./day /x", "video._/day _/x"),
+        ("../x", "../x"),  # refused, not made harmless
+        ("con", "con"),  # con_00001_.mp4 is no device
+        ("comet/console/x.", "comet/console/x."),
+    ],
+)
+def test_folders_that_windows_does_not_take(prefix: str, filled: str) -> None:
+    assert fill_in(prefix, {}, windows=True) == filled
+
+
+def test_a_long_value_is_cut() -> None:
+    prompt = {"1": {"class_type": "T", "inputs": {"text": "ü" * 5000}}}
+    filled = fill_in("video/%T.text%", {}, prompt, NOW)
+    assert filled == "video/" + "ü" * 50
+    check_prefix(filled)
 
 
 def test_a_value_cannot_leave_the_folder() -> None:
