@@ -16,6 +16,7 @@ from ..hlwq_core.errors import InputError
 from . import compat, decoding
 from .compat import vae as core
 from .save_audio_video import sounds_of, unread
+from .saved_pictures import SavedPictures
 from .saving import Choices, Saver, advance, advanced_inputs, file_inputs, refusal
 
 
@@ -162,7 +163,13 @@ class HLWQDecodeSave(io.ComfyNode):
                     receive = skip(take, overlap_frames)
                 told = decoding.decode(vae, video[index : index + 1], receive, tile_size // pixels)
                 written = writer.finish()
-            saver.add(written, where, first[0], None if not unread(plan) else lambda: None, told)
+            saver.add(
+                written,
+                where,
+                first[0],
+                functools.partial(SavedPictures, written.path, rate) if unread(plan) else None,
+                told,
+            )
         return saver.output()
 
 

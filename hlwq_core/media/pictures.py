@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
+from ..errors import MediaError
 from .faults import told
 from .formats import Plan
 from .partial import Partial
@@ -73,6 +75,33 @@ def write_png(path: Path, frame: torch.Tensor, metadata: Mapping[str, Any]) -> N
     finally:
         partial.path.unlink(missing_ok=True)
         partial.release()
+
+
+def read_pictures(path: Path) -> torch.Tensor:
+    """The frames of a folder of PNG files, or of an animated picture, float [frames, height, width, 3] in 0..1.
+
+    Raises:
+        MediaError: there is nothing to be read any more.
+    """
+    try:
+        if path.is_dir():
+            found = [_pixels(Image.open(file)) for file in sorted(path.glob("*.png"))]
+        else:
+            with Image.open(path) as image:
+                found = [_pixels(frame) for frame in ImageSequence.Iterator(image)]
+        return torch.stack(found)
+    except (OSError, RuntimeError) as error:
+        raise MediaError(
+            "the saved pictures cannot be read",
+            file=path,
+            expected="the pictures as they were saved",
+            found=error,
+            fix="run the node that saves them again",
+        ) from error
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).float().div_(255)
 
 
 def add_exif(path: Path, metadata: Mapping[str, Any]) -> None:

@@ -62,14 +62,16 @@ def to_bytes(frames: torch.Tensor, first: int = 0) -> torch.Tensor:
 
 
 def to_words(frames: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Float frames as `to_bytes`, but 16 bits a colour, in int32."""
+    """Float frames as `to_bytes`, but 16 bits a colour: those of a uint16 in an int16, which every device knows."""
+    if frames.dtype == torch.int16:
+        return frames
     pixels = frames[..., :3].detach().float()
     if frames.dtype == torch.uint8:
         pixels = pixels.div(255)
     if pixels.shape[-1] == 1:
         pixels = pixels.expand(*pixels.shape[:-1], 3)
     _refuse_infinite(pixels, first)
-    return pixels.clamp(0, 1).mul(65535).add_(0.5).to(torch.int32)
+    return pixels.clamp(0, 1).mul(65535).add_(0.5).to(torch.int32).to(torch.int16)
 
 
 def _refuse_infinite(pixels: torch.Tensor, first: int) -> None:
@@ -99,6 +101,8 @@ class Converter:
         """A picture from a frame [height, width, 3], float in 0..1 or bytes, on any device."""
         deep = self._bits > 8
         pixels = (to_words if deep else to_bytes)(frame, index).cpu().numpy()
+        if deep:
+            pixels = pixels.view(np.uint16)
         height, width, _ = pixels.shape
         name = "rgb48le" if deep else "rgb24"
         if self._source is None:

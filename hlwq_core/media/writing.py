@@ -26,7 +26,7 @@ from .formats import Plan, Settings, plan
 from .names import Place, move_new, unfinished_name
 from .partial import Partial
 from .pictures import SequenceCoder
-from .pixels import check_frames, to_bytes
+from .pixels import check_frames, to_bytes, to_words
 from .sound import Shaping, Sound, check_samples, check_sound, shape
 
 _AHEAD = 8  # frames that may wait to be coded
@@ -254,8 +254,8 @@ class Writer:
             MediaError: the disk is full, the folder not writable, or an encoder failed.
         """
         if frames.device.type != "cpu":
-            # Bytes are a quarter of what has to cross the bus.
-            frames = to_bytes(frames, self._given).cpu() if self._chosen.bits == 8 else frames.cpu()
+            # Bytes are a quarter of what would have to cross the bus, words half of it.
+            frames = (to_bytes if self._chosen.bits == 8 else to_words)(frames, self._given).cpu()
         for frame in frames:
             future = self._pool.submit(self._convert, frame, self._given)
             self._given += 1

@@ -261,8 +261,15 @@ def test_refused_with_a_reason(node, errors, vaes, tmp_path, change, words):
 
 @pytest.mark.parametrize("codec", ["h264", "gif", "webp", "png"])
 def test_other_formats(node, vaes, tmp_path, codec):
-    result = run(node, latent(2), vaes[0], codec=codec)
+    result = run(node, latent(2), vaes[0], codec=codec, quality="best")
     assert len(list(tmp_path.iterdir())) == 1
+    (video,) = result.args[0]
+    images = video.get_components().images
+    assert images.shape == (9, 64, 96, 3) and video.get_dimensions() == (96, 64)
+    if codec in ("webp", "png"):
+        assert (images * 255 - whole(vaes[0], latent(2)) * 255).abs().max() <= 1
+        video.save_to(str(tmp_path / "again.mp4"))
+        assert frames_of(tmp_path / "again.mp4").shape == images.shape
     assert "9 frames" in result.ui["text"][0]
 
 

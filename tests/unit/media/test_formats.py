@@ -18,7 +18,7 @@ from hlwq_core import media
 from hlwq_core.errors import InputError, MediaError
 from hlwq_core.media import Settings, Sound, coders, formats, hardware, writing
 from hlwq_core.media.pictures import png
-from hlwq_core.media.pixels import Converter, to_bytes
+from hlwq_core.media.pixels import Converter, to_bytes, to_words
 from hlwq_core.media.sound import Shaping, shape
 
 from .clips import decoded, mono, moving_square, tone
@@ -212,6 +212,18 @@ def test_bytes_are_the_nearest() -> None:
     assert (
         to_bytes(torch.full((1, 4, 4, 3), 1e9)).eq(255).all() and to_bytes(torch.full((1, 4, 4, 3), -1e9)).eq(0).all()
     )
+
+
+@pytest.mark.parametrize(("bits", "pixel_format"), [(8, "yuv420p"), (10, "yuv420p10le"), (10, "gbrp10le")])
+def test_what_crosses_the_bus_is_what_is_coded(bits: int, pixel_format: str) -> None:
+    """A card's frames come as bytes or words: the same pictures as of floats, and no larger than that."""
+    frames = torch.rand(2, 64, 96, 3) * 1.2 - 0.1
+    moved = (to_bytes if bits == 8 else to_words)(frames)
+    assert moved.element_size() == (1 if bits == 8 else 2)
+    convert = Converter(pixel_format, bits)
+    for frame, other in zip(frames, moved, strict=True):
+        pictures = [convert(frame, 0).to_ndarray(), convert(other, 0).to_ndarray()]
+        assert np.array_equal(*pictures) and pictures[0].std() > 10
 
 
 @pytest.mark.parametrize("shape", [(2, 66, 98, 3), (2, 66, 98, 1), (2, 66, 98, 4)])
