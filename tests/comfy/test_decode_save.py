@@ -111,7 +111,7 @@ def test_slices_are_exact(decoding, vaes, slices, piece):
     expected = whole(vae, samples)
     frames = collected(decoding, vae, samples, decoding.Steps(slices, piece << 20))
     assert frames.shape == expected.shape
-    assert (frames - expected).abs().max() < 3e-6
+    assert (frames - expected).abs().max() < 3e-5
     # The decoder kept nothing of it.
     assert (whole(vae, samples) - expected).abs().max() == 0
 
@@ -119,7 +119,7 @@ def test_slices_are_exact(decoding, vaes, slices, piece):
 def test_the_first_slice_of_one_frame(decoding, vaes):
     vae, samples = vaes[0], latent(3, 1, 1)
     frames = collected(decoding, vae, samples, decoding.Steps(1, 1 << 20))
-    assert (frames - whole(vae, samples)).abs().max() < 3e-6
+    assert (frames - whole(vae, samples)).abs().max() < 3e-5
 
 
 def test_how_far_a_frame_depends_on_others(vaes):
@@ -199,7 +199,7 @@ def test_out_of_memory_goes_on_where_it_stopped(decoding, vaes, monkeypatch, aft
     frames, expected = torch.cat(parts), whole(vae, samples)
     assert frames.shape == expected.shape
     off = (frames - expected).abs()
-    assert off.mean() < 0.1 if until == 100 else off.max() < 3e-6
+    assert off.mean() < 0.1 if until == 100 else off.max() < 3e-5
 
 
 def test_other_errors_are_not_memory(decoding, vaes, monkeypatch):
