@@ -166,3 +166,44 @@ def test_what_core_rounded_is_said(node, monkeypatch, kind):
     prompt["1"]["inputs"]["value"] = 73
     prompt["2"]["inputs"]["width"] = 96
     assert "became" not in save(node).ui["text"][0]
+
+
+def test_every_choice_of_the_sound_arrives(pack, node, tmp_path):
+    """Volume, trim and fades, heard in a file that loses nothing."""
+    media = importlib.import_module(f"{pack.__name__}.hlwq_core.media")
+    ramp = {"waveform": torch.linspace(0, 0.8, 48_000)[None, None], "sample_rate": 48_000}
+    choices = dict(codec="prores", audio_codec="pcm", container="mkv", frame_rate=10.0)
+    save(node, audio=ramp, audio_volume=0.5, audio_start=0.25, audio_fade_in=0.1, audio_fade_out=0.2, **choices)
+    wave = media.read_sound(tmp_path / "output" / "clip_00001_.mkv", 48_000).waveform[0]
+    assert wave.shape == (24_000,)
+    assert wave[0] == 0 and wave[-1].abs() < 1e-4
+    assert wave[12_000] == pytest.approx(0.5 * 0.8 * 24_000 / 48_000, abs=1e-3)
+    assert wave[2_400] == pytest.approx(0.5 * 0.5 * 0.8 * 14_400 / 48_000, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("choices", "frames"),
+    [
+        (dict(ping_pong=True), 8),
+        (dict(loop_count=2), 15),
+        (dict(ping_pong=True, loop_count=1), 16),
+        (dict(loop_count=2, codec="gif"), 5),
+    ],
+)
+def test_ping_pong_and_loops_arrive(node, probe, tmp_path, choices, frames):
+    save(node, **choices)
+    (path,) = (tmp_path / "output").iterdir()
+    assert probe(path).video.frames == frames
+
+
+def test_rates_numbers_and_depths_arrive(node, probe, tmp_path):
+    import av
+
+    save(node, frame_rate=23.976, codec="h265", bit_depth="10", crf=40, preset="fastest", container="mkv")
+    path = tmp_path / "output" / "clip_00001_.mkv"
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        assert stream.codec_context.pix_fmt == "yuv420p10le"
+    assert abs(float(probe(path).video.rate) - 24000 / 1001) < 1e-6
+    save(node, codec="h265", crf=4, container="mkv")
+    assert (tmp_path / "output" / "clip_00002_.mkv").stat().st_size > 3 * path.stat().st_size
