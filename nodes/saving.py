@@ -256,6 +256,8 @@ class Saver:
         """Where the next file goes, inside the output (or the temp) folder only."""
         values = {"width": width, "height": height, "frames": frames, "frame_rate": f"{rate:g}"}
         prefix = media.fill_in(self._choices.filename_prefix, values, self._prompt)
+        if not prefix or prefix[-1] in "/\\":
+            prefix += "HLWQ"  # core would make a hidden name of none
         media.check_prefix(prefix)
         return place(prefix, self._choices.save_output)
 

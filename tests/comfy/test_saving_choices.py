@@ -131,8 +131,8 @@ def test_no_prefix_leads_out(pack, node, tmp_path, prefix):
 @pytest.mark.parametrize(
     ("prefix", "path"),
     [
-        ("", "_00001_.mp4"),
-        ("sub/", "sub/_00001_.mp4"),
+        ("", "HLWQ_00001_.mp4"),
+        ("sub/", "sub/HLWQ_00001_.mp4"),
         ("a/./b/../clip", "a/clip_00001_.mp4"),
         ("ü 漢字 😀 'q", "ü 漢字 😀 'q_00001_.mp4"),
         ("ends.", "ends._00001_.mp4"),
