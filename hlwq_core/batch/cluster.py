@@ -63,6 +63,13 @@ def actors(where: Any, *, say: Say = lambda line: None) -> Sequence[Worker]:
             found=f"--gpus {where.gpus}",
             fix="leave --gpus away",
         )
+    if where.log:
+        raise InputError(
+            "--comfyui-log names a file of this machine",
+            expected="--ray without it",
+            found=f"--comfyui-log {where.log}",
+            fix="leave it away; where a ComfyUI of the cluster fails, the error has the end of its log",
+        )
     # Of a cluster that we start; nothing is told to anybody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {

@@ -213,6 +213,7 @@ def test_a_worker_a_card(place: Place, ray: Ray) -> None:
         (Where(ray="auto"), "no GPU"),
         (Where(ray="nowhere:1"), "no Ray cluster at this address"),
         (Where(ray="auto", gpus="all"), "--gpus names cards of this machine"),
+        (Where(ray="auto", log="x.txt"), "--comfyui-log names a file of this machine"),
     ],
 )
 def test_what_there_is_not_in_a_cluster(ray: Ray, where: Where, says: str) -> None:
