@@ -28,7 +28,7 @@ class HLWQDecodeSave(io.ComfyNode):
         return io.Schema(
             node_id="HLWQDecodeSave",
             display_name="HLWQ Decode + Save",
-            category="HLWQ",
+            category="HLWQ/video",
             description="Decodes a video latent and its sound and saves them as one file, frame by frame: "
             "never are all frames in memory.",
             search_aliases=["vae decode", "save video", "export mp4", "decode latent", "long video"],

@@ -17,8 +17,9 @@ class HLWQDownload(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQDownload",
             display_name="HLWQ Download",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Fetches a published checkpoint from Hugging Face into models/hlwq. Runs only when it is queued.",
+            search_aliases=["hlwq", "hugging face", "get ltx"],
             inputs=[
                 io.Combo.Input(
                     "repository",

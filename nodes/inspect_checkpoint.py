@@ -18,8 +18,9 @@ class HLWQInspect(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQInspect",
             display_name="HLWQ Inspect",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Says what a checkpoint is and whether it is whole, without loading it.",
+            search_aliases=["hlwq", "what is in a checkpoint", "missing tensors"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP

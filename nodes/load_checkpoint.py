@@ -10,9 +10,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hlwq_core import backends
-from ..hlwq_core.checkpoints.find import files_of
 from ..hlwq_core.models import ltx
-from . import compat, locations, model_loading
+from . import compat, locations, model_loading, still_used
 from .absent import AbsentPart, connected, no_part
 from .loader_inputs import decoding_inputs
 from .running import faster_attention, recorded_blocks
@@ -62,8 +61,14 @@ def load_checkpoint(
     vae = audio_vae = None
     vae_prefixes = {"vae.": ""}
     if vaes and opened.config is not None:
-        vae = model_loading.vae(opened, vae_prefixes, "video VAE", step)
-        audio_vae = model_loading.vae(opened, model_loading.AUDIO_PREFIXES, "audio VAE", step)
+        read_as = (chosen.version, chosen.order)
+        vae = still_used.vae(
+            path, ltx.VIDEO_VAE, read_as, lambda: model_loading.vae(opened, vae_prefixes, ltx.VIDEO_VAE, step)
+        )
+        audio = model_loading.AUDIO_PREFIXES
+        audio_vae = still_used.vae(
+            path, ltx.AUDIO_VAE, read_as, lambda: model_loading.vae(opened, audio, ltx.AUDIO_VAE, step)
+        )
     model = model_loading.diffusion_model(opened, chosen, step=step)
     model.cached_patcher_init = (model_loading.reload_diffusion_model, (str(path), chosen))
     if vaes and opened.config is None:
@@ -133,10 +138,24 @@ class HLWQLoadCheckpoint(io.ComfyNode):
         return io.Schema(
             node_id="HLWQLoadCheckpoint",
             display_name="HLWQ Load Checkpoint",
-            category="HLWQ",
+            category="HLWQ/loaders",
             description="Loads an HLWQ (PolarQuant) checkpoint. Its weights stay packed in memory and are decoded layer by "
             "layer as they are used. Refuses a checkpoint that is not complete.",
-            search_aliases=["polarquant", "ltx loader", "quantized"],
+            search_aliases=[
+                "hlwq",
+                "polarquant",
+                "ltx",
+                "ltx 2.3",
+                "q5",
+                "5 bit",
+                "5-bit",
+                "quantized",
+                "low vram",
+                "load checkpoint",
+                "checkpoint loader",
+                "load ltx",
+                "ltx loader",
+            ],  # fmt: skip
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -165,9 +184,7 @@ class HLWQLoadCheckpoint(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, **others: Any) -> list[tuple[str, int, int]]:
         """The files: a checkpoint that was repaired or replaced is loaded again."""
-        path = locations.checkpoint(checkpoint)
-        files = files_of(path) if path.is_dir() else [path]
-        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return still_used.fingerprint(locations.checkpoint(checkpoint))
 
     @classmethod
     def execute(

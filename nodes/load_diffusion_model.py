@@ -21,10 +21,21 @@ class HLWQLoadDiffusionModel(io.ComfyNode):
         return io.Schema(
             node_id="HLWQLoadDiffusionModel",
             display_name="HLWQ Load Diffusion Model",
-            category="HLWQ",
+            category="HLWQ/loaders",
             description="Loads the diffusion model of an HLWQ file or folder, its weights packed. Stands where Load Diffusion "
             "Model stands in any workflow; VAE and text encoder come from their own loaders.",
-            search_aliases=["polarquant", "unet loader", "quantized", "transformer"],
+            search_aliases=[
+                "hlwq",
+                "polarquant",
+                "ltx",
+                "q5",
+                "5 bit",
+                "quantized",
+                "low vram",
+                "load diffusion model",
+                "unet loader",
+                "transformer",
+            ],  # fmt: skip
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

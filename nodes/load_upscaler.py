@@ -130,9 +130,10 @@ class HLWQLoadUpscaler(io.ComfyNode):
         return io.Schema(
             node_id="HLWQLoadUpscaler",
             display_name="HLWQ Load Upscaler",
-            category="HLWQ",
+            category="HLWQ/loaders",
             description="Loads a spatial or temporal latent upscaler: those in the checkpoint's own upscalers folder, and "
             "those in models/latent_upscale_models. Supplies the config that files of HLWQ checkpoints lack.",
+            search_aliases=["hlwq", "ltx", "latent upscale model", "spatial upscaler", "temporal upscaler"],
             inputs=[
                 io.Combo.Input(
                     "upscaler",

@@ -27,6 +27,8 @@ TEXT_ENCODER_FOLDER = "text_encoders"
 DENSE_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders")
 # What a list shows of one folder at most; a path that it leaves out can still be given by name.
 _LONGEST = 5_000
+# What an error lists of what is there.
+_NAMED = 12
 
 GEMMA_FILES = ltx23.ENCODER.files
 
@@ -267,12 +269,13 @@ def _resolve(
     if label in known:
         return known[label]
     names = list(known)
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    where = " or ".join(f"models/{name}" for name in kinds)
     raise InputError(
-        f"there is no such {what} in the model folders",
-        found=label or "nothing chosen",
-        expected=f"one of: {', '.join(names)}" if names else f"any {what}; none was found",
-        fix=f"put {GEMMA_FILES if what == 'text encoder' else 'it'} under "
-        f"{' or '.join(f'models/{name}' for name in kinds)} and refresh (R)",
+        f"the workflow asks for the {what} {label or '(nothing chosen)'}; your folders hold "
+        f"{', '.join(names[:_NAMED]) + more if names else f'no {what}'}",
+        fix=f"{'choose one of those, or ' if names else ''}put {GEMMA_FILES if what == 'text encoder' else 'it'} under "
+        f"{where} and refresh (R)" + ("; HLWQ Download fetches the published ones" if what == "checkpoint" else ""),
     )
 
 

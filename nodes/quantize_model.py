@@ -18,9 +18,10 @@ class HLWQQuantize(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQQuantize",
             display_name="HLWQ Quantize",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Makes an HLWQ checkpoint from a model in safetensors, layer by layer. A run that was cancelled "
             "goes on where it was when it is queued again.",
+            search_aliases=["hlwq", "polarquant", "make q5", "compress model"],
             inputs=[
                 io.Combo.Input(
                     "source", options=list(locations.dense_models(now=False)), tooltip="The dense model to quantize."

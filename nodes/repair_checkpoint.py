@@ -16,8 +16,9 @@ class HLWQRepair(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQRepair",
             display_name="HLWQ Repair",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Completes an incomplete checkpoint from the original, without touching what is there.",
+            search_aliases=["hlwq", "complete a checkpoint", "missing tensors"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP

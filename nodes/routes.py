@@ -1,4 +1,5 @@
-"""What the front end asks the server: GET /hlwq/checkpoint and /hlwq/coverage, POST /hlwq/verify, /hlwq/download, /hlwq/cancel.
+"""What the front end asks the server: GET /hlwq/checkpoint, /hlwq/coverage and /hlwq/published, POST /hlwq/verify,
+/hlwq/download, /hlwq/cancel and /hlwq/memory.
 
 Only names that the pack itself offers are taken, never paths. Long work runs in a thread and reports through the event
 `hlwq.job`: `{job, kind, state: running|done|failed|cancelled, text, done, total}`.
@@ -29,7 +30,7 @@ from ..hlwq_core.checkpoints.completeness import Whole, whole
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
 from ..hlwq_core.models import families
 from ..hlwq_core.tools import download, inspect, verify
-from . import compat, listing, locations
+from . import compat, listing, locations, memory
 from .compat import origin
 from .model_loading import refuse_unloadable
 
@@ -191,8 +192,9 @@ def _backend() -> dict[str, Any]:
 
 
 def _fast() -> dict[str, Any]:
-    reason = backends.fast_unavailable_reason(compat.model_management.get_torch_device())
-    return {"available": reason is None, "reason": reason}
+    device = compat.model_management.get_torch_device()
+    reason = backends.fast_unavailable_reason(device)
+    return {"available": reason is None, "kind": backends.fast_kind(device), "reason": reason}
 
 
 # ---- the routes ------------------------------------------------------------------------------------------------------
@@ -305,6 +307,18 @@ async def post_cancel(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+async def get_published(request: web.Request) -> web.Response:
+    """-> {repository: about the bytes that it takes on the disk}, of what the pack can fetch."""
+    return web.json_response(families.published())
+
+
+async def post_memory(request: web.Request) -> web.Response:
+    """{} -> {bytes, device}: the most memory that torch held on the card since this was asked last; without a card, what the
+    program holds now."""
+    await _body(request)
+    return web.json_response(memory.most(compat.model_management.get_torch_device()))
+
+
 async def _body(request: web.Request) -> dict[str, str]:
     # A form of another site cannot send this type without being asked first.
     if request.content_type != "application/json":
@@ -330,6 +344,8 @@ def register() -> None:
         return
     server.routes.get("/hlwq/checkpoint")(_guarded(get_checkpoint))
     server.routes.get("/hlwq/coverage")(_guarded(get_coverage))
+    server.routes.get("/hlwq/published")(_guarded(get_published))
+    server.routes.post("/hlwq/memory")(_guarded(post_memory))
     server.routes.post("/hlwq/verify")(_guarded(post_verify))
     server.routes.post("/hlwq/download")(_guarded(post_download))
     server.routes.post("/hlwq/cancel")(_guarded(post_cancel))

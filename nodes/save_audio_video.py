@@ -22,7 +22,7 @@ class HLWQSaveAudioVideo(io.ComfyNode):
         return io.Schema(
             node_id="HLWQSaveAudioVideo",
             display_name="HLWQ Save Audio + Video",
-            category="HLWQ",
+            category="HLWQ/video",
             description="Saves frames and sound as one file; the sound is cut or padded with silence to fit.",
             search_aliases=["save video", "export mp4", "mux", "combine video audio", "gif", "webm", "prores"],
             inputs=[

@@ -291,9 +291,10 @@ class HLWQLoadTextEncoder(io.ComfyNode):
         return io.Schema(
             node_id="HLWQLoadTextEncoder",
             display_name="HLWQ Load Text Encoder",
-            category="HLWQ",
+            category="HLWQ/loaders",
             description="The text encoder of an HLWQ checkpoint: Gemma 3 with the projection of LTX-2.3's or LTX-2's checkpoint, or "
             "Gemma 4 with its projection for LTX-2.5.",
+            search_aliases=["hlwq", "ltx", "polarquant", "load clip", "gemma", "text encoder loader", "quantized"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder",

@@ -21,7 +21,7 @@ class HLWQUpscaleLatent(io.ComfyNode):
         return io.Schema(
             node_id="HLWQUpscaleLatent",
             display_name="HLWQ Upscale Latent",
-            category="HLWQ",
+            category="HLWQ/latent",
             description="Doubles width and height, or the frame rate, or both, of an LTX video latent. "
             "The sound of a joint audio-video latent passes through untouched. ComfyUI begins latents at multiples of 32 pixels "
             "and 8 n + 1 frames: other sizes were rounded down before they come here.",

@@ -16,8 +16,9 @@ class HLWQVerify(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQVerify",
             display_name="HLWQ Verify",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Reads every layer of a checkpoint and checks it, if wanted against the original.",
+            search_aliases=["hlwq", "checksum", "compare checkpoints"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=list(locations.checkpoints(now=False)), tooltip=tool.CHECKPOINT_TIP

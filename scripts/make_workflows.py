@@ -37,7 +37,7 @@ def write(root: Path) -> list[Path]:
         dump(root / "workflows" / f"{graph.stem}.json", graph.ui())
         dump(root / "workflows" / "api" / f"{graph.stem}.json", graph.api())
         picture = root / "workflows" / f"{graph.stem}.jpg"
-        thumbnail(picture, graph.name, *PICTURES[graph.stem])
+        thumbnail(picture, *PICTURES[graph.stem])
         written.append(picture)
     for build, name, description in BLUEPRINTS:
         dump(root / "subgraphs" / f"{name}.json", blueprint(build(signatures), name, description))

@@ -4,12 +4,19 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { showExecutionError, showRefusals } from "./errors.js";
+import { exchangeLoaders } from "./exchange.js";
 import { Findings } from "./findings.js";
-import { CheckpointPanel } from "./panel.js";
+import { loadPublished, syncMissing, watchMissing, workflowOpened } from "./missing.js";
+import { CheckpointPanel, downloadApart } from "./panel.js";
 import { SAVERS, attachSaved, restoreSaved } from "./saved.js";
+import { rank } from "./search.js";
+import { showTemplates } from "./templates.js";
+import { watchRuns } from "./times.js";
+import { loadWords } from "./words.js";
 
 const LOADERS = new Set(["HLWQLoadCheckpoint", "HLWQLoadDiffusionModel"]);
 const TOOLS = new Set(["HLWQInspect", "HLWQVerify", "HLWQQuantize", "HLWQRepair", "HLWQDownload"]);
+const OFF = new Set([2, 4]); // muted, bypassed
 const panels = new Set();
 
 /** Puts an element into a node: it is derived from files or results, and no part of the workflow. */
@@ -34,13 +41,19 @@ function place(node, name, view) {
     requestAnimationFrame(() => node.setDirtyCanvas(true, true));
     return sized?.apply(this, args);
   };
+  // The new rendering dims a whole node; the classic one what it draws itself.
+  const drawn = node.onDrawBackground;
+  node.onDrawBackground = function (...args) {
+    view.element.classList.toggle("hlwq-off", !LiteGraph.vueNodesMode && OFF.has(node.mode));
+    return drawn?.apply(this, args);
+  };
 }
 
 function attach(node) {
   const combo = node.widgets?.find((widget) => widget.name === "checkpoint");
   if (!combo) return;
 
-  const panel = new CheckpointPanel();
+  const panel = new CheckpointPanel(node);
   place(node, "hlwq_report", panel);
 
   const show = () => panel.show(combo.value ?? "");
@@ -53,6 +66,7 @@ function attach(node) {
   const removed = node.onRemoved;
   node.onRemoved = function (...args) {
     panels.delete(entry);
+    setTimeout(syncMissing);
     return removed?.apply(this, args);
   };
   const entry = { node, panel, show };
@@ -76,14 +90,32 @@ function attachFindings(node) {
   };
 }
 
+/** Fetches a checkpoint, once the user has agreed; its progress stands under the loader that asks for it, if there is one. */
+function download(repository, name) {
+  const panel = [...panels].map((entry) => entry.panel).find((one) => one.name === name);
+  return panel ? panel.download({ repository }) : downloadApart(repository);
+}
+
 app.registerExtension({
   name: "HLWQ.CheckpointReport",
+  commands: [
+    { id: "HLWQ.ExchangeLoaders", label: "Exchange LTX loaders for HLWQ", icon: "pi pi-sync", function: exchangeLoaders },
+  ],
+  menuCommands: [{ path: ["Edit"], commands: ["HLWQ.ExchangeLoaders"] }],
 
-  setup() {
+  beforeRegisterVueAppNodeDefs: rank,
+
+  async setup() {
     const sheet = document.createElement("link");
     sheet.rel = "stylesheet";
     sheet.href = new URL("./hlwq.css", import.meta.url).href;
     document.head.append(sheet);
+    showTemplates();
+    await Promise.all([loadWords(), loadPublished()]);
+    watchMissing(download);
+    watchRuns((run) => {
+      for (const { panel } of panels) panel.ran(run);
+    });
 
     api.addEventListener("hlwq.job", ({ detail }) => {
       for (const { panel } of panels) panel.progress(detail);
@@ -102,10 +134,10 @@ app.registerExtension({
     api.queuePrompt = async function (...args) {
       try {
         const answer = await queuePrompt.apply(this, args);
-        showRefusals(answer?.node_errors);
+        showRefusals(answer?.node_errors, download);
         return answer;
       } catch (error) {
-        showRefusals(error?.response?.node_errors);
+        showRefusals(error?.response?.node_errors, download);
         throw error;
       }
     };
@@ -122,7 +154,12 @@ app.registerExtension({
     if (SAVERS.has(node.comfyClass)) restoreSaved(node);
   },
 
+  afterConfigureGraph() {
+    workflowOpened();
+  },
+
   refreshComboInNodes() {
     for (const { show } of panels) show();
+    setTimeout(syncMissing);
   },
 });

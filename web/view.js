@@ -1,6 +1,6 @@
 // An element inside a node that tells the node how high it wants to be.
 
-const AROUND = 32; // padding of .hlwq-panel, and the margin that the frontend leaves around an element in a node
+const AROUND = 20; // the margin that the frontend leaves around an element in a node
 
 export class View {
   /** @param {{least: number, most: number}} bounds of the height, in pixels at 100 %; beyond them it scrolls */

@@ -124,6 +124,14 @@ def choose_fast(device: torch.device) -> tuple[str | None, str | None]:
     return None, "; ".join(reasons)
 
 
+def fast_kind(device: torch.device) -> str | None:
+    """The kind of 8 bits that fast mode would take on a device, if it proves right there; nothing is built or proven."""
+    if fast_unavailable_reason(device) is not None:
+        return None
+    kinds = (kind for kind in KINDS for fast in _fast(kind) if fast.constraints.refuses(device) is None)
+    return next(kinds, None)
+
+
 def _fast(kind: str) -> list[Fast]:
     """Fast mode of this kind in the backends that gain by it: the definition does not."""
     return [backend.fast[kind] for backend in map(get, _TABLE[:-1]) if kind in backend.fast]

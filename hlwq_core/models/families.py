@@ -52,6 +52,11 @@ def repositories() -> tuple[str, ...]:
     return tuple(repository for family in FAMILIES for repository in family.repositories)
 
 
+def published() -> dict[str, int]:
+    """What is published: repository → about the bytes that it takes on the disk."""
+    return {name: family.published_bytes for family in FAMILIES for name in family.repositories}
+
+
 def recipe_of(names: Collection[str], otherwise: str = "plain") -> str:
     """The recipe for a model with these tensors; `otherwise` for one of no known family."""
     found = recognise(names)

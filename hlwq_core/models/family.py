@@ -97,6 +97,7 @@ class Family:
         limits: of what it makes.
         text_encoder: its language model.
         repositories: where it is published as HLWQ.
+        published_bytes: about what such a checkpoint takes on the disk when it is whole, its upscalers included.
     """
 
     key: str
@@ -115,6 +116,7 @@ class Family:
     limits: Limits = Limits()
     text_encoder: TextEncoder | None = None
     repositories: tuple[str, ...] = ()
+    published_bytes: int = 0
 
 
 # -- the config --------------------------------------------------------------------------------------------------------

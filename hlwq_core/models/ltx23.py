@@ -86,4 +86,5 @@ FAMILY = Family(
     limits=ltx.LIMITS,
     text_encoder=ENCODER,
     repositories=REPOSITORIES,
+    published_bytes=22_300_000_000,
 )

@@ -10,17 +10,20 @@ from .workflow import Workflow
 
 # Label, and the widgets that it sets: (title, input).
 EXPOSED = (
-    ("prompt", [("Prompt", "text")]),
-    ("width", [("Width", "value")]),
-    ("height", [("Height", "value")]),
-    ("length", [("Length", "value")]),
-    ("frame rate", [("Frame rate", "value")]),
-    ("seed", [("Seed", "noise_seed")]),
-    ("checkpoint", [("Load Checkpoint", "checkpoint"), ("Load Text Encoder", "checkpoint")]),
-    ("text encoder", [("Load Text Encoder", "text_encoder")]),
-    ("distilled LoRA", [("Distilled LoRA", "lora_name")]),
-    ("filename prefix", [("Save", "filename_prefix")]),
+    ("Prompt", [("Prompt", "text")]),
+    ("Width", [("Width", "value")]),
+    ("Height", [("Height", "value")]),
+    ("Length", [("Length", "value")]),
+    ("Frame rate", [("Frame rate", "value")]),
+    ("Seed", [("Seed", "noise_seed")]),
+    ("Checkpoint", [("Load Checkpoint", "checkpoint"), ("Load Text Encoder", "checkpoint")]),
+    ("Text encoder", [("Load Text Encoder", "text_encoder")]),
+    ("Distilled LoRA", [("Distilled LoRA", "lora_name")]),
+    ("File name", [("Save", "filename_prefix")]),
 )
+
+# The inputs' names, which workflows keep; others are the labels in small letters.
+KEYS = {"Distilled LoRA": "distilled_LoRA", "File name": "filename_prefix"}
 
 
 def blueprint(graph: Workflow, name: str, description: str) -> dict[str, Any]:
@@ -33,14 +36,14 @@ def blueprint(graph: Workflow, name: str, description: str) -> dict[str, Any]:
     inputs: list[dict[str, Any]] = []
 
     def entrance(label: str, kind: str, links_in: list[int]) -> None:
-        key = label.replace(" ", "_")
+        key = KEYS.get(label, label.lower().replace(" ", "_"))
         ident = str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{name}:{label}"))
         at = [-220, 60 + 20 * len(inputs)]
         inputs.append({"id": ident, "name": key, "type": kind, "linkIds": links_in, "label": label, "pos": at})
 
     for number, start, slot, end, socket, kind in canvas["links"]:
         if image is not None and start == image["id"]:
-            entrance("start image", kind, [number])
+            entrance("Start image", kind, [number])
             start, slot = -10, len(inputs) - 1
         links.append((number, start, slot, end, socket, kind))
     last = canvas["last_link_id"]
@@ -63,7 +66,7 @@ def blueprint(graph: Workflow, name: str, description: str) -> dict[str, Any]:
     save["outputs"][0]["links"] = [last]
     links.append((last, save["id"], 0, -20, 0, "VIDEO"))
     if image is not None:
-        socket = {"label": "start image", "name": "start_image", "type": "IMAGE", "link": None}
+        socket = {"label": "Start image", "name": "start_image", "type": "IMAGE", "link": None}
         outer.insert(0, socket)
     ident = str(uuid.uuid5(uuid.NAMESPACE_URL, f"hlwq:{name}"))
     groups = [g for g in canvas["groups"] if g["title"] != "Read me"]

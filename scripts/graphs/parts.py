@@ -94,9 +94,9 @@ def models(graph: Workflow, kinds: dict[str, str]) -> Models:
     """LTX-2.3: one checkpoint with its VAEs, the distillation LoRA, Gemma 3."""
     graph.column()
     graph.group("Models")
-    # Seventeen lines: room for the report that web/hlwq.js puts under the widgets.
+    # Room for the report that web/hlwq.js puts under the widgets.
     checkpoint = graph.add(
-        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=17, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=5, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     lora = graph.add(

@@ -8,6 +8,13 @@ from typing import Any
 
 from .signatures import Slot, slots
 
+# What ComfyUI's app mode asks for, in this order: titles, and the widget that is set there under the title's name.
+ASKED = (
+    ("Start image", "image"), ("Video", "file"), ("Audio", "audio"), ("Prompt", "text"), ("Width", "value"),
+    ("Height", "value"), ("Length", "value"), ("Last frames", "value"), ("Frame rate", "value"), ("Seed", "noise_seed"),
+)  # fmt: skip
+SHOWN = "Save"  # what it shows
+
 # Dark enough in the dark theme and, lightened by the frontend, light enough in the light one for text and links.
 NOTE_COLOR = ("#432", "#39390e")
 
@@ -169,8 +176,21 @@ class Workflow:
             "links": [[i, a.id, sa, b.id, sb, kind] for i, a, sa, b, sb, kind in links],
             "groups": groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.5, "offset": [120, 120]}, "frontendVersion": "1.47.12"},
+            "extra": {
+                "ds": {"scale": 0.5, "offset": [120, 120]},
+                "frontendVersion": "1.47.12",
+                "linearMode": False,
+                "linearData": self._app(),
+            },
             "version": 0.4,
+        }
+
+    def _app(self) -> dict[str, Any]:
+        """What app mode asks for and shows, as ComfyUI's own templates have it."""
+        by_title = {node.title: str(node.id) for node in self.nodes}
+        return {
+            "inputs": [[by_title[title], widget] for title, widget in ASKED if title in by_title],
+            "outputs": [by_title[SHOWN]],
         }
 
     def _ui_node(self, node: Node, order: int, links: list[tuple[int, Node, int, Node, int, str]]) -> dict[str, Any]:
@@ -179,6 +199,8 @@ class Workflow:
             entry: dict[str, Any] = {"localized_name": slot.name, "name": slot.name, "type": slot.type}
             if slot.widget:
                 entry["widget"] = {"name": slot.name}
+            if (node.title, slot.name) in ASKED:
+                entry["label"] = node.title
             entry["link"] = next((i for i, _, _, b, sb, _ in links if b is node and sb == index), None)
             inputs.append(entry)
         outputs = [

@@ -52,7 +52,7 @@ UNSCROLLED = """
     return box.width > 0 && box.bottom <= outer.bottom + 1 && box.right <= outer.right + 1;
   };
   return panel.scrollHeight <= panel.clientHeight && panel.offsetHeight < height && panel.offsetWidth < width
-    && [...panel.querySelectorAll("img, button")].every(inside);
+    && [...panel.querySelectorAll("img, button")].filter((element) => element.checkVisibility()).every(inside);
 }
 """
 # Text, colour and rectangle of every text node in an element. A canvas reads any notation of a colour.

@@ -150,10 +150,11 @@ def test_errors_of_every_node(canvas: Canvas, wrong: None, holes: str) -> None:
 
 
 # Values that a node refuses. Inspect and Verify fail in no other way: what they find is their report.
+ASKED = "asks for the {0} gone; your folders hold "
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("HLWQInspect", {"checkpoint": "gone"}, "no such checkpoint"),
-    ("HLWQVerify", {"checkpoint": "gone"}, "no such checkpoint"),
-    ("HLWQQuantize", {"source": "gone"}, "no such model"),
+    ("HLWQInspect", {"checkpoint": "gone"}, ASKED.format("checkpoint")),
+    ("HLWQVerify", {"checkpoint": "gone"}, ASKED.format("checkpoint")),
+    ("HLWQQuantize", {"source": "gone"}, ASKED.format("model")),
     ("HLWQQuantize", {"source": f"checkpoints/{WRONG}", "name": "../x"}, "no name for a checkpoint"),
 ]
 
@@ -170,12 +171,15 @@ def test_refusals_before_anything_runs(open_canvas: Callable[..., Canvas], error
         canvas.clear()
         canvas.add(node_type, **widgets)
         canvas.press_run()
-        dialog = canvas.page.get_by_test_id("error-dialog")
+        dialog = canvas.page.locator(".hlwq-dialog") if errors_tab else canvas.page.get_by_test_id("error-dialog")
         dialog.wait_for()
+        if errors_tab and dialog.locator("summary").count():
+            dialog.locator("summary").click()
         shown = dialog.inner_text()
         assert reason in shown and "what to do: " in shown
         if errors_tab:
             assert shown.count(reason) == 1
+            assert node_type not in shown, "a node is called by its title"
         canvas.page.keyboard.press("Escape")
         dialog.wait_for(state="detached")
 
@@ -188,3 +192,4 @@ def test_errors_of_other_nodes_are_left_to_comfyui(canvas: Canvas) -> None:
     canvas.press_run()
     canvas.page.get_by_role("button", name="View details").wait_for()
     assert canvas.page.get_by_test_id("error-dialog").count() == 0
+    assert canvas.page.locator(".hlwq-dialog").count() == 0

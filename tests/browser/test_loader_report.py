@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,12 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
     panel = canvas.page.locator(".hlwq-panel[data-state=complete]")
     panel.wait_for()
     text = panel.inner_text()
-    assert "HLWQ-5 · V1" in text
-    for label in ("Complete: ", "Weights in memory: ", "Backend: eager", "Fast mode: "):
-        assert label in text
+    assert "5 bits a weight" in text and "Complete: " in text
+    assert "No graphics card: plain PyTorch, slow" in text and "eager" not in text
+    panel.locator("summary").click()
+    for detail in ("packed and ", "File layout: V1", "Unpacked by: eager", "Fast mode is not available: ", "cuda: "):
+        panel.get_by_text(detail).wait_for()
+    canvas.wait(UNSCROLLED)
     if vue:
         canvas.page.get_by_role("combobox", name="checkpoint").click()
         canvas.page.get_by_role("option", name=holes).click()
@@ -44,7 +48,8 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
         canvas.choose(LOADER, "checkpoint", holes)
     panel = canvas.page.locator(".hlwq-panel[data-state=incomplete]")
     panel.wait_for()
-    assert "tensors are missing" in panel.inner_text()
+    assert "parts are missing" in panel.inner_text()
+    panel.locator("summary").click()
     canvas.wait("() => document.querySelector('.hlwq-coverage')?.naturalWidth > 0")
     canvas.wait(UNSCROLLED)
     assert [button.inner_text() for button in panel.locator("button").all()] == ["Download…", "How to repair", "Verify"]
@@ -69,6 +74,38 @@ def test_the_side_panel_leaves_the_report_alone(open_canvas: Callable[..., Canva
     assert report.is_visible() and canvas.failures == []
 
 
+def test_no_room_is_held(open_canvas: Callable[..., Canvas]) -> None:
+    """Under the report of a whole checkpoint there is nothing, and nothing empty; a bypassed loader's report is dimmed."""
+    canvas = open_canvas()
+    canvas.add(LOADER, checkpoint=TINY)
+    panel = canvas.page.locator(".hlwq-panel[data-state=complete]")
+    panel.wait_for()
+    canvas.wait(
+        "() => { const panel = document.querySelector('.hlwq-panel'); return panel.clientHeight < panel.firstChild.offsetHeight + 60; }"
+    )
+    assert panel.evaluate("(element) => getComputedStyle(element).opacity") == "1"
+    canvas.page.evaluate("() => { app.graph.nodes[0].mode = 4; app.canvas.setDirty(true, true); }")
+    canvas.wait("() => Number(getComputedStyle(document.querySelector('.hlwq-panel')).opacity) < 0.5")
+
+
+@RENDERINGS
+def test_what_a_run_took(open_canvas: Callable[..., Canvas], vue: bool) -> None:
+    """Seconds and memory stand in the report after a run, each stage on demand."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    # What one rendering's run has loaded, the other's would find in ComfyUI's cache.
+    canvas.add(LOADER, checkpoint=TINY, backend="eager" if vue else "auto", attention="comfyui")
+    canvas.add("PreviewAny")
+    canvas.connect(LOADER, "report", "PreviewAny")
+    assert canvas.run() is None
+    run = canvas.page.locator(".hlwq-run")
+    run.get_by_text("Last run: ").wait_for()
+    assert re.search(r"Last run: \d+\.\d s; at most \d+\.\d [MG]B \(RAM\)", run.inner_text())
+    run.locator("summary").click()
+    run.get_by_text(re.compile(r"HLWQ Load Checkpoint: \d+\.\d s, \d+\.\d [MG]B")).wait_for()
+    assert "Last run" not in canvas.page.evaluate("() => JSON.stringify(app.graph.serialize())")
+    assert canvas.failures == []
+
+
 def test_verify(canvas: Canvas) -> None:
     """The Verify button runs to its end and says so in the node."""
     canvas.add(LOADER, checkpoint=TINY)
@@ -79,7 +116,7 @@ def test_verify(canvas: Canvas) -> None:
 
 
 def test_download_asks_first(canvas: Canvas, holes: str) -> None:
-    """Nothing is fetched before the user has said yes; a refusal (the tests are offline) is shown with what to do."""
+    """Nothing is fetched before the user has said yes, who is told how much it is; a refusal (the tests are offline) is shown with what to do."""
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     requests: list[str] = []
     canvas.page.on("request", lambda request: requests.append(f"{request.method} {request.url}"))
@@ -88,6 +125,7 @@ def test_download_asks_first(canvas: Canvas, holes: str) -> None:
     dialog = canvas.page.get_by_role("dialog")
     panel.locator("button[data-fix=download]").click()
     dialog.get_by_text("Hugging Face").wait_for()
+    assert "22.3 GB" in dialog.inner_text()
     dialog.get_by_role("button", name="Cancel").click()
     dialog.wait_for(state="hidden")
     assert not [request for request in requests if request.startswith("POST") and "/hlwq/" in request]
@@ -141,13 +179,16 @@ def test_zoom_and_theme(open_canvas: Callable[..., Canvas], vue: bool, palette: 
     canvas = open_canvas(Comfy__VueNodes__Enabled=vue, Comfy__ColorPalette=palette)
     canvas.add(LOADER, checkpoint=holes)
     canvas.page.locator(".hlwq-panel[data-state=incomplete]").wait_for()
-    for zoom in (0.5, 1.0, 2.0):
+    for zoom in (0.35, 1.0, 2.0):
         canvas.page.evaluate(
             "(zoom) => { app.canvas.ds.scale = zoom; app.canvas.ds.offset = [-300, -300]; app.canvas.setDirty(true, true); }",
             zoom,
         )
         canvas.wait(INSIDE, zoom)
         canvas.wait(UNSCROLLED)
+    canvas.look_at(LOADER)
+    canvas.page.locator(".hlwq-panel summary").click()
+    canvas.wait("() => document.querySelector('.hlwq-coverage')?.naturalWidth > 0")
     canvas.look_at(LOADER)
     texts = canvas.texts(".hlwq-panel")
     assert len(texts) > 7

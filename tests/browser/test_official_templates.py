@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "ManualSigmas": {"sigmas": "0.9, 0.4, 0.0"},
 }
 
-_EXCHANGE = """([exchanged, small]) => {
-  let count = 0;
+# What the menu's command puts in is given the tiny model's files.
+OURS: dict[str, dict[str, Any]] = {ours: values for ours, _, values in EXCHANGED.values()}
+
+_CHOOSE = """(small) => {
   const choose = (node, values) => {
     for (const [name, value] of Object.entries(values)) {
       const slot = node.inputs.findIndex((input) => input.widget?.name === name);
@@ -49,36 +52,57 @@ _EXCHANGE = """([exchanged, small]) => {
       for (const widget of node.widgets ?? []) {  // a newer core's word where this one's node takes a number
         if (widget.type === "number" && typeof widget.value === "string") widget.value = widget.options.min;
       }
-      if (!(node.type in exchanged)) continue;
-      const [type, outputs, choices] = exchanged[node.type];
-      const ours = LiteGraph.createNode(type);
-      graph.add(ours);
-      ours.pos = [...node.pos];
-      choose(ours, choices);
-      for (const [from, to] of Object.entries(outputs)) {
-        for (const id of [...(node.outputs[from].links ?? [])]) {
-          const link = graph.links.get(id);
-          ours.connect(to, graph.getNodeById(link.target_id), link.target_slot);
-        }
-      }
-      graph.remove(node);
-      count++;
     }
   };
   walk(app.graph);
-  return count;
+}"""
+_TYPES = """() => {
+  const types = [];
+  const walk = (graph) => graph.nodes.forEach((n) => (n.isSubgraphNode?.() ? walk(n.subgraph) : types.push(n.type)));
+  walk(app.graph);
+  return types.sort();
 }"""
 
 
 def _exchanged(canvas: Canvas, name: str) -> int:
-    """Drop the template and exchange its loaders; how many there were."""
+    """Drop the template and exchange its loaders as the menu does; how many there were."""
     workflow = template(name)
     known = set(canvas.page.evaluate("() => Object.keys(LiteGraph.registered_node_types)"))
     skip_unless_known(workflow, known)
     canvas.drop(workflow)
-    count = canvas.page.evaluate(_EXCHANGE, [EXCHANGED, SMALL])
+    before = [node for node in canvas.page.evaluate(_TYPES) if node in EXCHANGED]
+    canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
+    assert not EXCHANGED.keys() & set(canvas.page.evaluate(_TYPES))
+    canvas.page.evaluate(_CHOOSE, SMALL | OURS)
     assert canvas.missing_nodes() == []
-    return count
+    return len(before)
+
+
+def test_exchange_is_undone_in_one_step(canvas: Canvas) -> None:
+    """One loader of ours for all that loaded a part of the checkpoint; undo brings the workflow back as it was."""
+    workflow = template(RUN_HERE[0])
+    skip_unless_known(workflow, set(canvas.page.evaluate("() => Object.keys(LiteGraph.registered_node_types)")))
+    canvas.drop(workflow)
+    before = canvas.page.evaluate(_TYPES)
+    canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
+    canvas.page.get_by_text("4 loaders exchanged").wait_for()
+    assert canvas.page.evaluate(_TYPES).count("HLWQLoadCheckpoint") == 1
+    canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    canvas.wait(f"() => JSON.stringify(({_TYPES})()) === {json.dumps(json.dumps(before, separators=(',', ':')))}")
+    canvas.clear()
+    canvas.add("CheckpointLoaderSimple")
+    canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
+    canvas.page.get_by_text("no loader of LTX").wait_for()
+    assert canvas.page.evaluate(_TYPES) == ["CheckpointLoaderSimple"], "a loader of other models is left alone"
+    assert canvas.failures == []
+
+
+def test_the_menu_has_the_exchange(canvas: Canvas) -> None:
+    """ComfyUI's menu and its search of commands know it by its name."""
+    labels = canvas.page.evaluate(
+        "() => app.extensionManager.command.commands.filter((c) => c.id === 'HLWQ.ExchangeLoaders').map((c) => c.label)"
+    )
+    assert labels == ["Exchange LTX loaders for HLWQ"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in RUN_HERE])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,11 @@ from .canvas import NOTE, UNSCROLLED, Canvas
 from .tiny_workflow import LTX25, NAMES, TINY, WORKFLOWS, tiny
 
 pytestmark = pytest.mark.browser
+ROOT = Path(__file__).resolve().parents[2]
 RENDERINGS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+FULL = "LTX-2.3-22B-HLWQ-Q5"
+# Pixels of a loader's panel that hold nothing.
+ROOM = """() => [...document.querySelectorAll(".hlwq-panel")].map((p) => p.clientHeight - p.firstChild.offsetHeight)"""
 TEXT_TO_VIDEO = next(path for path in WORKFLOWS if path.stem.endswith("text_to_video"))
 
 
@@ -73,9 +78,10 @@ def test_room_for_what_is_missing(open_canvas: Callable[..., Canvas], vue: bool,
     canvas.choose("HLWQLoadCheckpoint", "checkpoint", holes)
     canvas.page.locator(".hlwq-panel[data-state=incomplete]").wait_for()
     canvas.look_at("HLWQLoadCheckpoint", "HLWQLoadTextEncoder")
-    canvas.wait("() => document.querySelector('.hlwq-coverage')?.naturalWidth > 0")
     canvas.wait(UNSCROLLED)
     assert canvas.overlaps() == []
+    boxes = canvas.page.evaluate(ROOM)
+    assert vue or all(empty < 70 for empty in boxes), "no room is held for what is not there"
 
 
 @RENDERINGS
@@ -85,14 +91,97 @@ def test_missing_models_can_be_downloaded(open_canvas: Callable[..., Canvas], vu
     canvas.drop_file(TEXT_TO_VIDEO)
     panel = canvas.page.locator(".hlwq-panel[data-state=error]")
     panel.wait_for()
-    assert "what to do: " in panel.inner_text()
+    assert f"The workflow asks for {FULL}. Your folders hold {TINY}" in panel.inner_text()
     assert panel.locator("button[data-fix=download]").is_visible()
     canvas.page.get_by_role("button", name="View details").click()
     missing = canvas.page.get_by_test_id("missing-model-importable-rows")
     for name in NAMES:
-        if name.endswith(".safetensors"):
-            missing.get_by_text(name).first.wait_for()
+        missing.get_by_text(name).first.wait_for()
     assert missing.get_by_test_id("missing-model-download").count() == 2
+    assert missing.locator(".hlwq-row-button").count() == 1
+    framed = canvas.page.evaluate("() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.title)")
+    assert {"Load Checkpoint", "Load Text Encoder", "Distilled LoRA"} <= set(framed)
+    everything = canvas.page.get_by_test_id("missing-model-download-all")
+    everything.get_by_text("+ 22.3 GB").wait_for()
+    everything.click()
+    dialog = canvas.page.get_by_role("dialog")
+    dialog.get_by_text("caiovicentino1/LTX-2.3-22B-HLWQ-Q5").wait_for()
+    dialog.get_by_role("button", name="Cancel").click()
+    # What is there is taken instead: ComfyUI's list no longer names the checkpoint.
+    panel.locator("button[data-fix=use]").first.click()
+    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    encoder = canvas.page.evaluate("() => app.graph.nodes.findIndex((n) => n.type === 'HLWQLoadTextEncoder')")
+    assert encoder >= 0
+    canvas.choose("HLWQLoadTextEncoder", "checkpoint", TINY)
+    canvas.page.evaluate("() => app.refreshComboInNodes()")
+    missing.get_by_text(FULL).first.wait_for(state="detached")
+
+
+@RENDERINGS
+def test_a_refused_run_offers_what_is_there(open_canvas: Callable[..., Canvas], vue: bool) -> None:
+    """One dialog says what is asked for and what there is, by the nodes' titles; taking what is there lets it run."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    workflow = tiny(TEXT_TO_VIDEO)
+    for node in workflow["nodes"]:
+        if node["type"] in ("HLWQLoadCheckpoint", "HLWQLoadTextEncoder"):
+            node["widgets_values"] = [FULL if value == TINY else value for value in node["widgets_values"]]
+    canvas.drop(workflow)
+    canvas.page.locator(".hlwq-panel[data-state=error]").wait_for()
+    canvas.press_run()
+    dialog = canvas.page.locator(".hlwq-dialog")
+    dialog.wait_for()
+    text = dialog.inner_text()
+    assert f"The workflow asks for {FULL}. Your folders hold {TINY}" in text
+    assert "Load Checkpoint, Load Text Encoder" in text and "HLWQLoad" not in text
+    assert text.count("The workflow asks for") == 1
+    dialog.get_by_role("button", name="Download…").wait_for()
+    dialog.get_by_role("button", name=f"Use {TINY}").click()
+    dialog.get_by_text(f"{TINY} is used now.").wait_for()
+    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    values = canvas.page.evaluate(
+        "() => app.graph.nodes.flatMap((n) => (n.widgets ?? []).filter((w) => w.name === 'checkpoint').map((w) => w.value))"
+    )
+    assert values == [TINY, TINY]
+    canvas.page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert canvas.failures == []
+
+
+APP_NAMES = (
+    "Start image",
+    "Video",
+    "Audio",
+    "Prompt",
+    "Width",
+    "Height",
+    "Length",
+    "Last frames",
+    "Frame rate",
+    "Seed",
+)
+
+
+@pytest.mark.parametrize("size", [(1600, 900), (390, 844)], ids=["desktop", "phone"])
+def test_app_mode(open_canvas: Callable[..., Canvas], media: None, size: tuple[int, int]) -> None:
+    """ComfyUI's app mode asks for what a person sets, each by a name of its own, and shows the video."""
+    canvas = open_canvas()
+    canvas.page.set_viewport_size({"width": size[0], "height": size[1]})
+    for path in WORKFLOWS:
+        canvas.drop(tiny(path), path.name)
+        titles = [node.get("title") for node in tiny(path)["nodes"]]
+        wanted = [name for name in APP_NAMES if name in titles]
+        canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        if size[0] < 800:
+            canvas.page.get_by_text("Edit & Run").click()
+        widgets = canvas.page.get_by_test_id("linear-widgets")
+        widgets.get_by_text("Prompt", exact=True).first.wait_for()
+        shown = widgets.inner_text()
+        assert [name for name in wanted if name not in shown] == [], path.name
+        assert not re.search(r"^(value|text|noise_seed|image)$", shown, re.M), path.name
+        inside = widgets.evaluate("(element) => element.scrollWidth <= element.clientWidth + 1")
+        assert inside, f"{path.name}: wider than its place"
+        canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    assert canvas.failures == []
 
 
 @pytest.mark.timeout(180)
@@ -119,10 +208,14 @@ def test_text_to_video(
 
 
 def test_templates(canvas: Canvas, picture: Callable[..., None]) -> None:
-    """The template browser lists every workflow of the pack, with its thumbnail, and opens it."""
+    """The template browser lists every workflow of the pack with a title, a sentence and its thumbnail, the simplest first."""
     page = canvas.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(re.compile("^ComfyUI-HLWQ$")).first.click()
+    first = page.locator("[data-testid^=template-workflow-hlwq]").first
+    first.wait_for()
+    assert first.get_attribute("data-testid") == f"template-workflow-{TEXT_TO_VIDEO.stem}"
+    words = json.loads((ROOT / "locales" / "en" / "main.json").read_text("utf-8"))["hlwq"]
     for path in WORKFLOWS:
         card = page.get_by_test_id(f"template-workflow-{path.stem}")
         card.wait_for()
@@ -131,6 +224,9 @@ def test_templates(canvas: Canvas, picture: Callable[..., None]) -> None:
             "(id) => document.querySelector(`[data-testid='${id}'] img`)?.naturalWidth > 0",
             f"template-workflow-{path.stem}",
         )
+        card.get_by_text(words[f"template.{path.stem}"], exact=True).wait_for()
+        card.get_by_text(words[f"template.{path.stem}.about"]).wait_for()
+        assert path.stem not in card.inner_text()
     picture(canvas, "templates")
     page.get_by_test_id(f"template-workflow-{TEXT_TO_VIDEO.stem}").click()
     canvas.wait("() => app.graph.nodes.some((node) => node.type === 'HLWQLoadCheckpoint')")

@@ -248,9 +248,9 @@ def test_checkpoints_that_are_not_there(pack, comfy_base, label):
     from comfyui_hlwq.hlwq_core.errors import InputError
     from comfyui_hlwq.nodes import locations
 
-    with pytest.raises(InputError, match="no such checkpoint") as caught:
+    with pytest.raises(InputError, match="asks for the checkpoint") as caught:
         locations.checkpoint(label)
-    assert "LTX-2.3-tiny-HLWQ-Q5" in caught.value.expected
+    assert "your folders hold LTX-2.3-tiny-HLWQ-Q5" in caught.value.what
 
 
 class TestUpscaler:

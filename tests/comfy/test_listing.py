@@ -127,7 +127,9 @@ def test_what_no_list_has_yet_can_be_named(listing: ModuleType, elsewhere: Path)
     assert locations.checkpoint("new.safetensors") == elsewhere / "new.safetensors"
     names = {"text_encoder": "new.safetensors", "checkpoint": "new.safetensors"}
     assert text_encoder.HLWQLoadTextEncoder.validate_inputs(**names) is True
-    assert "no such" in text_encoder.HLWQLoadTextEncoder.validate_inputs(**{**names, "text_encoder": "nowhere"})
+    assert "your folders hold" in text_encoder.HLWQLoadTextEncoder.validate_inputs(
+        **{**names, "text_encoder": "nowhere"}
+    )
 
 
 def test_why_something_is_not_listed_is_said_once(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_a_changed_file_is_loaded_again(pack, comfy_base, tmp_path):
         assert before != HLWQLoadCheckpoint.fingerprint_inputs("changing", backend="auto")
     finally:
         folder_paths.folder_names_and_paths["hlwq"][0].remove(str(tmp_path))
+
+
+def test_vaes_in_use_are_taken_again(pack, comfy_base, tmp_path):
+    """With another option the diffusion model is another, the VAEs the same; a file that changed gives new ones."""
+    from comfyui_hlwq.nodes.load_checkpoint import load_checkpoint
+    from comfyui_hlwq.nodes.running.choices import Choices
+
+    folder = tmp_path / "copy"
+    shutil.copytree(Path(comfy_base) / "models" / "hlwq" / "LTX-2.3-tiny-HLWQ-Q5", folder)
+    model, vae, audio_vae, _ = load_checkpoint(folder)
+    other, again, audio_again, _ = load_checkpoint(folder, Choices(attention="comfyui", record_blocks=False))
+    assert again is vae and audio_again is audio_vae
+    assert other.model is not model.model
+    plain = next(folder.rglob("*bf16*.safetensors"))
+    os.utime(plain, ns=(plain.stat().st_atime_ns, plain.stat().st_mtime_ns + 10**9))
+    _, new, audio_new, _ = load_checkpoint(folder)
+    assert new is not vae and audio_new is not audio_vae
 
 
 def test_vaes_can_be_loaded_again(loaded):

@@ -152,7 +152,7 @@ def test_names_cannot_leave_the_folder(tools, name: str) -> None:
 
 
 def test_only_models_of_the_folders_can_be_named(tools) -> None:
-    assert "no such model" in tools.HLWQQuantize.validate_inputs("../../etc/passwd", "x", "published")
+    assert "asks for the model" in tools.HLWQQuantize.validate_inputs("../../etc/passwd", "x", "published")
     assert tools.HLWQVerify.validate_inputs(checkpoint="../x") is not True
     assert tools.HLWQVerify.validate_inputs(checkpoint=CHECKPOINT) is True
 

@@ -80,7 +80,7 @@ def test_load_diffusion_model_stands_for_core_s(comfy_base, alone, sample, dista
     from comfyui_hlwq.nodes.load_diffusion_model import HLWQLoadDiffusionModel
 
     assert HLWQLoadDiffusionModel.validate_inputs(alone) is True
-    assert "no such" in HLWQLoadDiffusionModel.validate_inputs("nowhere")
+    assert "your folders hold" in HLWQLoadDiffusionModel.validate_inputs("nowhere")
     with torch.inference_mode():
         model, report = HLWQLoadDiffusionModel.execute(alone).args
         whole, _ = HLWQLoadDiffusionModel.execute("LTX-2.3-tiny-HLWQ-Q5").args

@@ -195,8 +195,23 @@ def test_thumbnail(path):
     thumbnail = path.with_suffix(".jpg")
     assert thumbnail.stat().st_size <= 60_000
     with Image.open(thumbnail) as image:
+        assert image.format == "WEBP" and image.n_frames > 8 and image.width >= 400
         image.verify()
-        assert image.format == "JPEG" and image.width >= 400
+
+
+@pytest.mark.parametrize("path", CANVAS, ids=stem)
+def test_app_mode(path):
+    """What a person sets is asked for, by the name of its node, and the video is shown."""
+    workflow = read(path)
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    asked = workflow["extra"]["linearData"]["inputs"]
+    assert {"Prompt", "Width", "Height", "Length", "Seed"} <= {nodes[number]["title"] for number, _ in asked}
+    for number, widget in asked:
+        (entry,) = (entry for entry in nodes[number]["inputs"] if entry.get("widget", {}).get("name") == widget)
+        assert entry["label"] == nodes[number]["title"] and entry["link"] is None
+    files = [node for node in workflow["nodes"] if node["type"] in ("LoadImage", "LoadAudio", "LoadVideo")]
+    assert {str(node["id"]) for node in files} <= {number for number, _ in asked}
+    assert [nodes[number]["title"] for number in workflow["extra"]["linearData"]["outputs"]] == ["Save"]
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=stem)
