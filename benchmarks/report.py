@@ -85,7 +85,7 @@ def capped() -> list[list[str]]:
         rows.append(
             [
                 f"{run['cap_gb']} GB, {run['tokens']:,} tokens",
-                NAMES[kind] + (", **pack_rest**" if kind == "hlwq_packed" else ""),
+                NAMES[kind] + (", **pack the rest**" if kind == "hlwq_packed" else ""),
                 f"{run['model_gb']:.1f}",
                 "" if peak is None else f"{peak:.1f}",
                 f"{result['bus_gb_step']:.1f}",

@@ -136,9 +136,9 @@ class HLWQDecodeSave(io.ComfyNode):
         if chosen.loop_count and plan.container not in ("gif", "webp"):
             raise InputError(
                 "frames that are saved as they come are saved once",
-                expected="loop_count 0 for anything but gif and webp",
+                expected="loop count 0 for anything but gif and webp",
                 found=chosen.loop_count,
-                fix="set loop_count to 0, or use VAE Decode and HLWQ Save Audio + Video",
+                fix="set the loop count to 0, or use VAE Decode and HLWQ Save Audio + Video",
             )
         progress = ProgressBar(batch * count)
         saver = Saver(cls, chosen)
@@ -207,7 +207,7 @@ class Earlier:
                 "the overlap is longer than one of the videos",
                 expected=f"at most {min(self.frames, new)} frames",
                 found=overlap,
-                fix="take fewer overlap_frames",
+                fix="take fewer overlap frames",
             )
 
     def join(self, sound: media.Sound) -> media.Sound:
@@ -267,7 +267,7 @@ def sounds_for(
                 "there is no sound in this latent",
                 expected="the joint latent of the sampler",
                 found="a video latent alone",
-                fix="connect the latent before LTXVSeparateAVLatent, or disconnect audio_vae for a silent video",
+                fix="connect the latent before LTXVSeparateAVLatent, or disconnect the audio VAE for a silent video",
             )
         audio = core.decode_sound(parts[1], audio_vae)
     sounds = sounds_of(audio)

@@ -333,7 +333,7 @@ def place(prefix: str, output: bool = True) -> media.Place:
             file=prefix,
             expected=f"a folder that can be made in {base}",
             found=error.strerror or error,
-            fix="give ComfyUI's user the right to write there, or take another filename_prefix",
+            fix="give ComfyUI's user the right to write there, or take another filename prefix",
         ) from error
     except Exception as error:  # core raises a bare Exception for a path outside
         raise InputError(
@@ -341,6 +341,6 @@ def place(prefix: str, output: bool = True) -> media.Place:
             file=prefix,
             expected=f"a name inside {base}",
             found=str(error).splitlines()[0],
-            fix="take a filename_prefix without .. and without a drive or leading slash",
+            fix="take a filename prefix without .. and without a drive or leading slash",
         ) from error
     return media.Place(Path(folder), name, counter, subfolder)

@@ -28,6 +28,11 @@ export function openDialog(title, content, buttons) {
   row.append(...buttons);
   dialog.append(heading, ...content, row);
   dialog.addEventListener("close", () => dialog.remove());
+  // ComfyUI's shortcuts are not meant while a dialog is open, and it would keep Escape for itself.
+  dialog.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Escape") dialog.close();
+  });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;

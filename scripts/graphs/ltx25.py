@@ -46,7 +46,7 @@ def models(graph: Workflow) -> Models:
     graph.column()
     graph.group("Models")
     model = graph.add(
-        "HLWQLoadDiffusionModel", "Load Diffusion Model", wide=460, lines=5, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadDiffusionModel", "Load Diffusion Model", wide=460, lines=1, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     encoder = graph.add(

@@ -96,7 +96,7 @@ def models(graph: Workflow, kinds: dict[str, str]) -> Models:
     graph.group("Models")
     # Room for the report that web/hlwq.js puts under the widgets.
     checkpoint = graph.add(
-        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=5, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadCheckpoint", "Load Checkpoint", wide=460, lines=1, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     lora = graph.add(

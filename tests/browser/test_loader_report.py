@@ -51,6 +51,7 @@ def test_report(open_canvas: Callable[..., Canvas], vue: bool, holes: str, pictu
     assert "parts are missing" in panel.inner_text()
     panel.locator("summary").click()
     canvas.wait("() => document.querySelector('.hlwq-coverage')?.naturalWidth > 0")
+    canvas.look_at(LOADER)  # what lies outside the window is cut off
     canvas.wait(UNSCROLLED)
     assert [button.inner_text() for button in panel.locator("button").all()] == ["Download…", "How to repair", "Verify"]
     if vue:

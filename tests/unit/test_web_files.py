@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja", "pt-BR", "es", "fr", "de", "ko", "ru")
 TRANSLATED = LANGUAGES[1:]
+HELPED = ("zh", "ja", "pt-BR")
 CATEGORIES = {"HLWQ/loaders", "HLWQ/model", "HLWQ/latent", "HLWQ/video", "HLWQ/tools"}
 
 
@@ -112,14 +113,63 @@ def test_tooltips(node_id: str) -> None:
     assert SCHEMAS[node_id]["without tooltip"] == []
 
 
+SECTIONS = ["Inputs", "Outputs", "Example", "What can go wrong"]
+
+
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_help_page(node_id: str) -> None:
-    """Title, sections, and every input by its name."""
+    """Title, sections, and every input by the name that it has on the screen; no table, which the Info panel would cut off."""
     text = (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+    names = _locale("en", "nodeDefs")[node_id]
     assert text.splitlines()[0] == f"# {SCHEMAS[node_id]['title'][0]}"
-    assert re.findall(r"^## (.+)$", text, re.M) == ["Inputs", "Outputs", "Example", "What can go wrong"]
+    assert re.findall(r"^## (.+)$", text, re.M) == SECTIONS
+    assert not re.search(r"^\|", text, re.M)
     inputs = text.split("## Inputs")[1].split("## Outputs")[0]
-    assert set(re.findall(r"\*\*(\w+)\*\*", inputs)) == set(SCHEMAS[node_id]["inputs"])
+    assert _items(inputs) == {entry["name"] for entry in names["inputs"].values()}
+    outputs = text.split("## Outputs")[1].split("## Example")[0]
+    assert _items(outputs) == {entry["name"] for entry in names["outputs"].values()}
+
+
+def _items(text: str) -> set[str]:
+    """The names that the items of a list begin with: `- **one**, **two** (advanced): …`."""
+    heads = [line.split(":")[0].split("：")[0] for line in text.splitlines() if line.startswith("- ")]
+    return {name for head in heads for name in re.findall(r"\*\*([^*]+)\*\*", head)}
+
+
+@pytest.mark.parametrize("language", HELPED)
+def test_translated_help(language: str) -> None:
+    """Each page in full: inputs and outputs by their names on the screen in that language, and as much that can go wrong."""
+    for node_id, texts in _locale(language, "nodeDefs").items():
+        page = ROOT / "web" / "docs" / node_id / f"{language}.md"
+        assert page.is_file(), f"{node_id} has no help in {language}"
+        text, english = page.read_text("utf-8"), (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8")
+        assert text.splitlines()[0] == f"# {texts['display_name']}"
+        parts, originals = (re.split(r"^## .+$", words, flags=re.M) for words in (text, english))
+        assert len(parts) == len(originals) == len(SECTIONS) + 1, node_id
+        assert all(part.strip() for part in parts)
+        assert parts[4].count("\n- ") == originals[4].count("\n- "), node_id
+        assert _items(parts[1]) == {entry["name"] for entry in texts["inputs"].values()}, node_id
+        assert _items(parts[2]) == {entry["name"] for entry in texts["outputs"].values()}, node_id
+
+
+def _several_words() -> dict[str, str]:
+    """Inputs that have another name on the screen than in a program, and this name."""
+    entries = (entry for texts in _locale("en", "nodeDefs").values() for entry in texts["inputs"].items())
+    return {name: entry["name"] for name, entry in entries if "_" in name}
+
+
+def test_texts_name_what_the_screen_shows() -> None:
+    """Help, README, docs and errors call an input as the screen does; a program's name stands in code alone."""
+    ids = _several_words()
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "web" / "docs").rglob("*.md")):
+        told = re.findall(r"\*\*(\w+)\*\*", path.read_text("utf-8"))
+        assert set(told) & set(ids) == set(), path.name
+    for path in sorted((ROOT / "nodes").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(call, ast.Call) and re.search(r"Error$", ast.unparse(call.func))):
+                continue
+            said = " ".join(c.value for c in ast.walk(call) if isinstance(c, ast.Constant) and isinstance(c.value, str))
+            assert [name for name in ids if re.search(rf"\b{name}\b", said)] == [], f"{path.name}: {said}"
 
 
 def test_no_help_page_without_a_node() -> None:
