@@ -26,7 +26,9 @@ const EXCHANGED = {
   LTXVGemmaCLIPModelLoader: encoder("gemma_path"),
 };
 
-const fileOf = (node) => String(node.widgets?.find((widget) => typeof widget.value === "string")?.value ?? "");
+/** The values of a node, that of a pack which is not installed included: it has no widgets, only what was saved of it. */
+const valuesOf = (node) => (node.widgets?.length ? node.widgets.map((widget) => widget.value) : node.last_serialization?.widgets_values ?? []);
+const fileOf = (node) => String(valuesOf(node).find((value) => typeof value === "string") ?? "");
 
 function isOne(node) {
   const entry = EXCHANGED[node.type];
@@ -51,7 +53,7 @@ function make(graph, node, entry) {
   graph.add(ours);
   ours.pos = [...node.pos];
   for (const [from, to] of Object.entries(entry.values ?? {})) {
-    const value = String(node.widgets?.find((widget) => widget.name === from)?.value ?? "");
+    const value = String(node.widgets?.find((widget) => widget.name === from)?.value ?? fileOf(node));
     const widget = ours.widgets.find((one) => one.name === to);
     const base = value.split(/[\\/]/).pop();
     set(ours, to, [value, base].find((name) => choices(widget).includes(name)) ?? value);

@@ -50,6 +50,15 @@ SETTINGS: dict[str, Any] = {
 SCREENSHOTS = Path(os.environ.get("HLWQ_SCREENSHOTS") or Path(tempfile.gettempdir(), "hlwq-screenshots"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes every combination runs only when it is asked for."""
+    if "everywhere" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("everywhere"):
+            item.add_marker(pytest.mark.skip(reason="every combination: pytest -m everywhere tests/browser"))
+
+
 def _chromium() -> str | None:
     given = os.environ.get("CHROMIUM_PATH")
     return given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -208,6 +208,37 @@ def test_text_to_video(
     assert canvas.failures == []
 
 
+@pytest.mark.timeout(180)
+@RENDERINGS
+def test_previews_while_sampling(open_canvas: Callable[..., Canvas], vue: bool) -> None:
+    """With ComfyUI's previews switched on, the sampler shows the picture as it comes."""
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue, Comfy__Execution__PreviewMethod="latent2rgb")
+    workflow = tiny(TEXT_TO_VIDEO)
+    for node in workflow["nodes"]:
+        if node["type"] == "RandomNoise":
+            node["widgets_values"] = [1000 + vue, "fixed"]  # not what another test has left in ComfyUI's cache
+        elif node["type"] == "ManualSigmas":
+            node["widgets_values"] = ["1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0"]
+    canvas.drop(workflow)
+    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    canvas.look_at("SamplerCustomAdvanced")
+    canvas.page.evaluate(
+        """() => {
+          const seen = (window.hlwqSeen = { previews: 0, shown: 0 });
+          const sampler = app.graph.nodes.find((n) => n.type === "SamplerCustomAdvanced");
+          app.api.addEventListener("b_preview_with_metadata", () => seen.previews++);
+          setInterval(() => {
+            const image = document.querySelector(`[data-node-id="${sampler.id}"] img[src^="blob:"]`) ?? sampler.imgs?.[0];
+            if (image?.naturalWidth) seen.shown++;
+          }, 20);
+        }"""
+    )
+    assert canvas.run() is None
+    seen = canvas.page.evaluate("() => hlwqSeen")
+    assert seen["previews"] >= 3 and seen["shown"] > 0, seen
+    assert canvas.failures == []
+
+
 def test_templates(canvas: Canvas, picture: Callable[..., None]) -> None:
     """The template browser lists every workflow of the pack with a title, a sentence and its thumbnail, the simplest first."""
     page = canvas.page
