@@ -18,7 +18,8 @@ from .tiny_workflow import TINY
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
+NOT_YET = {"de"}  # ComfyUI itself has no German: the pack's waits for it
+LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir() if path.name not in NOT_YET)
 LOADER = "HLWQLoadCheckpoint"
 PHONE, DESKTOP = (390, 844), (1600, 900)
 

@@ -38,6 +38,13 @@ def test_translated_names(open_canvas: Callable[..., Canvas], language: str) -> 
         canvas.add(node_type)
     titles = canvas.page.evaluate("() => Object.fromEntries(app.graph.nodes.map((n) => [n.type, n.title]))")
     assert titles == {node_type: names[node_type]["display_name"] for node_type in NODES}
+    canvas.clear()
+    canvas.add(NODES[0])
+    canvas.select(NODES[0])
+    canvas.page.get_by_test_id("info-button").click()
+    page = (ROOT / "web" / "docs" / NODES[0] / f"{language}.md").read_text("utf-8").splitlines()
+    for heading in [line[3:] for line in page if line.startswith("## ")]:
+        canvas.page.get_by_role("heading", name=heading, exact=True).wait_for()
 
 
 @pytest.mark.parametrize("errors_tab", [True, False], ids=["errors tab", "no errors tab"])
