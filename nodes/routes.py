@@ -313,7 +313,7 @@ async def get_published(request: web.Request) -> web.Response:
 
 
 async def post_memory(request: web.Request) -> web.Response:
-    """{} -> {bytes, device}: the most memory that torch held on the card since this was asked last; without a card, what the
+    """{} -> {bytes, device}: the most memory of the card in use since this was asked last; without a card, what the
     program holds now."""
     await _body(request)
     return web.json_response(memory.most(compat.model_management.get_torch_device()))

@@ -35,6 +35,8 @@ def ask(
         "/hlwq/verify": routes.post_verify,
         "/hlwq/cancel": routes.post_cancel,
         "/hlwq/download": routes.post_download,
+        "/hlwq/published": routes.get_published,
+        "/hlwq/memory": routes.post_memory,
     }
 
     async def go() -> tuple[int, str, dict[str, str]]:
@@ -164,3 +166,22 @@ def test_what_the_system_refuses_is_said(routes: ModuleType, monkeypatch: pytest
     ):
         status, text, _ = ask(routes, method, path, body, JSON)
         assert status == 422 and "Permission denied" in json.loads(text)["error"]
+
+
+def test_what_is_published(routes: ModuleType) -> None:
+    status, text, _ = ask(routes, "GET", "/hlwq/published")
+    assert status == 200
+    sizes = json.loads(text)
+    assert "caiovicentino1/LTX-2.3-22B-HLWQ-Q5" in sizes and all(size > 10**9 for size in sizes.values())
+
+
+def test_memory(routes: ModuleType) -> None:
+    """What the program holds, where there is no card: it grows by what is made."""
+    import torch
+
+    before = json.loads(ask(routes, "POST", "/hlwq/memory", b"{}", JSON)[1])
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    after = json.loads(ask(routes, "POST", "/hlwq/memory", b"{}", JSON)[1])
+    assert before["device"] == after["device"]
+    assert after["device"] == "GPU" or after["bytes"] - before["bytes"] > held.nbytes / 2
+    assert ask(routes, "POST", "/hlwq/memory", b"x", JSON)[0] == 400
