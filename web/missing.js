@@ -20,6 +20,7 @@ const DOWNLOAD_ONE = "[data-testid=missing-model-download]";
 
 let published = {};
 let loaded = false;
+let followed = null;
 
 /** What is published, repository -> bytes; to be awaited once. */
 export async function loadPublished() {
@@ -69,6 +70,8 @@ const keyOf = (entry) => `${entry.nodeId}/${entry.widgetName}/${entry.name}`;
 export function syncMissing() {
   const models = store("missingModel");
   if (!models?.addMissingModels || !models.removeMissingModelByWidget) return;
+  if (followed !== models) models.$subscribe(() => queueMicrotask(syncMissing)); // what ComfyUI finds, it puts in the list's place
+  followed = models;
   const wanted = missingCheckpoints();
   const keys = new Set(wanted.map(keyOf));
   const listed = (models.missingModelCandidates ?? []).filter((entry) => entry.directory === "hlwq" && !A_FILE.test(entry.name));
@@ -88,9 +91,9 @@ export function workflowOpened() {
   setTimeout(syncMissing);
 }
 
-/** Follows ComfyUI's list, and adds to it what cannot be had by a link. `download` starts the download of a checkpoint. */
+/** Adds to ComfyUI's list what cannot be had by a link. `download` starts the download of a checkpoint. */
 export function watchMissing(download) {
-  store("missingModel")?.$subscribe(() => queueMicrotask(syncMissing));
+  syncMissing();
   whenPageChanges(() => decorate(download));
 }
 
