@@ -68,6 +68,7 @@ const keyOf = (entry) => `${entry.nodeId}/${entry.widgetName}/${entry.name}`;
 
 /** Brings ComfyUI's list to what is missing now. */
 export function syncMissing() {
+  if (app.isGraphReady === false) return;
   const models = store("missingModel");
   if (!models?.addMissingModels || !models.removeMissingModelByWidget) return;
   if (followed !== models) models.$subscribe(() => queueMicrotask(syncMissing)); // what ComfyUI finds, it puts in the list's place
