@@ -34,6 +34,8 @@ export async function loadPublished() {
 
 /** The repository that a checkpoint of this name comes from; null for one that is not published. */
 export const repositoryOf = (name) => Object.keys(published).find((known) => known.split("/")[1] === name) ?? null;
+/** Whether what is published could stand for it: it is LTX-2.3, and no name says another version. */
+export const mayBePublished = (name) => !/ltx[-_. ]?2[-_.](?!3)\d/i.test(name);
 export const defaultRepository = () => Object.keys(published)[0];
 export const publishedBytes = (repository) => bytes(published[repository] ?? 0);
 

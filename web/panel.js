@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { button, element } from "./dialog.js";
 import { bytes, count, ranges } from "./format.js";
 import { missingChoices, nearest, choices, choose } from "./graph.js";
-import { defaultRepository, publishedBytes, repositoryOf, syncMissing } from "./missing.js";
+import { defaultRepository, mayBePublished, publishedBytes, repositoryOf, syncMissing } from "./missing.js";
 import { View } from "./view.js";
 import { say } from "./words.js";
 
@@ -140,7 +140,8 @@ export class CheckpointPanel extends View {
   }
 
   offer(fixes, report = {}) {
-    const made = fixes.map((fix) => {
+    const offered = fixes.filter((fix) => fix !== "download" || mayBePublished(this.name ?? ""));
+    const made = offered.map((fix) => {
       const one = button(say(`fix.${fix}`), () => this[fix](report));
       one.dataset.fix = fix;
       return one;
