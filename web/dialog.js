@@ -27,11 +27,16 @@ export function openDialog(title, content, buttons) {
   const row = element("div", "hlwq-buttons");
   row.append(...buttons);
   dialog.append(heading, ...content, row);
-  dialog.addEventListener("close", () => dialog.remove());
-  // ComfyUI's shortcuts are not meant while a dialog is open, and it would keep Escape for itself.
-  dialog.addEventListener("keydown", (event) => {
-    event.stopPropagation();
+  // ComfyUI's shortcuts are not meant while a dialog is open, and it would keep Escape for itself. Where the focus was on a
+  // button that is gone, keys come to the page, not to the dialog.
+  const keys = (event) => {
+    event.stopImmediatePropagation();
     if (event.key === "Escape") dialog.close();
+  };
+  window.addEventListener("keydown", keys, true);
+  dialog.addEventListener("close", () => {
+    window.removeEventListener("keydown", keys, true);
+    dialog.remove();
   });
   document.body.append(dialog);
   dialog.showModal();
