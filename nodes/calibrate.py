@@ -18,10 +18,10 @@ class HLWQCalibrate(io.ComfyNode):
         return io.Schema(
             node_id="HLWQCalibrate",
             display_name="HLWQ Calibrate",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Stands between a model's loader and its sampler, and gathers what the inputs of its layers look like "
             "while you sample a few prompts. HLWQ Quantize makes a better checkpoint of the same size from that.",
-            search_aliases=["imatrix", "importance matrix", "gptq", "moments"],
+            search_aliases=["hlwq", "imatrix", "importance matrix", "gptq", "moments"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch: dense or HLWQ, before or after its LoRAs."),
                 io.String.Input(
@@ -33,7 +33,7 @@ class HLWQCalibrate(io.ComfyNode):
                     "moments",
                     options=list(MOMENTS),
                     default="blocks",
-                    tooltip="blocks: what the codes of blocks of 128 need. full: better, for layers as wide as memory_gb "
+                    tooltip="blocks: what the codes of blocks of 128 need. full: better, for layers as wide as memory (GB) "
                     "allows. none: means alone, for the correction of biases.",
                 ),
                 io.Float.Input(
