@@ -8,23 +8,13 @@ What is public stands in `__all__` and in docs/library.md; all else may change.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
-try:
-    from .checkpoints.checkpoint import Checkpoint, open_checkpoint
-    from .format.packed import LayerInfo, PackedLayer
-except ModuleNotFoundError as error:
-    # `python -m hlwq_core` comes here before its own module: with the system's Python a newcomer would meet a traceback.
-    if "hlwq_core" not in sys.orig_argv:
-        raise
-    from .errors import missing_module
-
-    print(missing_module(error), file=sys.stderr)
-    raise SystemExit(2) from None
 from .errors import HLWQError
 
 if TYPE_CHECKING:
+    from .checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from .format.packed import LayerInfo, PackedLayer
     from .tools.download import download
     from .tools.inspect import inspect
     from .tools.quantize import quantize
@@ -46,13 +36,24 @@ __all__ = [
     "verify",
 ]
 
-# The tools are imported when they are first asked for: opening a checkpoint needs none of them.
-_TOOLS = ("download", "inspect", "quantize", "repair", "verify")
+# Where a public name is. It is imported when it is first asked for: opening a checkpoint needs no tool, and a command that only
+# asks a server needs no torch, which takes seconds.
+_PLACES = {
+    "Checkpoint": "checkpoints.checkpoint",
+    "LayerInfo": "format.packed",
+    "PackedLayer": "format.packed",
+    "download": "tools.download",
+    "inspect": "tools.inspect",
+    "open_checkpoint": "checkpoints.checkpoint",
+    "quantize": "tools.quantize",
+    "repair": "tools.repair",
+    "verify": "tools.verify",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TOOLS:
-        return getattr(importlib.import_module(f".tools.{name}", __name__), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

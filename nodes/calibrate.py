@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hlwq_core.codec.calibration import MOMENTS
+from ..hlwq_core.codec.options import MOMENTS
 from . import compat, locations
 from .calibrating import MARK, Gathering
 

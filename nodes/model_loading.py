@@ -20,7 +20,7 @@ from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refu
 from ..hlwq_core.codec import codec
 from ..hlwq_core.errors import ConfigError, UnsupportedError
 from ..hlwq_core.format.codebook import VERSIONS
-from ..hlwq_core.format.packing import BITS
+from ..hlwq_core.format.sizes import BITS
 from ..hlwq_core.models.family import Config, Family
 from ..hlwq_core.running import fast, packed_tensor
 from . import compat

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hlwq_core.format.packing import BITS
+from ..hlwq_core.codec.options import LAYOUTS, NORMS
+from ..hlwq_core.format.sizes import BITS
 from ..hlwq_core.models.recipes import AUTO, recipe_names
-from ..hlwq_core.tools.quantize import LAYOUTS, NORMS, quantize
+from ..hlwq_core.tools.quantize import quantize
 from . import locations, tool
 
 

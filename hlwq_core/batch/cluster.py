@@ -19,7 +19,7 @@ from typing import Any
 from ..client.generate import workflow_path
 from ..comfyui import PACK
 from ..errors import InputError, ServerError, WorkError
-from ..format.writer import write_error
+from ..format.places import write_error
 from .driver import Worker
 from .job import Job, plain
 from .making import Say, Unwritable, WorkerLost

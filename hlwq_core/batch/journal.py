@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout  # torch and huggingface_hub bring it
 
 from ..errors import FormatError, InputError, printable
 from ..format.bounded import open_regular, parse_object, unreadable
+from ..format.places import write_error
 from ..format.portable import why_not
-from ..format.writer import write_error
 
 VERSION = 1
 _LINE = 4 << 20

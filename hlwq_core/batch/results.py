@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..format.places import write_error
 from ..format.portable import LONGEST as LONGEST_NAME
 from ..format.portable import portable
-from ..format.writer import write_error
 from .job import LONGEST, Job
 from .journal import Journal, Made, State, _sync_folder
 

@@ -15,20 +15,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..client import graph
 from ..client.generate import Request, build, random_seed
 from ..client.node_progress import NodeProgress
 from ..errors import HLWQError, InputError, WorkError
 from ..format.portable import portable
-from ..media import MediaInfo, probe
 from .driver import Driver, Events, Worker
 from .job import Identities, Job
 from .journal import Journal
 from .making import Say
 from .results import Results
 from .workers import RunningServer
+
+if TYPE_CHECKING:
+    from ..media import MediaInfo
 
 
 @dataclass
@@ -217,6 +219,8 @@ def _result(job: Job, results: Results) -> Result:
 
 
 def _probe(path: Path) -> MediaInfo | None:
+    from ..media import probe
+
     return probe(path) if path.suffix.lower() in (".mp4", ".webm", ".mkv", ".mov") else None
 
 

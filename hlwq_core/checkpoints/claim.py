@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import FormatError, UnsupportedError
 from ..format.bounded import read_object, whole_number
 from ..format.codebook import BLOCK
-from ..format.packing import BITS
+from ..format.sizes import BITS
 from .find import is_folder
 
 _NAME = "polar_config.json"

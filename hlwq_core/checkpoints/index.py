@@ -12,8 +12,8 @@ import torch
 from ..errors import FormatError, IncompleteError, UnsupportedError
 from ..format import variants
 from ..format.codebook import BLOCK
-from ..format.packing import BITS
 from ..format.safefile import Entry, SafeFile
+from ..format.sizes import BITS
 from ..format.variants import Variant
 from ..models import families
 

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import FormatError
 from ..format.codebook import VERSIONS, register_stored
-from ..format.packing import BITS
+from ..format.sizes import BITS
 from .detect import SAMPLE_LAYERS, Detection, bits_in_use, detect, sample_codes, sample_rows
 from .index import Layer
 

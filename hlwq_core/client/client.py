@@ -22,7 +22,7 @@ from urllib.parse import quote
 import aiohttp
 
 from ..errors import HLWQError, InputError, ServerError, WorkError
-from ..format.writer import write_error
+from ..format.places import write_error
 from . import graph
 from .address import Address
 from .complaints import failure, refusal, unknown_nodes

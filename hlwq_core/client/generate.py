@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..media import probe
 from . import graph, grid
 from .client import Client
 from .graph import Nodes
@@ -146,6 +145,8 @@ def _value(nodes: Nodes, title: str) -> Any:
 
 def _sound_seconds(path: Path) -> float:
     """How long the sound is that the picture shall follow."""
+    from ..media import probe
+
     sound = probe(path).audio
     if sound is None:
         raise InputError("there is no sound in this file", file=path, fix="give another file with --audio")

@@ -31,12 +31,12 @@ from typing import Any
 import torch
 
 from ..errors import FormatError, InputError
-from ..format.codebook import BLOCK
 from ..format.safefile import SafeFile
+from ..format.sizes import BLOCK
 from ..format.writer import Producer, write_safetensors
+from .options import MOMENTS
 
 VERSION = "1"
-MOMENTS = ("blocks", "full", "none")
 # Every so manieth call's inputs are held out, and of them so many rows are kept.
 HOLD_EVERY = 8
 HELD_ROWS = 256

@@ -16,7 +16,8 @@ from ..errors import InputError
 from ..format.codebook import BLOCK, SQRT_BLOCK, centroids
 from ..format.hadamard import hadamard
 from ..format.packed import PackedLayer
-from ..format.packing import BITS, pack
+from ..format.packing import pack
+from ..format.sizes import BITS
 
 MIN_NORM = 1e-10
 

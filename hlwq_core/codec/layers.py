@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import HLWQError, InputError
-from ..format.codebook import BLOCK
 from ..format.packing import pack, row_bytes
+from ..format.sizes import BLOCK
 from . import codec
 from .calibration import FEWEST, LayerInputs
 from .compensate import damping_of, factor_of

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HLWQError, InputError, printable
-from ..terminal.batch_progress import BatchProgress
 from .generate import STOPPED, add_files, add_server, add_set, add_what, base_request, stoppable, where_of
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ..batch.job import Job
     from ..batch.pool import Where
     from ..batch.results import Results
+    from ..terminal.batch_progress import BatchProgress
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Make what is left; 0 if all jobs are made, 1 if some failed, 130 if it was stopped."""
     from ..batch.journal import Journal
     from ..batch.results import STATE, Results, output_folder
+    from ..terminal.batch_progress import BatchProgress
 
     for name in ("tries", "depth", "workers"):
         value = getattr(args, name)

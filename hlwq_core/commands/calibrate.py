@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..codec.calibration import MOMENTS
+from ..codec.options import MOMENTS
 from . import generate
 
 

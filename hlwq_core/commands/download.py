@@ -4,9 +4,6 @@ import argparse
 from typing import Any
 
 from ..models.families import repositories
-from ..terminal.output import as_json
-from ..terminal.progress import TerminalProgress
-from ..tools.download import download
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -27,6 +24,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..terminal.output import as_json
+    from ..terminal.progress import TerminalProgress
+    from ..tools.download import download
+
     with TerminalProgress(quiet=args.json) as progress:
         result = download(args.repository, args.to, revision=args.revision, progress=progress)
     if args.json:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..terminal.output import as_json
-from ..terminal.progress import TerminalProgress
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -41,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..codec.fisher import losses_by_gradients
+    from ..terminal.output import as_json
+    from ..terminal.progress import TerminalProgress
     from ..tools.bits import CHOICES, save_losses
 
     model, samples = _function(args.function)()

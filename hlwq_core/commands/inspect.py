@@ -4,12 +4,14 @@ import argparse
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..format.writer import partial_path, write_error
+from ..format.places import partial_path, write_error
 from ..terminal.output import as_json
-from ..tools.inspect import Inspection, coverage_picture, inspect, table
+
+if TYPE_CHECKING:
+    from ..tools.inspect import Inspection
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -27,6 +29,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..tools.inspect import inspect, table
+
     if args.picture and args.picture.suffix.lower() != ".png":
         raise InputError(
             "the picture is a PNG file",
@@ -42,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(found: Inspection, file: Path) -> None:
+    from ..tools.inspect import coverage_picture
+
     beside = partial_path(file)
     try:
         coverage_picture(found).save(beside, "PNG")

@@ -3,13 +3,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..checkpoints.dense import open_dense
+from ..codec.options import LAYOUTS, NORMS
 from ..errors import InputError
-from ..models.recipes import AUTO, planned_size, recipe_names
+from ..models.recipes import AUTO, recipe_names
 from ..terminal.output import as_json
-from ..terminal.progress import TerminalProgress
-from ..tools.quantize import LAYOUTS, NORMS, quantize, recipe_for
-from ..tools.quantize_report import as_size
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -69,6 +66,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     if args.plan:
         return _print_plan(args)
+    from ..terminal.progress import TerminalProgress
+    from ..tools.quantize import quantize
+
     with TerminalProgress(quiet=args.json) as progress:
         report = quantize(
             args.source,
@@ -96,6 +96,11 @@ def _print_plan(args: argparse.Namespace) -> int:
             expected="--plan with a recipe and --bits",
             fix="leave out --plan: the report tells how many layers got how many bits",
         )
+    from ..checkpoints.dense import open_dense
+    from ..models.recipes import planned_size
+    from ..tools.quantize import recipe_for
+    from ..tools.quantize_report import as_size
+
     source = open_dense(args.source)
     size = planned_size(recipe_for(source, args.rules), source.described(), args.bits)
     if args.json:

@@ -3,10 +3,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..codec.options import NORMS
 from ..terminal.output import as_json
-from ..terminal.progress import TerminalProgress
-from ..tools.quantize import NORMS
-from ..tools.repair import repair
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -27,6 +25,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..terminal.progress import TerminalProgress
+    from ..tools.repair import repair
+
     with TerminalProgress(quiet=args.json) as progress:
         result = repair(
             args.path, args.original, rules=args.rules, norms=args.norms, device=args.device, progress=progress

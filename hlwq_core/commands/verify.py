@@ -4,8 +4,6 @@ import argparse
 from typing import Any
 
 from ..terminal.output import as_json
-from ..terminal.progress import TerminalProgress
-from ..tools.verify import verify
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -24,6 +22,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..terminal.progress import TerminalProgress
+    from ..tools.verify import verify
+
     with TerminalProgress(quiet=args.json) as progress:
         result = verify(args.path, args.against, device=args.device, progress=progress)
     print(as_json(result.to_dict()) if args.json else result.text())

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import UnsupportedError
+from .sizes import BLOCK
 
-BLOCK = 128
 SQRT_BLOCK = math.sqrt(BLOCK)
 # The likeliest first. A codebook is a name here and a file of that name: float32 `[2**bits]` by its bits, ascending.
 VERSIONS = ("infinite", "finite")

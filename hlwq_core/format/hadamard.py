@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from .codebook import BLOCK
+from .sizes import BLOCK
 
 
 @functools.lru_cache(maxsize=16)

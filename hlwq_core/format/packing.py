@@ -18,10 +18,9 @@ from __future__ import annotations
 import torch
 
 from ..errors import UnsupportedError
-from .codebook import BLOCK
+from .sizes import BLOCK
 
 PACKINGS = ("msb", "lsb", "nibble", "byte")
-BITS = (2, 3, 4, 5, 6, 8)
 
 
 def block_bytes(bits: int, packing: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -12,15 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..errors import DiskFullError, FormatError, HLWQError, InputError
+from ..errors import FormatError
+from .places import partial_path, write_error
 from .safefile import DTYPES, NAMES
 
 Producer = Callable[[], torch.Tensor]
-
-
-def partial_path(path: Path) -> Path:
-    """Where a file grows until it is whole: beside the target, hidden, and with another ending."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def write_safetensors(
@@ -71,23 +66,6 @@ def write_safetensors(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-
-
-def write_error(path: Path, error: OSError) -> HLWQError:
-    """The system's error about writing `path`, in the user's terms."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(
-            "the disk is full: this file was not written",
-            file=path,
-            found=error.strerror,
-            fix="free some space on this disk, or choose another folder",
-        )
-    return InputError(
-        "the file cannot be written",
-        file=path,
-        found=error.strerror or error,
-        fix="check that the folder is there and may be written to, or choose another one",
-    )
 
 
 def _header(

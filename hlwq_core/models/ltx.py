@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..format.codebook import BLOCK
+from ..format.sizes import BLOCK
 from .family import DIFFUSION, TRANSFORMER, Contradiction, Family, Limits, Part, Shapes, Values
 
 DATA = Path(__file__).parents[1] / "data"

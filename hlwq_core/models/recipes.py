@@ -29,8 +29,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..format.bounded import is_file, read_object, whole_number
-from ..format.packed import encoded_bytes
-from ..format.packing import BITS
+from ..format.sizes import BITS
 
 _FOLDER = Path(__file__).parents[1] / "data" / "rules"
 AUTO = "auto"  # the recipe of the model's own family
@@ -121,6 +120,8 @@ class PlannedSize:
 
 def planned_size(recipe: Recipe, tensors: Iterable[tuple[str, str, tuple[int, ...]]], default: int = 5) -> PlannedSize:
     """The size of a checkpoint before it is made, from names, dtypes and shapes alone."""
+    from ..format.packed import encoded_bytes  # not above: it brings torch, and describing the recipes needs none
+
     tensors = list(tensors)
     recipe.prepare([name for name, _, shape in tensors if len(shape) == 2])
     codes = norms = kept = layers = weights = 0

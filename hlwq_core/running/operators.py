@@ -14,8 +14,8 @@ import torch
 
 from .. import backends
 from ..backends.eight_bit import DTYPES, EightBit
-from ..format.codebook import BLOCK
 from ..format.packed import PackedLayer
+from ..format.sizes import BLOCK
 from . import scratch
 
 # Operators go when their library does.

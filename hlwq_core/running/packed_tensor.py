@@ -16,8 +16,8 @@ from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layo
 from comfy_kitchen.tensor.base import LAYOUTS, BaseLayoutParams
 
 from ..errors import InputError
-from ..format.codebook import BLOCK
 from ..format.packed import PackedLayer
+from ..format.sizes import BLOCK
 from . import operators
 
 

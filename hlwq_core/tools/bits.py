@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..format.bounded import read_object
 from ..format.codebook import BLOCK
 from ..format.packed import encoded_bytes
-from ..format.packing import BITS
+from ..format.sizes import BITS
 
 # Bits that are chosen from; 2 are worse than every neighbour is worth.
 CHOICES = (3, 4, 5, 6, 8)

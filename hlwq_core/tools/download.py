@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 from .. import comfyui
 from ..errors import DownloadError, HLWQError, InputError
+from ..format.places import write_error
 from ..format.portable import why_not
 from ..format.record import file_sha256, read_record, save_record
-from ..format.writer import write_error
 from ..models import families
 from .alone import alone
 from .job import Progress, Tally

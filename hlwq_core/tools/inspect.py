@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ _ENDINGS = (".safetensors", ".partial", ".incomplete")
 # Lines of each list of a report; cells of the picture of coverage.
 _SHOWN = 20
 _COMPONENTS = 100
+_LABEL = 80
 _ROWS = 500
 _CELLS = 100_000
 
@@ -323,8 +325,9 @@ def table(found: Inspection) -> str:
             lines.append(f"  … and {len(found.components) - _COMPONENTS} more components")
     if found.grid:
         lines.append(f"  {found.stack}: a column for each block; █ quantized, ▒ plain, · missing")
+        width = max(len(_label(layer)) for layer in found.grid)
         for layer, row in found.grid.items():
-            lines.append(f"    {layer[-40:]:<40} " + "".join(_SIGN[s] if s else " " for s in row))
+            lines.append(f"    {_label(layer):<{width}} " + "".join(_SIGN[s] if s else " " for s in row))
     for name in found.missing[:10]:
         lines.append(f"  missing: {name}")
     if len(found.missing) > 10:
@@ -339,6 +342,11 @@ def table(found: Inspection) -> str:
     return "\n".join(lines)
 
 
+def _label(name: str) -> str:
+    """A layer's name whole; of one that no model has, what fits, with a sign that it is not all."""
+    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
+
+
 def _indented(title: str, lines: list[str]) -> list[str]:
     return [f"  {title if not number else '':<12} {line}" for number, line in enumerate(lines)]
 
@@ -349,14 +357,16 @@ def coverage_picture(found: Inspection) -> Image.Image:
 
     colour = {QUANTIZED: (72, 160, 120), PLAIN: (90, 130, 190), MISSING: (210, 70, 60), None: (45, 45, 48)}
     depth = max((len(row) for row in found.grid.values()), default=1)
-    cell, left, line = max(2, min(14, 1400 // depth)), 300, 18
     rows = dict(list(found.grid.items())[:_ROWS])
     bars = sorted(found.components.items())[:_COMPONENTS]
+    font = ImageFont.load_default()
+    labels = [_label(name).replace("…", "...") for name in (*rows, *(name for name, _ in bars))]  # the font has no "…"
+    left = max(300, 20 + math.ceil(max(map(font.getlength, labels), default=0)))
+    cell, line = max(2, min(14, 1400 // depth)), 18
     width = left + max(depth, 48) * cell + 20
     height = 3 * line + len(rows) * cell + line + (len(bars) + 1) * line + 10
     image = Image.new("RGB", (width, height), (28, 28, 30))
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default()
     white = (225, 225, 225)
     state = "complete" if found.complete else "NOT complete"
     draw.text((10, 6), f"{Path(found.path).name}: {found.model}, {state}, {found.nbytes / 1e9:.2f} GB", white, font)
@@ -366,14 +376,14 @@ def coverage_picture(found: Inspection) -> Image.Image:
         draw.text((x + 15, 27), key, white, font)
         x += 100
     top = 3 * line
-    for y, (layer, row) in enumerate(rows.items()):
-        draw.text((10, top + y * cell), layer[-46:], white, font)
+    for y, row in enumerate(rows.values()):
+        draw.text((10, top + y * cell), labels[y], white, font)
         for i, value in enumerate(row):
             x0, y0 = left + i * cell, top + y * cell
             draw.rectangle((x0, y0, x0 + cell - 2, y0 + cell - 2), colour[value])
     top += len(rows) * cell + line
-    for y, (name, part) in enumerate(bars):
-        draw.text((10, top + y * line), name[-46:], white, font)
+    for y, (_, part) in enumerate(bars):
+        draw.text((10, top + y * line), labels[len(rows) + y], white, font)
         edge = float(left)
         for key in (QUANTIZED, PLAIN, MISSING):
             share = getattr(part, key) / part.expected * (width - left - 130)

@@ -24,13 +24,15 @@ from ..checkpoints.find import SAFETENSORS, files_below, holds_codes
 from ..codec.calibration import CalibrationFile
 from ..codec.fidelity import Fidelity
 from ..codec.layers import EncodedLayer, encode_layer
+from ..codec.options import LAYOUTS, NORMS
 from ..errors import DiskFullError, HLWQError, InputError
 from ..format.packed import encoded_bytes
-from ..format.packing import BITS
+from ..format.places import write_error
 from ..format.record import BIASES, CORRECTED, RECORD, write_record
 from ..format.safefile import DTYPES, SafeFile
+from ..format.sizes import BITS
 from ..format.variants import Announced, layer_entries, metas_first
-from ..format.writer import Producer, write_error, write_safetensors
+from ..format.writer import Producer, write_safetensors
 from ..models import families
 from ..models.recipes import AUTO, FLOATING, Recipe, load_recipe
 from .alone import alone
@@ -41,8 +43,6 @@ from .quantize_choices import Wish, calibration_for
 from .quantize_report import Calibrated, Report
 from .replacing import finish, replace_all
 
-LAYOUTS = ("published", "single")
-NORMS = ("author", "search")
 CHUNK_BYTES = 1_500_000_000
 _SPARE_BYTES = 64 << 20
 _JOURNAL = "journal.json"

@@ -21,9 +21,10 @@ from ..errors import FormatError, InputError, UnsupportedError
 from ..format.bounded import is_file
 from ..format.codebook import BLOCK, SQRT_BLOCK, VERSIONS, centroids
 from ..format.hadamard import rotate
-from ..format.packing import BITS, pack, unpack
+from ..format.packing import pack, unpack
 from ..format.record import REPAIRED, read_record
 from ..format.safefile import DTYPES
+from ..format.sizes import BITS
 from ..format.variants import V1, VARIANTS, Announced, base_of, layer_entries, metas_first
 from ..format.writer import Producer, write_safetensors
 from ..models import families

@@ -232,8 +232,15 @@ def test_no_advice_that_an_installed_pack_cannot_follow() -> None:
                 assert not named, f"{path.relative_to(REPO)}:{node.lineno} sends to {named}"
 
 
-@pytest.mark.parametrize("missing", ["torch", "safetensors", "aiohttp"])
-def test_a_python_without_what_the_command_line_needs(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("torch", ["inspect", "model.safetensors"]),
+        ("safetensors", ["inspect", "model.safetensors"]),
+        ("aiohttp", ["generate", "--prompt", "x", "--server", "http://127.0.0.1:9"]),
+    ],
+)
+def test_a_python_without_what_the_command_line_needs(tmp_path: Path, missing: str, arguments: list[str]) -> None:
     """The first thing that a newcomer does wrong: the system's Python instead of ComfyUI's."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -243,7 +250,7 @@ def test_a_python_without_what_the_command_line_needs(tmp_path: Path, missing: s
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hide())\n"
     )
-    command = [sys.executable, "-m", "hlwq_core", "generate", "--prompt", "x", "--server", "http://127.0.0.1:9"]
+    command = [sys.executable, "-m", "hlwq_core", *arguments]
     variables = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=variables)
     assert done.returncode not in (0, 1) and "Traceback" not in done.stderr, done.stderr

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from hlwq_core.checkpoints.block_means import lines, outermost_of
 from hlwq_core.codec.codec import encode
-from hlwq_core.format.packing import BITS
+from hlwq_core.format.sizes import BITS
 from hlwq_core.tools.inspect import inspect, table
 from hlwq_core.tools.quantize import quantize
 from hlwq_core.tools.verify import verify

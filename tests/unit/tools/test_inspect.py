@@ -172,3 +172,17 @@ def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["inspect", str(tmp_path / "nothing")]) == 2
     with pytest.raises(InputError):
         inspect(tmp_path / "nothing")
+
+
+def test_labels_are_whole(tmp_path: Path) -> None:
+    """The names of LTX-2.3's layers are longer than a column was."""
+    from hlwq_core.tools.inspect import Inspection, coverage_picture, table
+
+    long = "audio_to_video_attn.to_gate_logits_and_more.weight"
+    endless = "x" * 10_000 + ".tail"
+    found = Inspection("a", stack="blocks", grid={long: ["quantized"] * 3, endless: ["plain"] * 3})
+    lines = table(found).splitlines()
+    assert any(line.split() == [long, "███"] for line in lines)
+    (cut,) = (line for line in lines if line.endswith("▒▒▒"))
+    assert cut.split()[0].startswith("…") and ".tail ▒▒▒" in cut and len(cut) < 100
+    assert coverage_picture(found).width > 300

@@ -190,7 +190,7 @@ def test_what_nobody_foresaw_is_no_finding(
         def broken(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("hlwq_core.commands.verify.verify", broken)
+        monkeypatch.setattr("hlwq_core.tools.verify.verify", broken)
         assert main(["verify", str(made)]) == 2
         assert str(error) in capsys.readouterr().err
 

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
-import torch
 
 from ..errors import MediaError
-from .sound import Sound
+
+if TYPE_CHECKING:
+    import torch
+
+    from .sound import Sound
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[torch.Tensor]:
     Raises:
         MediaError: see `probe`.
     """
+    import torch
+
     with _reading(path) as container:
         for frame in container.decode(video=0):
             yield torch.from_numpy(frame.to_ndarray(format="rgb24"))[None]
@@ -125,6 +130,10 @@ def read_sound(path: str | os.PathLike[str], rate: int) -> Sound | None:
     Raises:
         MediaError: see `probe`.
     """
+    import torch
+
+    from .sound import Sound
+
     with _reading(path) as container:
         if not container.streams.audio:
             return None
