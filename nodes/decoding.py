@@ -55,7 +55,9 @@ def whole_frames(vae: Any, shape: tuple[int, ...], piece: int) -> Steps:
     if not core.can_slice(vae):
         return Steps(frames, piece)
     each = core.first_features(vae) * core.item_bytes(vae) * height * width
-    return Steps(min(frames, max(_FEWEST, piece // each)), piece)
+    # A CPU gains nothing by more, and its memory soon is what it will be for any length.
+    room = piece // 4 if vae.device.type == "cpu" else piece
+    return Steps(min(frames, max(_FEWEST, room // each)), piece)
 
 
 def needed(vae: Any, steps: Steps, height: int, width: int) -> int:
