@@ -132,7 +132,7 @@ VIDEO_CODECS = {
             quality: {"lossless": str(int(quality == "best")), "quality": value}
             for quality, value in zip(QUALITIES, ("100", "90", "80", "60"), strict=True)
         },
-        # 4 and 5 save nothing over 3, 6 takes 27 times as long for one per cent.
+        # 4 and 5 save nothing over 3, 6 takes 27 times as long for two per cent.
         presets=_presets("compression_level", "0", "1", "2", "3"),
         smallest=1,
         even=False,
