@@ -15,9 +15,11 @@ from .compat import vae as core
 log = logging.getLogger("hlwq")
 
 # What LTX-2.3's decoder needs at its peak, counted in its pieces, its latent pixels of a frame and of the frames that go in
-# at once; an upper bound of what was counted for 25 to 1,441 frames of 256×256 to 1536×1024 in two sizes of pieces.
+# at once; an upper bound of what was counted for 25 to 1,441 frames of 256×256 to 1536×1024 in two sizes of pieces, and of what
+# an H200 took for 121 frames in pieces of 4 to 128 MiB (benchmarks/results/decode_save.json).
 _PIECES = 60
 _FRAME_BYTES = 450_000  # for each latent pixel of a frame, a byte a number
+_LEAST_BYTES = 1_100_000  # the same, however small the pieces are: a frame inside the decoder is no smaller
 _LENGTH_BYTES = 2_300  # the same of all frames that go in at once
 _SPARE = 1.1
 _SMALLEST_PIECE = 4 << 20  # smaller ones save next to nothing: a frame inside the decoder is larger
@@ -64,7 +66,8 @@ def needed(vae: Any, steps: Steps, height: int, width: int) -> int:
     """Bytes of the device's memory for whole frames, or tiles, of so many latent pixels, at the peak."""
     pixels = height * width
     each = _FRAME_BYTES * pixels + _LENGTH_BYTES * pixels * steps.frames
-    return int(_SPARE * (_PIECES * (steps.piece or core.chunk_bytes(vae)) + core.item_bytes(vae) * each))
+    nbytes = _PIECES * (steps.piece or core.chunk_bytes(vae)) + core.item_bytes(vae) * each
+    return int(_SPARE * max(nbytes, core.item_bytes(vae) * _LEAST_BYTES * pixels))
 
 
 def choose(vae: Any, shape: tuple[int, ...], free: int, tile: int = 0) -> Steps:

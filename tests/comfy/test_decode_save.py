@@ -158,7 +158,7 @@ def test_smaller_steps_where_memory_is_short(decoding, vaes, monkeypatch):
     assert largest.piece == 128 << 20 and decoding.choose(vae, shape, need) == largest
     smaller = decoding.choose(vae, shape, need - 1)
     assert (smaller.piece, smaller.tile) == (64 << 20, 0) and smaller.frames < largest.frames
-    assert decoding.choose(vae, shape, need // 4).tile == 0
+    assert decoding.choose(vae, shape, need * 3 // 4).tile == 0
     tiles = decoding.choose(vae, shape, need // 20)
     assert tiles.tile in decoding._TILES
     assert decoding.choose(vae, shape, need, tile=16).tile == 16
