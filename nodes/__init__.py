@@ -14,7 +14,7 @@ COMFYUI_FLOOR = (0, 30, 0)
 @functools.lru_cache(maxsize=1)
 def too_old() -> bool:
     """Whether this ComfyUI is older than the pack can live in; says so in the log, once."""
-    reason = why_too_old(_comfyui_version())
+    reason = why_too_old(comfyui_version())
     if reason is not None:
         logging.getLogger("hlwq").error("%s", reason)
     return reason is not None
@@ -29,7 +29,7 @@ def why_too_old(version: str) -> str | None:
     return f"ComfyUI-HLWQ needs ComfyUI {floor} or newer and found {version}: update ComfyUI. No HLWQ node was loaded."
 
 
-def _comfyui_version() -> str:
+def comfyui_version() -> str:
     try:
         from comfyui_version import __version__
     except ImportError:
@@ -37,7 +37,7 @@ def _comfyui_version() -> str:
     return __version__
 
 
-def _moved() -> list[str]:
+def moved() -> list[str]:
     """The names that the pack relies on and this ComfyUI has no more, as far as that can be told."""
     try:
         from .compat import contract, table
@@ -56,7 +56,7 @@ async def comfy_entrypoint() -> Any:
         from .extension import HLWQExtension
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"ComfyUI-HLWQ does not fit this ComfyUI ({_comfyui_version()}): {'; '.join([str(error), *_moved()])}. Update "
+            f"ComfyUI-HLWQ does not fit this ComfyUI ({comfyui_version()}): {'; '.join([str(error), *moved()])}. Update "
             "ComfyUI-HLWQ; if it is the newest, please report this. No HLWQ node was loaded."
         ) from error
     return HLWQExtension()
