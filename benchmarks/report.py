@@ -1,4 +1,4 @@
-"""README's tables, those of docs/performance.md, and the plots, from results/*.json.
+"""README's table, those of docs/speed.md, docs/performance.md, and the plots, from results/*.json.
 
 python benchmarks/report.py            rewrite the parts between the comments `speed` and `runs`
 python benchmarks/report.py --check    say whether they are up to date (exit code 1 if not)
@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
+SPEED = HERE.parent / "docs" / "speed.md"
 PERFORMANCE = HERE.parent / "docs" / "performance.md"
 QUALITY = HERE.parent / "docs" / "quality.md"
 TOKENS = (2048, 6144, 24576)
@@ -97,7 +98,7 @@ def capped() -> list[list[str]]:
 
 
 def markdown() -> str:
-    """The tables of README.md."""
+    """The tables of docs/speed.md."""
     machine = load("steps_speed")["machine"]
     lines = [
         f"Measured on one {machine['gpu']}, torch {machine['torch']}, ComfyUI 0.30.0 with dynamic VRAM, at full size (48 blocks,",
@@ -109,7 +110,7 @@ def markdown() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *("| " + " | ".join(row) + " |" for row in capped()),
         "",
-        "GGUF Q5_K has 5.5 bits a weight, and a smaller error than HLWQ's 5.125: [docs/quality.md](docs/quality.md).",
+        "GGUF Q5_K has 5.5 bits a weight, and a smaller error than HLWQ's 5.125: [quality.md](quality.md).",
         "",
         "A step as a ratio to BF16 that lies in video memory as a whole, 80 GB card (the fastest runs of both; at 2,048 tokens,",
         "where BF16 waits for the host, the median of neighbouring runs; *decoded weights kept*, *exact, blocks recorded* and",
@@ -123,9 +124,45 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+SIZES = {6144: "768×512, 5 s", 24576: "1536×1024, 5 s"}
+
+
+def sampled_runs() -> dict[str, Any]:
+    """Whole sampling runs, of the results that hold them, the newest last."""
+    return {**load("runs"), **load("runs_fast"), **load("runs_fast_24576")}
+
+
+def cards() -> str:
+    """The table of README.md: what a user of such a card gets."""
+    runs: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for run in load("steps_caps")["results"]:
+        runs.setdefault((run["cap_gb"], run["tokens"]), {})[run["format"].split("_")[0]] = run
+    lines = [
+        "| your card | video | weights, BF16 → HLWQ | over the bus each step | which PCIe 4 takes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for (cap, tokens), formats in runs.items():
+        both = [formats["bf16"], formats["hlwq"]]
+        cells = [f"{cap} GB", SIZES[tokens]]
+        weights = [f"{run['model_gb']:.1f}" for run in both]
+        bus = [f"{run['runs'][0]['bus_gb_step']:.1f}" for run in both]
+        waits = [f"{list(run['seconds_on'].values())[1]:.1f}" for run in both]
+        cells += [f"{a} → **{b}** {unit}" for (a, b), unit in ((weights, "GB"), (bus, "GB"), (waits, "s"))]
+        cells[2] += ", with *pack the rest*" if formats["hlwq"]["format"].startswith("hlwq_packed") else ""
+        lines.append("| " + " | ".join(cells) + " |")
+    found, machine = sampled_runs(), load("runs")["machine"]
+    exact, fast = (found[f"{mode}_{TOKENS[-1]}_8"]["ratio"] for mode in ("exact", "fast"))
+    lines += [
+        "",
+        f"With room for all of BF16 (one {machine['gpu']}), a run of 8 steps at {SIZES[TOKENS[-1]]} takes **{exact:.2f}** of BF16's time, in",
+        f"*fast* mode **{fast:.2f}**. The small cards are one {load('steps_speed')['machine']['gpu']} with the rest of its memory taken.",
+    ]
+    return "\n".join(lines)
+
+
 def whole_runs() -> str:
     """Whole sampling runs, of the results that hold them: the table of docs/performance.md."""
-    found = {**load("runs"), **load("runs_fast"), **load("runs_fast_24576")}
+    found = sampled_runs()
     machine = load("runs")["machine"]
     lines = [
         f"One {machine['gpu']}, torch {machine['torch']}, ComfyUI {machine['comfyui']} with dynamic VRAM, 48 blocks, joint "
@@ -233,7 +270,8 @@ def with_part(text: str, name: str, part: str) -> str:
 
 def main() -> None:
     parts = (
-        (README, "speed", markdown()),
+        (README, "cards", cards()),
+        (SPEED, "speed", markdown()),
         (PERFORMANCE, "runs", whole_runs()),
         (QUALITY, "whisper", quality("whisper", "KL")),
         (QUALITY, "mpnet", quality("mpnet", "1 − cosine")),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .tools.repair import repair
     from .tools.verify import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Checkpoint",
     "HLWQError",

@@ -1,4 +1,4 @@
-"""README's figures are those of the results."""
+"""The figures of README and docs are those of the results."""
 
 from __future__ import annotations
 

@@ -117,6 +117,20 @@ def test_the_hooks_before_a_commit_are_the_checks_of_the_tests() -> None:
     assert f'"ruff=={ruff[1:]}"' in (REPO / "scripts" / "environment.py").read_text()
 
 
+def test_links_of_the_texts_lead_somewhere() -> None:
+    for page in (*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), REPO / "workflows" / "README.md"):
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if not link.startswith(("http", "#")):
+                assert (page.parent / link.partition("#")[0]).exists(), f"{page.relative_to(REPO)}: {link}"
+
+
+def test_readme_is_a_page_for_a_person() -> None:
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for command in ("python3 scripts/demo.py --prompt", "python3 scripts/test.py"):
+        assert f"```sh\n{command}" in text, "the two commands of a developer"
+
+
 def test_contributing_names_what_is_there() -> None:
     text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 70, "a page"

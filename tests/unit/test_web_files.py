@@ -301,8 +301,9 @@ def test_only_public_frontend_modules() -> None:
 
 
 def test_readme_pictures_are_made_by_the_tests() -> None:
-    """Each picture that README.md shows is there, and nothing else; the screenshots are kept by tests/browser."""
-    shown = set(re.findall(r"\]\(images/([\w.-]+)\)", (ROOT / "README.md").read_text("utf-8")))
+    """Each picture that README.md and docs/ show is there, and nothing else; the screenshots are kept by tests/browser."""
+    texts = [page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    shown = set(re.findall(r"\]\((?:\.\./)?images/([\w.-]+)\)", "".join(texts)))
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "browser").glob("test_*.py"))
     made = {f"{name}.jpg" for name in re.findall(r'(?:picture|frame_strip)\([^"\n]*"([\w-]+)"', tests)}
     assert shown == made | {"banner.png"}
