@@ -99,4 +99,4 @@ def _plainly(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, kind in fast.items():
-            module.eight_bit = kind  # type: ignore[assignment]
+            module.eight_bit = kind

@@ -45,7 +45,7 @@ def _is_global(layer: int) -> bool:
 
 def needed() -> list[str]:
     """The tensors of the language model and the projection that encoding a prompt needs."""
-    ones = Sizes(*[1] * 8, None)
+    ones = Sizes(1, 1, 1, 1, 1, 1, 1, 1, None)
     return ["tokenizer_json", *(name for name, _ in ones.weights()), *map(PROJECTION.format, STREAMS)]
 
 

@@ -44,7 +44,7 @@ def encoder(language: type, detected: dict[str, Any], state: dict[str, torch.Ten
 def sized(config: Any) -> type:
     """ComfyUI's Gemma 4 12B of another config: a class, of which its wrapper makes one."""
 
-    class SizedGemma4(Gemma4_12B):  # type: ignore[misc]
+    class SizedGemma4(Gemma4_12B):  # type: ignore[misc, valid-type]
         def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any):
             torch.nn.Module.__init__(self)
             self._init_model(config, dtype, device, operations)

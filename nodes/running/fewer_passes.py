@@ -52,7 +52,7 @@ def _is_known(kind: type) -> bool:
 def _is_as_built(block: torch.nn.Module) -> bool:
     for name, module in block.named_modules():
         state = module.__dict__
-        if "forward" in state or module._forward_hooks or module._forward_pre_hooks or not _is_known(type(module)):
+        if "forward" in state or module._forward_hooks or module._forward_pre_hooks or not _is_known(type(module)):  # type: ignore[arg-type]
             what = f"{name or 'the block'} ({compat.defined_in(state.get('forward', module))})"
             if what not in _said:
                 _said.add(what)
@@ -76,8 +76,8 @@ def use(model: torch.nn.Module, kind: str) -> None:
     if switches.off(SWITCH):
         return
     for block in compat.ltx_blocks(model):
-        block.__class__ = _class(type(block))
-        block.hlwq_kind = kind
+        block.__class__ = _class(type(block))  # type: ignore[arg-type]
+        block.hlwq_kind = kind  # type: ignore[assignment]
         for attention in block.children():
             gates, query = (getattr(attention, name, None) for name in ("to_gate_logits", "to_q"))
             if gates is not None and query is not None and not packed_tensor.is_packed(gates.weight):
