@@ -6,7 +6,8 @@ import torch
 
 from hlwq_core.codec.codec import encode
 from hlwq_core.format.packed import PackedLayer
-from hlwq_core.format.packing import BITS, PACKINGS
+from hlwq_core.format.packing import PACKINGS
+from hlwq_core.format.sizes import BITS
 
 VARIANTS = [(bits, packing) for bits in BITS for packing in PACKINGS if packing != "nibble" or bits <= 4]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -20,7 +20,8 @@ from hlwq_core.checkpoints.find import find_checkpoints
 from hlwq_core.codec.codec import encode
 from hlwq_core.errors import FormatError, HLWQError, IncompleteError, InputError, UnsupportedError
 from hlwq_core.format.codebook import scaled_table
-from hlwq_core.format.packing import BITS, pack
+from hlwq_core.format.packing import pack
+from hlwq_core.format.sizes import BITS
 
 REPO = Path(__file__).resolve().parents[3]
 

@@ -18,7 +18,8 @@ from hlwq_core.format import codebook
 from hlwq_core.format.codebook import BLOCK, register_stored
 from hlwq_core.format.hadamard import hadamard, rotate
 from hlwq_core.format.packed import PackedLayer
-from hlwq_core.format.packing import BITS, pack, row_bytes, unpack
+from hlwq_core.format.packing import pack, row_bytes, unpack
+from hlwq_core.format.sizes import BITS
 
 SKILL = [
     f"{name}_{version}" for name in ("gauss_8x128", "t3_16x384", "pad_zero_5x200") for version in codebook.VERSIONS
