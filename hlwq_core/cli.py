@@ -16,17 +16,17 @@ ERROR = 2
 INTERRUPTED = 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser with all commands."""
+def parser(name: str = "python -m hlwq_core") -> argparse.ArgumentParser:
+    """The parser with all commands, for a program of this name."""
     top = argparse.ArgumentParser(
-        prog="python -m hlwq_core",
+        prog=name,
         description="HLWQ checkpoints: make, check, complete, and generate video with them.",
     )
     top.add_argument("--version", action="version", version=f"ComfyUI-HLWQ {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in pkgutil.iter_modules(commands.__path__):
         command = importlib.import_module(f".{module.name}", commands.__name__)
-        command.add_parser(subparsers).set_defaults(run=command.run)
+        command.add_parser(subparsers).set_defaults(run=command.run, parser=parser)
     return top
 
 
