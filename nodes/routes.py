@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from ..hlwq_core import backends
+from ..hlwq_core import __version__, backends
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.completeness import Whole, whole
 from ..hlwq_core.errors import FormatError, HLWQError, InputError
@@ -124,6 +124,7 @@ def report(label: str) -> dict[str, Any]:
     problem = _problem(path, result)
     blocks = sorted({int(match[1]) for name in missing if (match := _BLOCK.search(name))})
     return {
+        "version": __version__,
         "name": label,
         "variant": " + ".join(sorted(found["variants"])),
         "bits": "/".join(sorted(found["bits"])),

@@ -58,6 +58,7 @@ export function details(report) {
   lines.push(say("report.files", files), say("report.variant", { variant: report.variant }));
   if (report.missing_names?.length) lines.push(say("report.first", { name: report.missing_names[0] }));
   for (const hypothesis of report.hypotheses ?? []) lines.push(say("report.maybe", { hypothesis }));
+  if (report.version) lines.push(`ComfyUI-HLWQ ${report.version}`);
   if (report.backend) lines.push(say("report.backend", { name: report.backend.name }));
   for (const [name, reason] of Object.entries(report.backend?.unavailable ?? {})) lines.push(`${name}: ${reason}`);
   if (report.fast && !report.fast.available) lines.push(say("report.fast.not", { reason: report.fast.reason }));

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import hlwq_core
+
 TINY = "LTX-2.3-tiny-HLWQ-Q5"
 
 
@@ -29,6 +31,7 @@ def test_report(server, server_backend):
     assert report["complete"] and report["missing"] == 0
     assert report["quantized"] + report["plain"] == report["expected"]
     assert report["vram"]["needed_bytes"] < report["size_bytes"]
+    assert report["version"] == hlwq_core.__version__
     assert report["backend"]["name"] == server_backend
     assert bool(report["backend"]["unavailable"].get("cuda")) == (server_backend != "cuda")
 
