@@ -54,7 +54,7 @@ def test_the_pack_offers_the_five_nodes(pack: ModuleType, tools) -> None:
 def test_schemas_are_valid_and_explain_every_input(tools, name: str) -> None:
     schema = getattr(tools, name).GET_SCHEMA()
     schema.validate()
-    assert schema.is_output_node and schema.category == "HLWQ" and schema.description
+    assert schema.is_output_node and schema.category == "HLWQ/tools" and schema.description
     assert all(item.tooltip for item in (*schema.inputs, *schema.outputs))
 
 
