@@ -9,16 +9,19 @@ from pathlib import Path
 from types import ModuleType
 
 REPO = Path(__file__).resolve().parents[1]
+_booted: list[bool] = []
 
 
 def boot(comfyui: str | None = None, dynamic: bool = True, cuda_malloc: bool = True) -> bool:
-    """Import ComfyUI's core; returns whether it runs with dynamic VRAM. Before torch is imported, and once a process.
+    """Import ComfyUI's core; returns whether it runs with dynamic VRAM. Before torch is imported; a second call does nothing.
 
     Args:
         comfyui: its folder; else COMFYUI_PATH.
         dynamic: let it use dynamic VRAM where there is a GPU.
         cuda_malloc: False for torch's own allocator, as by --disable-cuda-malloc.
     """
+    if _booted:
+        return _booted[0]
     folder = comfyui or os.environ.get("COMFYUI_PATH")
     if not folder or not (Path(folder) / "comfy").is_dir():
         raise SystemExit("where is ComfyUI? Set COMFYUI_PATH to its folder")
@@ -47,6 +50,7 @@ def boot(comfyui: str | None = None, dynamic: bool = True, cuda_malloc: bool = T
         comfy_aimdo.control.set_log_info()  # else it tells of every allocation
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True
+    _booted.append(dynamic)
     return dynamic
 
 

@@ -14,6 +14,7 @@ from .frontend_floor import old_frontend
 NODES = (
     "load_checkpoint",
     "load_diffusion_model",
+    "several_gpus",
     "text_encoder",
     "load_upscaler",
     "upscale_latent",

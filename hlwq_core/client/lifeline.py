@@ -52,11 +52,12 @@ class Lifeline:
     """Watches over a child, and lets it begin.
 
     Args:
-        process: the child, of a `bound` command, the first of a process group of its own.
+        process: the child, the first of a process group of its own.
         folder: what is removed with it.
+        waits: whether it is of a `bound` command, and waits for us. One that is not has to end when its standard input does.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path):
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, waits: bool = True):
         self._close_job = _windows_job(process) if os.name == "nt" else None
         watcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
         self._watcher = subprocess.Popen(
@@ -71,7 +72,7 @@ class Lifeline:
         if os.name != "nt":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._watcher.wait(20)  # it goes on as nobody's child
-        if process.stdin is not None:
+        if waits and process.stdin is not None:
             with contextlib.suppress(OSError):  # it has ended, and says why elsewhere
                 process.stdin.write(b"go")
             with contextlib.suppress(OSError):

@@ -144,6 +144,7 @@ class Recording:
     Args:
         function: takes the arguments, returns a list of tensors. It may write to its arguments.
         structure, leaves: arguments, by `flatten`, all on one device.
+        recorded: called when all is recorded, before the first replay.
 
     Attributes:
         device: where it runs.
@@ -154,7 +155,13 @@ class Recording:
         RuntimeError: it does something that cannot be recorded, or the recording gives other results. Nothing is kept then.
     """
 
-    def __init__(self, function: Callable[..., list[torch.Tensor]], structure: Any, leaves: list[torch.Tensor]):
+    def __init__(
+        self,
+        function: Callable[..., list[torch.Tensor]],
+        structure: Any,
+        leaves: list[torch.Tensor],
+        recorded: Callable[[], None] = lambda: None,
+    ):
         self.device = leaves[0].device
         self._stream = _stream(self.device)
         self._inputs = [_like(leaf) for leaf in leaves]
@@ -164,9 +171,11 @@ class Recording:
             return function(*rebuild(structure, self._inputs))
 
         with _one_at_a_time:
-            self._make(run, leaves)
+            self._make(run, leaves, recorded)
 
-    def _make(self, run: Callable[[], list[torch.Tensor]], leaves: list[torch.Tensor]) -> None:
+    def _make(
+        self, run: Callable[[], list[torch.Tensor]], leaves: list[torch.Tensor], recorded: Callable[[], None]
+    ) -> None:
         begun = self._now()
         self._fill(leaves)
         self._outputs = self._rehearse(run)
@@ -176,11 +185,13 @@ class Recording:
             self._record(run)
             # The layers' scratch goes back after sampling, or is replaced by a larger one: not while this may be replayed.
             self._held = scratch.buffers(self.device)
-            recorded = self._now()
-            _log.debug("HLWQ: a rehearsal of %.2f s, recorded in %.2f s", rehearsed - begun, recorded - rehearsed)
+            captured = self._now()
+            _log.debug("HLWQ: a rehearsal of %.2f s, recorded in %.2f s", rehearsed - begun, captured - rehearsed)
+            recorded()
+            begun_replay = self._now()
             replayed = self.replay(leaves)
             ended = self._now()
-            saved = (rehearsed - begun) - (ended - recorded)
+            saved = (rehearsed - begun) - (ended - begun_replay)
             self.pays_after = (ended - rehearsed) / saved if saved > 0 else math.inf
             for expected, found in zip(self.results, replayed, strict=True):
                 difference = proof.relative_difference(found.float(), expected.float())

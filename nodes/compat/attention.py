@@ -9,6 +9,8 @@ import torch
 
 from . import contract
 
+# By this key of `transformer_options` a model brings its own attention.
+ATTENTION_OVERRIDE = "optimized_attention_override"
 _attention = contract.module("comfy.ldm.modules.attention")
 
 

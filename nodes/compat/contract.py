@@ -41,6 +41,7 @@ class Feature(enum.Enum):
     FEWER_PASSES = "fast mode's blocks run in all their passes"
     FASTER_ATTENTION = "models attend as ComfyUI does"
     CALIBRATING = "HLWQ Calibrate cannot be used"
+    SEVERAL_GPUS = "HLWQ Several GPUs cannot be used"
     DECODING = "HLWQ Decode + Save cannot be used"
     ORIGIN = "requests of other sites' pages are told by their hosts alone"
     METADATA = "saved videos carry no workflow"

@@ -23,6 +23,10 @@ DiffusionVAE = contract.get("comfy.ldm.lightricks.vae.na_diffusion_decoder.Causa
 _LTXVModel = contract.get("comfy.ldm.lightricks.model.LTXVModel")
 _NestedTensor = contract.get("comfy.nested_tensor.NestedTensor")
 _prefetch = contract.module("comfy.model_prefetch")
+_CompressedTimestep = contract.get("comfy.ldm.lightricks.av_model.CompressedTimestep")
+_GuideAttentionMask = contract.get("comfy.ldm.lightricks.model.GuideAttentionMask")
+_LTXAVModel = contract.get("comfy.ldm.lightricks.av_model.LTXAVModel")
+attention_with_guide_mask = contract.get("comfy.ldm.lightricks.model._attention_with_guide_mask")
 _LTXAVTEModel = contract.get("comfy.text_encoders.lt.LTXAVTEModel")
 
 # ---- blocks (recorded_blocks.py) ---------------------------------------------------------------------------------------
@@ -62,6 +66,69 @@ def lasting_memory() -> Any:
     """Around what stays allocated after a step: kept out of what ComfyUI's memory compiler lays out anew at each step."""
     pause = getattr(_prefetch, "pause_malloc_graph", None)
     return contextlib.nullcontext() if pause is None else pause()
+
+
+# ---- blocks on a part of the video's tokens (parallel/splitting.py) ----------------------------------------------------
+
+
+# The diffusion model's methods that run a forward, behind all wrappers, and within it the blocks.
+FORWARD, BLOCKS = "_forward", "_process_transformer_blocks"
+
+
+def blocks_can_be_split(model: torch.nn.Module) -> bool:
+    """Whether a diffusion model is LTX's of video and sound, by whose blocks' attentions tokens see one another."""
+    return contract.works(Feature.SEVERAL_GPUS) and isinstance(model, _LTXAVModel)
+
+
+def is_guide_mask(mask: Any) -> bool:
+    """Whether a mask of the self-attention is LTX's own kind, which names queries by their place."""
+    return isinstance(mask, _GuideAttentionMask)
+
+
+class _PartOfTimesteps(_CompressedTimestep):
+    """Values a frame, of tokens that neither begin nor end with one: `count` of them after `skipped` of the first frame."""
+
+    __slots__ = ("batch_size", "count", "data", "feature_dim", "num_frames", "patches_per_frame", "skipped")
+
+    def expand(self) -> torch.Tensor:
+        return super().expand()[:, self.skipped : self.skipped + self.count]
+
+    def expand_for_computation(self, *args: Any, **others: Any) -> tuple:
+        whole = super().expand_for_computation(*args, **others)
+        return tuple(value[:, self.skipped : self.skipped + self.count] for value in whole)
+
+
+def timesteps_of(timestep: list[Any], tokens: int, own: slice) -> list[Any]:
+    """The timesteps that LTX's blocks are given, for some of the video's tokens."""
+    video, audio, [of_audio, of_video, to_video, from_video], *prompts = timestep
+    video, of_video, to_video = (_part_of_timestep(value, tokens, own) for value in (video, of_video, to_video))
+    return [video, audio, [of_audio, of_video, to_video, from_video], *prompts]
+
+
+def _part_of_timestep(value: Any, tokens: int, own: slice) -> Any:
+    if isinstance(value, torch.Tensor):  # [batch, tokens or 1, features]
+        return value[:, own].contiguous() if value.shape[1] == tokens else value
+    each = value.patches_per_frame
+    if value.num_frames * each != tokens:  # one for all of them
+        return value
+    first, last = own.start // each, -(-own.stop // each)
+    part = object.__new__(_PartOfTimesteps)
+    part.batch_size, part.feature_dim, part.patches_per_frame = value.batch_size, value.feature_dim, each
+    part.num_frames = last - first
+    part.data = value.data[:, first:last].contiguous()
+    part.skipped, part.count = own.start - first * each, own.stop - own.start
+    return part
+
+
+def positions_of(positions: list[Any], tokens: int, own: slice) -> list[Any]:
+    """The positions that LTX's blocks are given, for some of the video's tokens."""
+    video, audio = positions
+
+    def part(position: Any) -> Any:
+        rotation, *others = position  # [batch, tokens, heads, …]
+        return (rotation[:, own].contiguous() if rotation.shape[1] == tokens else rotation, *others)
+
+    return [tuple(part(position) for position in video), audio]
 
 
 # ---- latents, upscalers (upscale_latent.py) ----------------------------------------------------------------------------

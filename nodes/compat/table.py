@@ -22,6 +22,7 @@ RESIDENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS)
 STILL_LOADED = (Feature.STILL_LOADED,)
 DECODING = (Feature.DECODING,)
 CALIBRATING = (Feature.CALIBRATING,)
+SEVERAL = (Feature.SEVERAL_GPUS,)
 LENT = (Feature.FAST_PATH, Feature.FIRST_LOAD, Feature.RECORDINGS, Feature.KEPT_DECODED)
 
 # A ComfyUI before 0.32.0 does not know LTX-2.5: that is no difference.
@@ -350,6 +351,59 @@ GEMMA_4 = (
     _ltx25("comfy.text_encoders.lt.ltxav_gemma4_tokenizer", call="tokenizer"),
 )
 
+# LTX's blocks on a part of the video's tokens, and the same ComfyUI in several processes.
+_LTX = "comfy.ldm.lightricks"
+SEVERAL_GPUS = (
+    Name(
+        f"{_LTX}.av_model.LTXAVModel._process_transformer_blocks",
+        SEVERAL,
+        parameters="x context attention_mask timestep pe transformer_options self_attention_mask kwargs",
+        mentions="transformer_blocks vx ax",
+    ),
+    Name(f"{_LTX}.av_model.BasicAVTransformerBlock", SEVERAL, mentions="attn1 video_to_audio_attn"),
+    Name(
+        f"{_LTX}.av_model.BasicAVTransformerBlock.forward", SEVERAL, mentions="attn1 video_to_audio_attn pe mask k_pe"
+    ),
+    Name(
+        f"{_LTX}.model.CrossAttention.forward",
+        SEVERAL,
+        call="self, x, context=, mask=, pe=, k_pe=, transformer_options=",
+    ),
+    Name(f"{_LTX}.model.CrossAttention.forward", SEVERAL, mentions="optimized_attention heads attn_precision"),
+    Name(f"{_LTX}.model.GuideAttentionMask", SEVERAL, mentions="guide_start tracked_count noisy_mask tracked_mask"),
+    Name(
+        f"{_LTX}.model._attention_with_guide_mask",
+        SEVERAL,
+        parameters="q k v heads guide_mask attn_precision transformer_options",
+    ),
+    Name(
+        f"{_LTX}.av_model.CompressedTimestep",
+        SEVERAL,
+        mentions="data batch_size num_frames patches_per_frame feature_dim expand expand_for_computation",
+    ),
+    Name(f"{_LTX}.model.LTXBaseModel._forward", SEVERAL, mentions="_process_transformer_blocks"),
+    Name(f"{_LTX}.model.LTXBaseModel.forward", SEVERAL, mentions="_forward"),
+    Name("comfy.ldm.modules.attention.wrap_attn", SEVERAL, mentions="transformer_options optimized_attention_override"),
+    Name("comfy.patcher_extension.WrappersMP.OUTER_SAMPLE", SEVERAL),
+    Name("comfy.samplers.CFGGuider.outer_sample", SEVERAL, call="self, noise, latent_image, sampler, sigmas"),
+    Name("comfy.samplers.CFGGuider", SEVERAL, mentions="model_patcher model_options conds"),
+    Name("comfy.model_patcher.ModelPatcher.add_wrapper_with_key", SEVERAL, call="self, wrapper_type, key, wrapper"),
+    Name("comfy.model_patcher.ModelPatcher.remove_wrappers_with_key", SEVERAL, call="self, wrapper_type, key"),
+    Name("comfy.model_patcher.ModelPatcher.get_additional_models_with_key", SEVERAL, call="self, key"),
+    Name("comfy.model_patcher.ModelPatcher.pre_run", SEVERAL, call="self"),
+    Name("comfy.model_patcher.ModelPatcher.cleanup", SEVERAL, call="self"),
+    Name(
+        "comfy.model_patcher.ModelPatcher",
+        SEVERAL,
+        mentions="patches patches_uuid object_patches injections hook_patches weight_wrapper_patches wrappers",
+    ),
+    Name("comfy.model_base.BaseModel.memory_required", SEVERAL, call="self, input_shape"),
+    Name("comfy.model_management.load_models_gpu", SEVERAL, call="models, memory_required=, minimum_memory_required="),
+    Name("comfy.model_management.processing_interrupted", SEVERAL, call=""),
+    Name("comfy.model_management.InterruptProcessingException", SEVERAL),
+    Name("comfy.weight_adapter.adapters", SEVERAL),
+)
+
 TEXT_ENCODER = (
     Name("comfy.sd.TEModel", (Feature.GEMMA_4,)),
     *GEMMA_4,
@@ -476,6 +530,7 @@ TABLE = (
     *MODELS,
     *DECODER,
     *SAMPLING,
+    *SEVERAL_GPUS,
     *TEXT_ENCODER,
     *QUANTIZED_TENSORS,
 )

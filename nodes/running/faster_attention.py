@@ -19,7 +19,7 @@ from ...hlwq_core.running.pending import made
 from .. import compat
 from .choices import AUTO
 
-KEY = "optimized_attention_override"
+KEY = compat.ATTENTION_OVERRIDE
 SWITCH = "HLWQ_ATTENTION"
 COMFYUI, CUDNN, COMFY_KITCHEN, SAGE = "comfyui", "cudnn", "comfy_kitchen", "sage"
 NAMES = (AUTO, COMFYUI, CUDNN, COMFY_KITCHEN, SAGE)
@@ -144,9 +144,19 @@ def _unavailable_reason(name: str, device: torch.device) -> str | None:
     return None
 
 
+def name_of(override: Any) -> str | None:
+    """The name of an override of ours; None for any other."""
+    return next((name for name, ours in _OVERRIDES.items() if override is ours), None)
+
+
+def named(name: str) -> Attention:
+    """The override of a name."""
+    return _OVERRIDES[name]
+
+
 def is_known(override: Any) -> bool:
     """Whether an override of the attention calls a kernel and does nothing else: one of ours, or of core's own node."""
-    return any(override is ours for ours in _OVERRIDES.values()) or compat.is_cores_override(override)
+    return name_of(override) is not None or compat.is_cores_override(override)
 
 
 def use(patcher: Any, override: Attention | None) -> None:

@@ -6,17 +6,21 @@ weights go elsewhere. A recording knows where its weights are and what its block
 hooked since runs as ever. Nothing is recorded where the host is fast enough (many tokens), where a node changes what blocks
 do, or where too few steps would use it: how many that are is known once there was a recording.
 
+Where several ranks compute the blocks (nodes/parallel), all of them record, or replay, or none: what a recording sends to another
+rank, only a recording takes.
+
 The loader's input `record_blocks` turns it off; so does HLWQ_CUDA_GRAPHS=0, in an emergency.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
 import weakref
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +30,8 @@ from .. import compat
 from . import choices, faster_attention, kept_decoded
 
 SWITCH = "HLWQ_CUDA_GRAPHS"
+# What computes blocks on several ranks.
+PARALLEL = f"{__name__.rpartition('.running.')[0]}.parallel."
 DEVICE = "cuda"
 # With more tokens the card takes longer than the host, and a graph's memory is large.
 MAX_TOKENS = 12 * 1024
@@ -45,7 +51,35 @@ READ = ("run_vx", "run_ax", "a2v_cross_attn", "v2a_cross_attn")
 CFG_SPLIT = "multigpu_thread_device"
 NOT_READ = {"callbacks", "cond_or_uncond", "prefetch_dynamic_vbars", "sample_sigmas", "sigmas", "uuids", "wrappers"}
 
+# What a rank could do in this step.
+RUN, RECORD, WAIT, REPLAY = range(4)
+
 _log = logging.getLogger("hlwq")
+
+
+class Council(Protocol):
+    """Ranks that agree (hlwq_core/parallel/exchange.py)."""
+
+    def most(self, value: float) -> float:
+        """The largest of the ranks' values."""
+
+    def least(self, value: float) -> float:
+        """The smallest of them."""
+
+    def all(self, value: bool) -> bool:
+        """Whether it is so on every rank."""
+
+
+class _Alone:
+    """The council of one."""
+
+    def most(self, value: float) -> float:
+        return value
+
+    least = most
+
+    def all(self, value: bool) -> bool:
+        return value
 
 
 class _RecordsBlocks:
@@ -125,6 +159,7 @@ class Recordings:
         self._run = 0
         self._made = 0
         self._refused = False
+        self._council: Council = _Alone()
         self.reasons: dict[str, None] = {}
 
     def run(
@@ -138,48 +173,70 @@ class Recordings:
             arguments: of it, but for `transformer_options`.
             options: these.
         """
-        if self._refused or compat.memory_is_compiled() or not _pays(arguments[0], options):
+        key, read, structure, leaves = self._look(blocks, arguments, options)
+        can = self._could(key, blocks, options)
+        least, most = self._council.least(can), self._council.most(can)
+        if key is None or least != most:
+            if least < WAIT and key in self._ready:
+                self._ready.pop(key).recording.close()  # another rank has none: all make it anew
             return None
-        leaves: list[torch.Tensor] = []
         try:
-            read = _recordable(options)
-            structure = cuda_graph.flatten(arguments, leaves)
-        except cuda_graph.Unrecordable as reason:
-            self._say(str(reason))
-            return None
-        if any(leaf.device != leaves[0].device for leaf in leaves):
-            return None
-        # The blocks are in it because torch.compile puts others in their place.
-        key = (structure, tuple(read.items()), compat.arithmetic(), *blocks)
-        seen = self._seen.get(key)
-        if seen is None:
-            if len(self._seen) >= MAX_SEEN:
-                del self._seen[next(iter(self._seen))]
-            self._seen[key] = _Seen(self._run)
-            return None
-        steps = len(options["sample_sigmas"]) - 1
-        try:
-            if key in self._ready:
-                return self._replay(key, blocks, leaves)
-            if not seen.pays(steps, self._run) or self._made >= MAX_RECORDINGS:
-                return None
-            return self._record(key, functools.partial(_run_blocks, run, read), blocks, structure, leaves)
+            if can == REPLAY:
+                return self._ready[key].recording.replay(leaves)
+            if can == RECORD:
+                return self._record(key, functools.partial(_run_blocks, run, read), blocks, structure, leaves)
         except Exception as error:  # whatever it is: the blocks run as ever, and raise it again if it is their own
+            if not isinstance(error, Unrecorded) and not isinstance(self._council, _Alone):
+                raise  # the other ranks do not know of it
             self.release()
             self._refused = True
             _log.warning(
                 "HLWQ: the blocks cannot run as a CUDA graph, they run one by one: %s", str(error).split("\n", 1)[0]
             )
-            return None
+        return None
+
+    def _look(
+        self, blocks: torch.nn.ModuleList, arguments: list[Any], options: dict[str, Any]
+    ) -> tuple[Hashable, dict[str, Any], Hashable, list[torch.Tensor]]:
+        """What tells these arguments from others, what blocks read of the options, and the arguments taken apart. The first is
+        None where blocks are not to be recorded."""
+        leaves: list[torch.Tensor] = []
+        nothing: tuple[Hashable, dict[str, Any], Hashable, list[torch.Tensor]] = (None, {}, None, leaves)
+        if self._refused or compat.memory_is_compiled() or not _pays(arguments[0], options):
+            return nothing
+        try:
+            read = _recordable(options)
+            structure = cuda_graph.flatten(arguments, leaves)
+        except cuda_graph.Unrecordable as reason:
+            self._say(str(reason))
+            return nothing
+        if any(leaf.device != leaves[0].device for leaf in leaves):
+            return nothing
+        # The blocks are in it because torch.compile puts others in their place.
+        return (structure, tuple(read.items()), compat.arithmetic(), *blocks), read, structure, leaves
+
+    def _could(self, key: Hashable, blocks: torch.nn.ModuleList, options: dict[str, Any]) -> int:
+        """What this rank could do."""
+        if key is None:
+            return RUN
+        seen = self._seen.get(key)
+        if seen is None:
+            if len(self._seen) >= MAX_SEEN:
+                del self._seen[next(iter(self._seen))]
+            self._seen[key] = _Seen(self._run)
+            return RUN
+        if key in self._ready:
+            return self._could_replay(key, blocks)
+        steps = len(options["sample_sigmas"]) - 1
+        return RECORD if seen.pays(steps, self._run) and self._made < MAX_RECORDINGS else RUN
 
     def _say(self, reason: str) -> None:
         if reason not in self.reasons:
             self.reasons[reason] = None
             _log.info("HLWQ: the blocks run one by one, not as one CUDA graph: %s", reason)
 
-    def _replay(
-        self, key: Hashable, blocks: torch.nn.ModuleList, leaves: list[torch.Tensor]
-    ) -> list[torch.Tensor] | None:
+    def _could_replay(self, key: Hashable, blocks: torch.nn.ModuleList) -> int:
+        """Whether a recording is good now, or may be again at the next step; it goes if not."""
         kept = self._ready.pop(key)
         good = kept.whereabouts.unchanged() or kept.whereabouts.came_back()
         if kept.run != self._run:  # between runs nodes may change anything, within one only weights move
@@ -187,18 +244,18 @@ class Recordings:
             self._seen[key].outlives = same and kept.whereabouts.may_come_back()
             if not same:
                 kept.recording.close()
-                return None
+                return RUN
             kept.run = self._run
         if good:
             kept.away = 0
             self._ready[key] = kept  # as the last one used
-            return kept.recording.replay(leaves)
+            return REPLAY
         kept.away += 1
         if kept.away == 1 and kept.whereabouts.may_come_back():
             self._ready[key] = kept  # this step brings the weights, if they fit
-        else:
-            kept.recording.close()
-        return None
+            return WAIT
+        kept.recording.close()
+        return RUN
 
     def _record(
         self,
@@ -208,33 +265,72 @@ class Recordings:
         structure: Hashable,
         leaves: list[torch.Tensor],
     ) -> list[torch.Tensor] | None:
-        whereabouts = compat.Whereabouts.of(blocks, leaves[0].device)
-        if whereabouts is None:
+        whereabouts = self._ready_to_record(key, blocks, leaves[0])
+        if not self._council.all(whereabouts is not None) or whereabouts is None:
             return None
         seen = self._seen[key]
+        self._made += 1
+        recording = self._make(function, structure, leaves)
+        results, recording.results = recording.results, []
+        seen.pays_from = (seen.pays_from + 1 + self._council.most(recording.pays_after)) / 2
+        _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", seen.pays_from)
+        if self._council.all(recording.pays_after < math.inf and whereabouts.unchanged()):
+            self._ready[key] = _Kept(recording, whereabouts, _made_of(blocks), self._run)
+        else:
+            recording.close()
+        return results
+
+    def _ready_to_record(
+        self, key: Hashable, blocks: torch.nn.ModuleList, video: torch.Tensor
+    ) -> compat.Whereabouts | None:
+        """Where the weights are, if these blocks can be recorded now."""
+        whereabouts = compat.Whereabouts.of(blocks, video.device)
+        if whereabouts is None:
+            return None
         if (reason := _changed_by_others(blocks)) is not None:
             self._say(reason)
             return None
         if _is_compiled(blocks) and torch.cuda.get_allocator_backend() == "cudaMallocAsync":
             # Compiled code asks the driver for the addresses of what it is given, and while it records there are none.
-            seen.pays_from = math.inf
+            self._seen[key].pays_from = math.inf
             return None
         while len(self._ready) >= MAX_KEPT:
             self._ready.pop(next(iter(self._ready))).recording.close()
-        if not self._has_room(leaves[0]):
+        if not self._has_room(video):
             self._made = MAX_RECORDINGS  # it takes long to find out
             return None
-        self._made += 1
-        with compat.uninterrupted():
-            recording = cuda_graph.Recording(function, structure, leaves)
-        results, recording.results = recording.results, []
-        seen.pays_from = (seen.pays_from + 1 + recording.pays_after) / 2
-        _log.debug("HLWQ: the blocks are recorded; that pays from %.1f steps on", seen.pays_from)
-        if recording.pays_after < math.inf and whereabouts.unchanged():
-            self._ready[key] = _Kept(recording, whereabouts, _made_of(blocks), self._run)
-        else:
+        return whereabouts
+
+    def _make(
+        self, function: Callable[..., Any], structure: Hashable, leaves: list[torch.Tensor]
+    ) -> cuda_graph.Recording:
+        """A recording, on every rank.
+
+        Raises:
+            Unrecorded: on one of them there is none.
+        """
+        agreed: list[bool] = []
+
+        def all_have(so_far: bool) -> None:
+            agreed.append(self._council.all(so_far))
+            if so_far and not agreed[0]:
+                raise RuntimeError("another rank could not record")
+
+        recording, failure = None, None
+        try:
+            with compat.uninterrupted():
+                # A replay waits for the other ranks': all must have recorded before.
+                recording = cuda_graph.Recording(function, structure, leaves, lambda: all_have(True))
+        except Exception as error:
+            failure = error
+            if not agreed:
+                all_have(False)
+        if agreed == [True] and not self._council.all(recording is not None) and recording is not None:
             recording.close()
-        return results
+            recording, failure = None, RuntimeError("another rank's recording gave other results")
+        if recording is None:
+            raise Unrecorded(str(failure)) from failure
+        return recording
 
     def _has_room(self, video: torch.Tensor) -> bool:
         """Whether the card has memory for a recording; decoded weights that were kept and other models make room."""
@@ -265,6 +361,24 @@ class Recordings:
         return max(0, compat.unused_memory(device) - before)
 
 
+class Unrecorded(Exception):
+    """Blocks could not be recorded."""
+
+
+@contextlib.contextmanager
+def agreeing(inner: torch.nn.Module, council: Council) -> Iterator[None]:
+    """While several ranks compute a diffusion model's blocks: what is recorded and replayed, all of them do."""
+    recordings = inner.__dict__.get("hlwq_recordings")
+    if recordings is None:
+        yield
+        return
+    alone, recordings._council = recordings._council, council
+    try:
+        yield
+    finally:
+        recordings._council = alone
+
+
 def _run_blocks(run: Callable[..., Any], options: dict[str, Any], *arguments: Any, **others: Any) -> list[torch.Tensor]:
     *first, self_attention_mask = arguments
     return run(*first, transformer_options=options, self_attention_mask=self_attention_mask, **others)
@@ -290,7 +404,7 @@ def _changed_by_others(blocks: torch.nn.ModuleList) -> str | None:
     ComfyUI's own replacements add a LoRA to a layer's output, torch's compile it."""
     for name, module in blocks.named_modules():
         forward = module.__dict__.get("forward")
-        if forward is not None and not compat.defined_in(forward).startswith(("comfy.", "torch.")):
+        if forward is not None and not compat.defined_in(forward).startswith(("comfy.", "torch.", PARALLEL)):
             return f"the forward of {name}{_whose(forward)}"
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             return f"a hook of {name}{_whose(hook)}"

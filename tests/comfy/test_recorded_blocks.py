@@ -21,7 +21,7 @@ class StandIn:
     failing: Exception | None = None
     pays_after = 1.0
 
-    def __init__(self, function, structure, leaves):
+    def __init__(self, function, structure, leaves, recorded=lambda: None):
         from comfyui_hlwq.hlwq_core.running import cuda_graph
 
         if StandIn.failing is not None:
@@ -29,6 +29,7 @@ class StandIn:
         self.function, self.structure, self.device = function, structure, leaves[0].device
         self.inputs = [cuda_graph._like(leaf) for leaf in leaves]
         self.replays, self.closed = 0, False
+        recorded()
         self.results = self.replay(leaves)
         self.replays = 0
         StandIn.made.append(self)

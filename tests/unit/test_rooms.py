@@ -31,6 +31,7 @@ LIBRARY = {
     "hlwq_core.client": "errors comfyui format models media",
     "hlwq_core.batch": "errors comfyui format client media",
     "hlwq_core.generate": "client batch",
+    "hlwq_core.parallel": "client",
     "hlwq_core.server": "client",
     "hlwq_core": "errors comfyui format models backends codec checkpoints tools client media",
     "hlwq_core.commands": "errors comfyui format models backends codec checkpoints tools client batch media terminal",
@@ -44,8 +45,11 @@ FLOORS: dict[str, set[str]] = {
     "nodes.running": {
         "nodes.compat", "hlwq_core.errors", "hlwq_core.switches", "hlwq_core.format", "hlwq_core.backends", "hlwq_core.running"
     },
+    "nodes.parallel": {
+        "nodes.compat", "nodes.running", "hlwq_core.errors", "hlwq_core.running", "hlwq_core.parallel"
+    },
     "nodes": {
-        "hlwq_core",
+        "hlwq_core", "nodes.parallel",
         "nodes.compat", "nodes.running", "hlwq_core.errors", "hlwq_core.format", "hlwq_core.models", "hlwq_core.media",
         "hlwq_core.backends", "hlwq_core.running", "hlwq_core.codec", "hlwq_core.checkpoints", "hlwq_core.tools",
     },

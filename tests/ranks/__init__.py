@@ -1,0 +1,1 @@
+"""Ranks of a model computed by several, without processes."""
