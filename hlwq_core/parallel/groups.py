@@ -63,7 +63,7 @@ class Groups:
         timeout: float = 600.0,
     ):
         store = torch.distributed.FileStore(str(meeting), ranks)
-        options = torch.distributed.ProcessGroupGloo._Options()
+        options = torch.distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [torch.distributed.ProcessGroupGloo.create_device(hostname=HOST)]
         options._timeout = timedelta(seconds=meeting_s)
         self.control: Any = torch.distributed.ProcessGroupGloo(_prefix("control", store), rank, ranks, options)

@@ -52,8 +52,8 @@ def boot(comfyui: str, arguments: dict[str, Any]) -> None:
             ready = control.init_devices(device.index for device in devices)
         if ready:
             getattr(control, "set_log_warning", lambda: None)()
-            patchers.CoreModelPatcher = patchers.ModelPatcherDynamic
-            memory.aimdo_enabled = True
+            patchers.CoreModelPatcher = patchers.ModelPatcherDynamic  # type: ignore[attr-defined]
+            memory.aimdo_enabled = True  # type: ignore[attr-defined]
 
 
 def arguments(namespace: Any) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def is_guide_mask(mask: Any) -> bool:
     return isinstance(mask, _GuideAttentionMask)
 
 
-class _PartOfTimesteps(_CompressedTimestep):
+class _PartOfTimesteps(_CompressedTimestep):  # type: ignore[misc, valid-type]
     """Values a frame, of tokens that neither begin nor end with one: `count` of them after `skipped` of the first frame."""
 
     __slots__ = ("batch_size", "count", "data", "feature_dim", "num_frames", "patches_per_frame", "skipped")

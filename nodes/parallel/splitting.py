@@ -47,7 +47,7 @@ class Split:
         self._tokens: int | None = None
         # The same functions in each run: recordings know by them what the blocks do.
         self._hooks: list[tuple[Any, str, Callable[..., Any]]] = [(inner, compat.BLOCKS, self._blocks)]
-        for index, block in enumerate(self._inner.transformer_blocks):
+        for index, block in enumerate(inner.transformer_blocks):  # type: ignore[arg-type]
             self._hooks.append((block.attn1, "forward", self._of_video(block.attn1, index)))
             self._hooks.append((block.video_to_audio_attn, "forward", self._of_sound(block.video_to_audio_attn)))
 
