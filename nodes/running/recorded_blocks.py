@@ -174,7 +174,11 @@ class Recordings:
             options: these.
         """
         key, read, structure, leaves = self._look(blocks, arguments, options)
-        can = self._could(key, blocks, options)
+        try:
+            can = self._could(key, blocks, options)
+        except Exception as error:
+            self._give_up(error)
+            can = RUN
         least, most = self._council.least(can), self._council.most(can)
         if key is None or least != most:
             if least < WAIT and key in self._ready:
@@ -188,12 +192,15 @@ class Recordings:
         except Exception as error:  # whatever it is: the blocks run as ever, and raise it again if it is their own
             if not isinstance(error, Unrecorded) and not isinstance(self._council, _Alone):
                 raise  # the other ranks do not know of it
-            self.release()
-            self._refused = True
-            _log.warning(
-                "HLWQ: the blocks cannot run as a CUDA graph, they run one by one: %s", str(error).split("\n", 1)[0]
-            )
+            self._give_up(error)
         return None
+
+    def _give_up(self, error: Exception) -> None:
+        self.release()
+        self._refused = True
+        _log.warning(
+            "HLWQ: the blocks cannot run as a CUDA graph, they run one by one: %s", str(error).split("\n", 1)[0]
+        )
 
     def _look(
         self, blocks: torch.nn.ModuleList, arguments: list[Any], options: dict[str, Any]
