@@ -132,6 +132,7 @@ def test_tests_lie_in_the_rooms_of_what_they_test(found: dict) -> None:
         "web_files",
         "workflow_files",
         "readers",
+        "reliability",
     }
     outside = {path.stem.removeprefix("test_") for path in (REPO / "tests" / "unit").glob("test_*.py")} - of_the_whole
     assert all(f"hlwq_core.{name}" in found for name in outside), outside
