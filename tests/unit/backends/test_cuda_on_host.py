@@ -63,7 +63,7 @@ def on_host(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     # The proofs name a CUDA device; here it is the CPU.
     monkeypatch.setattr(torch, "device", lambda *arguments: CPU)
-    caches = (decode._kernel, kernels._kernel, kernels._rotate_launch, kernels._shared_weight_launch)
+    caches = (decode._kernel, kernels.kernel, kernels._rotate_launch, kernels._shared_weight_launch)
     caches += (kernels._scale_launch, kernels._weight_proven)
     for cache in caches:
         cache.cache_clear()
