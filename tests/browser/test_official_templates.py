@@ -87,6 +87,7 @@ def test_exchange_is_undone_in_one_step(canvas: Canvas) -> None:
     canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
     canvas.page.get_by_text("4 loaders exchanged").wait_for()
     assert canvas.page.evaluate(_TYPES).count("HLWQLoadCheckpoint") == 1
+    canvas.page.wait_for_timeout(1000)
     canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
     canvas.wait(f"() => JSON.stringify(({_TYPES})()) === {json.dumps(json.dumps(before, separators=(',', ':')))}")
     canvas.clear()

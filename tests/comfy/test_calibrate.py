@@ -194,4 +194,6 @@ def test_what_cannot_be_is_said_before(folder: Path, original: Path) -> None:
 
     for name in ("../x", "", "a/b", "x."):
         assert "no name for a calibration" in str(HLWQCalibrate.validate_inputs(name))
-    assert "no such calibration" in str(HLWQQuantize.validate_inputs(ORIGINAL, "x", "published", "nowhere"))
+    assert "asks for the calibration nowhere" in str(
+        HLWQQuantize.validate_inputs(ORIGINAL, "x", "published", "nowhere")
+    )

@@ -27,7 +27,7 @@ class HLWQEcho(tool.Tool, io.ComfyNode):
         return io.Schema(
             node_id="HLWQEcho",
             display_name="HLWQ Echo",
-            category="HLWQ",
+            category="HLWQ/tools",
             description="Says it again.",
             inputs=[io.String.Input("text", tooltip="What to say.")],
             outputs=[tool.report_output()],
@@ -45,15 +45,11 @@ Says it again.
 
 ## Inputs
 
-| input | meaning |
-| --- | --- |
-| **text** | What to say. |
+- **text**: what to say.
 
 ## Outputs
 
-| output | meaning |
-| --- | --- |
-| **report** | The same. |
+- **report**: the same.
 
 ## Example
 
@@ -61,9 +57,14 @@ Any text.
 
 ## What can go wrong
 
-Nothing.
+- Nothing.
 """
-WORDS = {"display_name": "HLWQ Echo", "description": "Says it again.", "inputs": {"text": {"name": "text"}}}
+WORDS = {
+    "display_name": "HLWQ Echo",
+    "description": "Says it again.",
+    "inputs": {"text": {"name": "text", "tooltip": "What to say."}},
+    "outputs": {"0": {"name": "report", "tooltip": "The same."}},
+}
 
 
 def test_each_module_has_its_node(pack: ModuleType) -> None:
@@ -77,13 +78,17 @@ def test_each_module_has_its_node(pack: ModuleType) -> None:
 def test_a_new_node_is_a_file_and_a_line(comfy: Path, tmp_path: Path) -> None:
     """In a copy of the pack; its help page and its words are what tests/unit/test_web_files.py asks for."""
     root = tmp_path / "pack"
-    for folder in ("hlwq_core", "nodes", "web", "locales"):
+    for folder in ("hlwq_core", "nodes", "web", "locales", "docs", "workflows"):
         shutil.copytree(REPO / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPO / "__init__.py", root)
+    for name in ("__init__.py", "README.md"):
+        shutil.copy(REPO / name, root)
     (root / "nodes" / "echo.py").write_text(NODE)
     table = root / "nodes" / "extension.py"
     table.write_text(table.read_text().replace("NODES = (\n", 'NODES = (\n    "echo",\n', 1))
     (root / "web" / "docs" / "HLWQEcho.md").write_text(HELP)
+    for language in ("zh", "ja", "pt-BR"):
+        (root / "web" / "docs" / "HLWQEcho").mkdir(exist_ok=True)
+        (root / "web" / "docs" / "HLWQEcho" / f"{language}.md").write_text(HELP)
     for words in (root / "locales").glob("*/nodeDefs.json"):
         words.write_text(json.dumps(json.loads(words.read_text("utf-8")) | {"HLWQEcho": WORDS}), "utf-8")
 
