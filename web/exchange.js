@@ -99,6 +99,7 @@ export function exchangeLoaders() {
     exchangeIn(rootGraph(), done);
   } finally {
     app.canvas.emitAfterChange();
+    app.extensionManager.workflow?.activeWorkflow?.changeTracker?.captureCanvasState?.();
   }
   app.canvas.setDirty(true, true);
   app.extensionManager.toast.add({

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     python = shlex.quote(sys.executable)
     program = f"env PYTHONPATH={shlex.quote(str(ROOT))} {python} -m hlwq_core"
-    script = shtab.complete(args.parser(NAME), shell=args.shell)
+    script = shtab.complete(args.parser(NAME), args.shell)
     if args.shell == "fish":
         print(f"function {NAME}; {program} $argv; end\n{script}")
     else:

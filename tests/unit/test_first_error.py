@@ -47,7 +47,9 @@ def test_a_written_file_whose_tensor_is_wrong(tmp_path: Path, read_only: None) -
 def test_a_picture(tmp_path: Path, read_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    monkeypatch.setattr(inspect_command, "coverage_picture", lambda found: Image.new("L", (2, 2)))
+    from hlwq_core.tools import inspect
+
+    monkeypatch.setattr(inspect, "coverage_picture", lambda found: Image.new("L", (2, 2)))
     with pytest.raises(InputError, match="cannot be written") as caught:
         inspect_command._save(None, tmp_path / "x.png")  # type: ignore[arg-type]
     assert "Read-only" in str(caught.value.found)

@@ -40,7 +40,11 @@ def test_spoiled_files_are_refused_by_name_or_taken(name: str) -> None:
             refused += isinstance(readers.attempt(reader, data), HLWQError)
         except Exception as error:
             pytest.fail(f"{type(error).__name__}: {error} came of {data!r}")
-    assert refused or name == "object_info"  # nothing of that is an error: what cannot be understood offers nothing
+    assert refused or name in (
+        "object_info",
+        "server",
+        "history",
+    )  # these end in answers: the reader itself looks at errors
 
 
 @pytest.mark.parametrize(("name", "data"), [(name, data) for name, found in FAULTS.items() for data in found])

@@ -197,8 +197,8 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hlwq_core", "quantize", str(source), str(tmp_path / "out"), "--rules", "plain"]
     command += ["--norms", "search", "--json"]
     code = "import hlwq_core.tools.quantize as q; q.CHUNK_BYTES = 400_000\n"
-    code += "import functools, sys\nimport hlwq_core.commands.quantize as c\n"
-    code += "c.quantize = functools.partial(q.quantize, chunk_bytes=400_000)\n"
+    code += "import functools, sys\n"
+    code += "q.quantize = functools.partial(q.quantize, chunk_bytes=400_000)\n"
     code += "from hlwq_core.cli import main\nsys.exit(main(sys.argv[1:]))"
     command[1:3] = ["-c", code]
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
