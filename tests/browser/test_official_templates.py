@@ -78,9 +78,6 @@ def _exchanged(canvas: Canvas, name: str) -> int:
     return len(before)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="seen: ComfyUI's undo knew nothing of the exchange; what was done about it was not seen"
-)
 def test_exchange_is_undone_in_one_step(canvas: Canvas) -> None:
     """One loader of ours for all that loaded a part of the checkpoint; undo brings the workflow back as it was."""
     workflow = template(RUN_HERE[0])
