@@ -28,14 +28,27 @@ class Partial:
         """Remove what killed writers left in the folder, and take a name. What cannot be made there is an error of whoever
         writes to `path`."""
         _remove_left(target.parent)
-        self.path = target.with_name(f".hlwq-{secrets.token_hex(6)}{ending}")
         self._held: int | None = None
-        with contextlib.suppress(OSError):
+        while not self._take(target, ending):
+            self.release()  # another writer, tidying up, took it for left behind before it was locked
+
+    def _take(self, target: Path, ending: str) -> bool:
+        """Make the file, or folder, and lock it; whether it is there still."""
+        self.path = target.with_name(f".hlwq-{secrets.token_hex(6)}{ending}")
+        try:
             if not ending:
                 self.path.mkdir()
             else:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except OSError:
+            return True
+        try:
             self._held = _lock(self.path)
+            return self._held is None or os.path.samestat(os.fstat(self._held), self.path.lstat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # a file system without locks
 
     def release(self) -> None:
         """Nobody works on it any more: it has its name, or is removed."""

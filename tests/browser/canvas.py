@@ -125,6 +125,8 @@ class Canvas:
             " return there.size === ids.length && ids.every((id) => there.has(id)); }",
             ids,
         )
+        # Undo knows of nothing that happens before ComfyUI is through with the opening.
+        self.wait("() => !app.extensionManager.workflow.activeWorkflow?.changeTracker?.constructor.isLoadingGraph")
 
     def drop_file(self, path: Path) -> None:
         self.drop(json.loads(path.read_text("utf-8")), path.name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from hlwq_core import media
+from hlwq_core.media import partial
 from hlwq_core.media.partial import Partial
 
 REPO = Path(__file__).resolve().parents[3]
@@ -45,6 +47,58 @@ def test_removed_once_its_process_is_gone(tmp_path: Path, ending: str) -> None:
             process.kill()
     again = Partial(tmp_path / "c.mp4", ".mp4")
     assert hidden(tmp_path) == {mine.path.name, again.path.name}, "this process still writes its own"
+
+
+@posix
+@pytest.mark.parametrize("ending", [".mp4", ""])
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "held by the other"])
+def test_another_writer_tidies_up_before_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, removed: bool
+) -> None:
+    """Between the making of the file and its lock another one may take it for left behind."""
+    lock = partial._lock
+    met = []
+
+    def late(path: Path) -> int | None:
+        if met:
+            return lock(path)
+        met.append(path)
+        held = lock(path)
+        path.unlink() if ending else path.rmdir()
+        if removed:
+            return held
+        assert held is not None
+        os.close(held)
+        raise BlockingIOError
+
+    monkeypatch.setattr(partial, "_lock", late)
+    mine = Partial(tmp_path / f"a{ending}", ending)
+    assert met and mine.path != met[0] and mine.path.exists()
+    other = Partial(tmp_path / f"b{ending}", ending)
+    assert mine.path.exists() and other.path.exists()
+    mine.release()
+    other.release()
+
+
+@posix
+def test_many_writers_of_one_folder(tmp_path: Path) -> None:
+    """Each one's own file stays, however the others come."""
+    failed: list[Path] = []
+
+    def run(number: int) -> None:
+        for _ in range(60):
+            mine = Partial(tmp_path / f"{number}.mp4", ".mp4")
+            if not mine.path.exists():
+                failed.append(mine.path)
+            mine.path.unlink(missing_ok=True)
+            mine.release()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and not hidden(tmp_path)
 
 
 def test_only_names_of_unfinished_files_are_removed(tmp_path: Path) -> None:
