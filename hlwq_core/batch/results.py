@@ -6,7 +6,6 @@ gets its name by a hard link, which fails where the name is taken. Killed in bet
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..format.places import write_error
+from ..format.places import write_beside, write_error
 from ..format.portable import LONGEST as LONGEST_NAME
 from ..format.portable import portable
 from .job import LONGEST, Job
@@ -251,19 +250,9 @@ class Results:
     def write_manifest(self, jobs: Sequence[Job]) -> Path:
         """`manifest.jsonl` in the folder: a line a job."""
         path = self.folder / MANIFEST
-        beside = self.journal.folder / "manifest.partial"
-        try:
-            with beside.open("w", encoding="utf-8") as out:
-                for entry in self.manifest(jobs):
-                    out.write(json.dumps(entry) + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(beside, path)
-        except OSError as error:
-            raise write_error(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink()
+        with write_beside(path, self.journal.folder / "manifest.partial") as out:
+            for entry in self.manifest(jobs):
+                out.write(json.dumps(entry).encode() + b"\n")
         return path
 
 

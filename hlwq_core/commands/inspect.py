@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..format.places import partial_path, write_error
+from ..format.places import write_beside
 from ..terminal.output import as_json
 
 if TYPE_CHECKING:
@@ -48,12 +46,5 @@ def run(args: argparse.Namespace) -> int:
 def _save(found: Inspection, file: Path) -> None:
     from ..tools.inspect import coverage_picture
 
-    beside = partial_path(file)
-    try:
-        coverage_picture(found).save(beside, "PNG")
-        os.replace(beside, file)
-    except OSError as error:
-        raise write_error(file, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            beside.unlink()
+    with write_beside(file) as out:
+        coverage_picture(found).save(out, "PNG")

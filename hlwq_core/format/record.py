@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError, printable
 from .bounded import open_regular, read_object, whole_number
+from .places import write_beside
 
 RECORD = "hlwq.sha256.json"
 # Metadata of a repair's files: before the name of each file of the record that was not there.
@@ -43,9 +44,9 @@ def write_record(folder: Path, files: Iterable[Path], told: Callable[[str, int],
 
 def save_record(folder: Path, files: Mapping[str, Mapping[str, Any]], **notes: str) -> None:
     """Write the record: `files` has `size` and `sha256` by name; `notes` say where they come from."""
-    beside = folder / f".{RECORD}.partial"
-    beside.write_text(json.dumps({"format": "hlwq-sha256", **notes, "files": dict(files)}, indent=1), "utf-8")
-    os.replace(beside, folder / RECORD)
+    record = {"format": "hlwq-sha256", **notes, "files": dict(files)}
+    with write_beside(folder / RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode())
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError
-from .places import partial_path, write_error
+from .places import write_beside, write_error
 from .safefile import DTYPES, NAMES
 
 Producer = Callable[[], torch.Tensor]
@@ -39,33 +38,26 @@ def write_safetensors(
     """
     path = Path(path)
     entries = list(tensors)
-    beside = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(_header(entries, metadata))
-            for name, dtype, shape, produce in entries:
-                tensor = produce()
-                if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
-                    raise FormatError(
-                        "a tensor is not what was announced",
-                        file=path,
-                        tensor=name,
-                        expected=f"{dtype} {list(shape)}",
-                        found=f"{tensor.dtype} {list(tensor.shape)}",
-                        fix="this is a bug of the pack: please report it with the command",
-                    )
-                if tensor.numel():
-                    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                    file.write(flat.numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    with write_beside(path) as file:
+        file.write(_header(entries, metadata))
+        for name, dtype, shape, produce in entries:
+            tensor = produce()
+            if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+                raise FormatError(
+                    "a tensor is not what was announced",
+                    file=path,
+                    tensor=name,
+                    expected=f"{dtype} {list(shape)}",
+                    found=f"{tensor.dtype} {list(tensor.shape)}",
+                    fix="this is a bug of the pack: please report it with the command",
+                )
+            if tensor.numel():
+                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                file.write(flat.numpy().data)
 
 
 def _header(

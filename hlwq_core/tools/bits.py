@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..format.bounded import read_object
 from ..format.codebook import BLOCK
 from ..format.packed import encoded_bytes
+from ..format.places import write_beside
 from ..format.sizes import BITS
 
 # Bits that are chosen from; 2 are worse than every neighbour is worth.
@@ -180,15 +181,18 @@ def allocate(shapes: Mapping[str, tuple[int, int]], losses: Losses, mean_bits: f
 
 
 def save_losses(path: str | os.PathLike[str], losses: Losses, kind: str) -> None:
-    """Write a sensitivity file: JSON, `hlwq.sensitivity` and, by layer, the loss at each number of bits."""
+    """Write a sensitivity file: JSON, `hlwq.sensitivity` and, by layer, the loss at each number of bits.
+
+    Raises:
+        InputError, DiskFullError: it cannot be written.
+    """
     told = {
         "hlwq.sensitivity": SENSITIVITY,
         "kind": kind,
         "layers": {name: {str(bits): loss for bits, loss in curve.items()} for name, curve in losses.items()},
     }
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
-    beside.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    os.replace(beside, path)
+    with write_beside(Path(path)) as file:
+        file.write(json.dumps(told, indent=1).encode() + b"\n")
 
 
 def read_losses(path: str | os.PathLike[str]) -> Losses:

@@ -27,7 +27,7 @@ from ..codec.layers import EncodedLayer, encode_layer
 from ..codec.options import LAYOUTS, NORMS
 from ..errors import DiskFullError, HLWQError, InputError
 from ..format.packed import encoded_bytes
-from ..format.places import write_error
+from ..format.places import write_beside, write_error
 from ..format.record import BIASES, CORRECTED, RECORD, write_record
 from ..format.safefile import DTYPES, SafeFile
 from ..format.sizes import BITS
@@ -303,9 +303,8 @@ class _Job:
         return journal
 
     def _write_journal(self, journal: dict[str, Any]) -> None:
-        beside = self.journal_file.with_suffix(".new")
-        beside.write_text(json.dumps(journal), "utf-8")
-        os.replace(beside, self.journal_file)
+        with write_beside(self.journal_file) as file:
+            file.write(json.dumps(journal).encode())
 
     def _check_space(self, journal: dict[str, Any]) -> None:
         coded = sum(sum(encoded_bytes(self._shape(name), bits)) for name, bits in self.plan.items())

@@ -15,6 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
+from ..format.places import write_beside
+
+# Of a name in a journal: what it cannot have, and its greatest length.
+_NO_NAME = re.compile("[\\\\:\x00-\x1f\ud800-\udfff]")
+_LONGEST = 1000
 
 Renames = Iterable[tuple[Path, Path]]
 
@@ -32,6 +37,7 @@ def replace_all(
         discard: files and folders that are of no use afterwards.
 
     Raises:
+        InputError, DiskFullError: the journal cannot be written; nothing was renamed.
         OSError: a rename failed; the journal stays.
     """
     steps = {
@@ -75,12 +81,8 @@ def finish(journal: Path, root: Path) -> bool:
 
 
 def _write(journal: Path, steps: dict[str, Any]) -> None:
-    beside = journal.with_name(f".{journal.name}.new")
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump({"format": "hlwq-replacing", **steps}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, journal)
+    with write_beside(journal) as file:
+        file.write(json.dumps({"format": "hlwq-replacing", **steps}).encode())
 
 
 def _inside(root: Path, path: Path) -> str:
@@ -110,10 +112,6 @@ def _read(journal: Path, root: Path) -> dict[str, Any] | None:
             found=f"{type(error).__name__}: {error}",
             fix="if no run of yours was killed here, delete this file; else look what of the checkpoint lies beside it",
         ) from error
-
-
-_NO_NAME = re.compile("[\\\\:\x00-\x1f\ud800-\udfff]")
-_LONGEST = 1000
 
 
 def _below(root: Path, name: Any) -> Path:
