@@ -408,7 +408,7 @@ class CalibrationFile:
         """What is known of a layer's inputs; None of a layer that is not in it.
 
         Raises:
-            InputError: NaN or infinite values.
+            InputError: it has no mean, or NaN or infinite values.
         """
         ours = self._names.get(bare(name))
         if ours is None:
@@ -423,6 +423,15 @@ class CalibrationFile:
         )
 
     def _tensor(self, key: str) -> torch.Tensor:
+        if key not in self.file:
+            raise InputError(
+                "the calibration lacks a tensor that its notes name",
+                file=self.path,
+                tensor=key,
+                expected="it",
+                found="none",
+                fix=_AGAIN,
+            )
         found = self.file.tensor(key)
         if not bool(torch.isfinite(found).all()):
             raise InputError("the calibration has NaN or infinite moments", file=self.path, tensor=key, fix=_AGAIN)

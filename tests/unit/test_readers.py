@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from hlwq_core.codec.calibration import VERSION
 from hlwq_core.errors import HLWQError
 
 from ..attacks import readers
@@ -14,6 +15,10 @@ from ..attacks.fuzz import spoil
 SLOW = ("header", "codes", "norms", "meta", "table")  # a checkpoint is opened and decoded
 # What once came out as a bare error.
 FAULTS = {
+    "calibration": [
+        b'{"hlwq.calibration": "%s", "hlwq.samples": "3", "hlwq.identity": "{}", "hlwq.layers": "{\\"a\\": {\\"count\\": 9999, '
+        b'\\"calls\\": 3, \\"of\\": \\"a\\"}, \\"b\\": {\\"count\\": 1, \\"calls\\": 1, \\"of\\": \\"c\\"}}"}' % VERSION.encode()
+    ],
     "replacement": [b'{"format": "hlwq-replacing", "away": [], "into": [], "discard": ["\\u0000"]}'],
     "hub": [b'{"id": "a/b", "sha": "0", "siblings": [{"rfilename": true}]}', b'{"id": "a/b", "sha": [], "siblings": []}'],
     "object_info": [b'{"input": {"required": {"x": {}}, "optional": "0"}}', b'{"input": {"required": {"x": [["a"], 1]}}}'],
