@@ -171,15 +171,6 @@ def test_comfy_kitchen_is_imported_by_the_layout_alone() -> None:
             assert not [module for module in imports(path) if module.startswith("comfy_kitchen")], path.name
 
 
-def test_nothing_that_runs_code_from_files() -> None:
-    for path in CODE:
-        assert not {"pickle", "marshal", "shelve", "dill"} & {m.split(".")[0] for m in imports(path)}, path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in ("eval", "exec", "torch.load", "os.system"), (path, node.lineno)
-                assert not any(keyword.arg == "shell" for keyword in node.keywords), (path, node.lineno)
-
-
 def test_code_is_python_3_10() -> None:
     for path in [*CODE, *(REPO / "scripts").rglob("*.py"), *(REPO / "tests").rglob("*.py")]:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
