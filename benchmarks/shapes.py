@@ -2,95 +2,205 @@
 
     python benchmarks/shapes.py                 10,000 weights on the card (without one: on the CPU)
     python benchmarks/shapes.py --count 200 --seed 7
+    python benchmarks/shapes.py --triton 5      on the CPU: every fifth weight by Triton's kernel as well, in its interpreter
 
-Each result is made twice, the second time in another place in memory and beside other work on the card: not a bit may differ.
+Decoding is compared with a second definition, written in NumPy for this file alone. Each result is made twice, the second time in
+another place in memory and beside other work on the card: not a bit may differ. Kernels are compiled for a variant (bits, packing,
+dtype, adding) and Triton's for a kind of size as well (see `Group`): each group is one variant and one kind of size, within which rows,
+columns and contents are random. `--groups 24`: one for each packing of each number of bits; more take other dtypes and sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import sys
+import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 from common import REPO, parser, save
 
 sys.path.insert(0, str(REPO))
 from hlwq_core import backends
-from hlwq_core.backends import eager, eight_bit, proof
+from hlwq_core.backends import eight_bit, proof
+from hlwq_core.format.packed import PackedLayer
 
 VARIANTS = [(bits, p) for bits in range(2, 9) for p in ("msb", "lsb", "byte", "nibble") if p != "nibble" or bits <= 4]
+# Triton compiles anew where a number is 1, or a multiple of 16.
+KINDS_OF_SIZE = ("one block", "16 blocks", "other blocks, whole", "other blocks, cut")
 
 
-def one(numbers: random.Random, device: torch.device, done: Counter[str], generator: torch.Generator) -> None:
-    """Decode one random weight by every backend of the device, and multiply by it in 8 bits.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Weights that one compiled kernel decodes."""
 
-    Raises:
-        RuntimeError: a result differs from its definition, or from itself.
-    """
-    bits, packing = numbers.choice(VARIANTS)
-    blocks = numbers.choice((1, 1, 2, 3, numbers.randrange(1, 40)))
-    rows = numbers.choice((1, 2, 31, 32, 33, numbers.randrange(1, 700)))
-    width = blocks * 128 - numbers.choice((0, 0, 1, 8, 127, numbers.randrange(128)))
-    layer = dataclasses.replace(proof.random_layer(rows, blocks, bits, packing, generator), shape=(rows, width))
-    dtype, add = numbers.choice(eight_bit.INPUTS), numbers.random() < 0.5
-    what = f"[{rows}, {width}] of {bits} bits, {packing}, {dtype}, add {add}"
-    on_device = layer.to(device)
-    before = torch.randn(rows, width, generator=generator).to(dtype)
-    expected = eager.decode(layer, torch.float32) + (before.float() if add else 0)
-    for name, reason in backends.unavailable_reasons(device).items():
-        if reason is not None:
-            continue
-        found = [before.to(device, copy=True) for _ in range(2)]
-        other = torch.empty(numbers.randrange(1, 1 << 16), device=device)  # the second lies elsewhere
-        for out in found:
-            backends.get(name).decode(on_device, dtype, out, add)
-        del other
-        allowed = float(expected.abs().max()) * proof.ALLOWED[dtype]
-        difference = float((found[0].float().cpu() - expected).abs().max())
-        if not difference <= allowed:
-            raise RuntimeError(f"{name}, {what}: differs by {difference:.3g}, {allowed:.3g} are allowed")
-        if not torch.equal(*found):
-            raise RuntimeError(f"{name}, {what}: not the same twice")
-        done[name] += 1
-    x = torch.randn(numbers.choice((1, 16, 47, numbers.randrange(1, 200))), width, generator=generator).to(dtype)
-    for kind in eight_bit.KINDS:
-        fast = backends.fast_mode(device, kind)
-        twice = []
-        for _ in range(2):
-            weight = eight_bit.empty(rows, layer.padded, kind, device)
-            fast.weight(on_device, weight)
-            twice.append((fast.rotate(x.to(device)), weight))
-        for part, (first, second), definition in (
-            ("rotate", [t[0] for t in twice], eight_bit.rotate(x, kind)),
-            ("weight", [t[1] for t in twice], eight_bit.weight(layer, kind)),
-        ):
-            proof.compare(f"{kind} {part}, {what}", first.dense().cpu(), definition.dense(), 3e-2)
-            if not (
-                torch.equal(first.values.float(), second.values.float()) and torch.equal(first.scales, second.scales)
+    bits: int
+    packing: str
+    dtype: torch.dtype
+    add: bool
+    size: str
+
+    def shape(self, numbers: random.Random) -> tuple[int, int, int]:
+        """Rows, blocks and columns of a random weight."""
+        rows = numbers.choice((1, 2, 31, 32, 33, numbers.randrange(1, 300)))
+        if self.size == "16 blocks":
+            rows, blocks = 1 + rows // 8, 16 * numbers.randrange(1, 4)
+        else:
+            blocks = 1 if self.size == "one block" else numbers.choice((2, 3, 5, numbers.randrange(2, 16)))
+        whole = self.size.endswith("whole") or (self.size != "other blocks, cut" and numbers.random() < 0.5)
+        cut = 0 if whole else numbers.choice((1, 8, 127, numbers.randrange(1, 128)))
+        return rows, blocks, blocks * 128 - cut
+
+
+def groups(count: int) -> list[Group]:
+    """The first so many: each packing of each number of bits, then again with another dtype, size and adding."""
+    found = []
+    for i in range(count):
+        turn, place = divmod(i, len(VARIANTS))
+        bits, packing = VARIANTS[place]
+        dtype = eight_bit.INPUTS[(place + turn) % 3]
+        size = KINDS_OF_SIZE[(place // 2 + turn // 3) % 4]
+        found.append(Group(bits, packing, dtype, (place + turn // 2) % 2 == 1, size))
+    return found
+
+
+def definition(layer: PackedLayer) -> np.ndarray:
+    """`w = (level[code] · H) · norm` in float64, from the words of docs/format.md: `[rows, columns]`."""
+    rows, blocks = layer.norms.shape
+    raw = layer.codes.numpy().reshape(rows * blocks, -1)
+    if layer.packing == "byte":
+        codes = raw & ((1 << layer.bits) - 1)
+    elif layer.packing == "nibble":
+        codes = np.concatenate([raw & 15, raw >> 4], axis=1)
+    else:
+        order = "big" if layer.packing == "msb" else "little"
+        places = np.unpackbits(raw, axis=1, bitorder=order).reshape(len(raw), 128, layer.bits).astype(np.int64)
+        weights = 1 << np.arange(layer.bits)
+        codes = places @ (weights[::-1] if layer.packing == "msb" else weights)
+    levels = layer.table("cpu").numpy().astype(np.float64)[codes]
+    signs = np.array([[bin(i & j).count("1") % 2 for j in range(128)] for i in range(128)])
+    values = levels @ ((1 - 2.0 * signs) / np.sqrt(128)) * layer.norms.numpy().astype(np.float64).reshape(-1, 1)
+    return values.reshape(rows, -1)[:, : layer.shape[1]]
+
+
+class Comparison:
+    """What is compared on a device, and how often it was."""
+
+    def __init__(self, device: torch.device, seed: int, interpret: int):
+        self.device, self.interpret, self.count = device, interpret, 0
+        self.numbers, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        self.done: Counter[str] = Counter()
+
+    def weight(self, group: Group) -> None:
+        """Decode a random weight by every backend of the device, and multiply by it in 8 bits.
+
+        Raises:
+            RuntimeError: a result differs from its definition, or from itself.
+        """
+        rows, blocks, width = group.shape(self.numbers)
+        layer = proof.random_layer(rows, blocks, group.bits, group.packing, self.generator)
+        layer = dataclasses.replace(layer, shape=(rows, width))
+        what = f"[{rows}, {width}], {group}"
+        whole = torch.from_numpy(definition(dataclasses.replace(layer, shape=(rows, 128 * blocks))))
+        self._decode(group, layer, whole[:, :width], what)
+        self._eight_bit(group, layer, whole, what)
+        self.count += 1
+
+    def _decode(self, group: Group, layer: PackedLayer, exact: torch.Tensor, what: str) -> None:
+        before = torch.randn(layer.shape, generator=self.generator).to(group.dtype)
+        expected = exact + (before.double() if group.add else 0)
+        allowed = float(expected.abs().max()) * proof.ALLOWED[group.dtype]
+        there = layer.to(self.device)
+        interpreted = bool(self.interpret) and self.count % self.interpret == 0
+
+        def decode(name: str, out: torch.Tensor) -> None:
+            if name == "triton" and interpreted:
+                from hlwq_core.backends import triton
+
+                triton.launch(there.contiguous(), out, group.add)
+            else:
+                backends.get(name).decode(there, group.dtype, out, group.add)
+
+        for name, reason in backends.unavailable_reasons(self.device).items():
+            if reason is not None and not (name == "triton" and interpreted):
+                continue
+            found = [before.to(self.device, copy=True) for _ in range(2)]
+            other = torch.empty(self.numbers.randrange(1, 1 << 16), device=self.device)  # the second lies elsewhere
+            for out in found:
+                decode(name, out)
+            del other
+            difference = float((found[0].double().cpu() - expected).abs().max())
+            if not difference <= allowed:
+                raise RuntimeError(f"{name}, {what}: differs by {difference:.3g}, {allowed:.3g} are allowed")
+            if not torch.equal(*found):
+                raise RuntimeError(f"{name}, {what}: not the same twice")
+            self.done[name] += 1
+
+    def _eight_bit(self, group: Group, layer: PackedLayer, whole: torch.Tensor, what: str) -> None:
+        rows, width = layer.shape
+        lines = self.numbers.choice((1, 16, 47, self.numbers.randrange(1, 200)))
+        x = torch.randn(lines, width, generator=self.generator).to(group.dtype)
+        there = layer.to(self.device)
+        for kind in eight_bit.KINDS:
+            fast = backends.fast_mode(self.device, kind)
+            twice = []
+            for _ in range(2):
+                weight = eight_bit.empty(rows, layer.padded, kind, self.device)
+                fast.weight(there, weight)
+                twice.append((fast.rotate(x.to(self.device)), weight))
+            for part, (first, second), expected in (
+                ("rotate", [t[0] for t in twice], eight_bit.rotate(x, kind)),
+                ("weight", [t[1] for t in twice], eight_bit.weight(layer, kind)),
             ):
-                raise RuntimeError(f"{kind} {part}, {what}: not the same twice")
-        done[kind] += 1
+                proof.compare(f"{kind} {part}, {what}", first.dense().cpu(), expected.dense(), 3e-2)
+                same = torch.equal(first.values.float(), second.values.float())
+                if not (same and torch.equal(first.scales, second.scales)):
+                    raise RuntimeError(f"{kind} {part}, {what}: not the same twice")
+            # In 8 bits it is still the weight: multiplied by it, rotated both, only rounding is left. It is compared with what sums
+            # of so many terms of any sign come to, since a single sum may be nothing.
+            rotated, eight = (part.dense().cpu().double() for part in twice[0])
+            difference = float((rotated @ eight.t() - x.double() @ whole[:, :width].t()).norm())
+            usual = float(x.double().norm() * whole.norm()) / layer.padded**0.5
+            if not difference <= 0.1 * usual:
+                raise RuntimeError(f"{kind} product, {what}: differs by {difference / usual:.3g}, 0.1 is allowed")
+            self.done[kind] += 1
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=10_000)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--groups", type=int, default=2 * len(VARIANTS))
+    arguments.add_argument("--triton", type=int, default=0, metavar="N", help="on the CPU: every Nth weight by Triton")
     args = arguments.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    numbers, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
-    done: Counter[str] = Counter()
+    interpret = args.triton if device.type == "cpu" else 0
+    if interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
+    comparison = Comparison(device, args.seed, interpret)
+    chosen = groups(min(args.groups, args.count))
     faults: list[str] = []
+    begun = time.monotonic()
     with torch.inference_mode():
-        for _ in range(args.count):
-            try:
-                one(numbers, device, done, generator)
-            except RuntimeError as error:
-                faults.append(str(error).splitlines()[0])
-    figures: dict[str, Any] = {"device": device.type, "seed": args.seed, "weights": args.count, "compared": dict(done)}
+        for i, group in enumerate(chosen):
+            for _ in range(args.count // len(chosen) + (i < args.count % len(chosen))):
+                try:
+                    comparison.weight(group)
+                except RuntimeError as error:
+                    faults.append(str(error).splitlines()[0])
+    figures: dict[str, Any] = {
+        "device": device.type,
+        "triton_interpreted": bool(interpret),
+        "seed": args.seed,
+        "weights": args.count,
+        "groups": len(chosen),
+        "seconds": round(time.monotonic() - begun),
+        "compared": dict(comparison.done),
+    }
     print({**figures, "faults": faults[:20]})
     save("shapes", {**figures, "faults": faults[:100]}, {})
     if faults:
