@@ -149,6 +149,45 @@ def test_it_goes_on_from_its_file(model: Model, tmp_path: Path) -> None:
         Calibration(layers(other), identity=identity(other)).go_on(path)
 
 
+def test_a_save_that_is_stopped_leaves_the_one_before(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    gather(model, calls=8).save(path)
+    before = path.read_bytes()
+    entries = calibrations._entries
+
+    def stop() -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            calibrations, "_entries", lambda *given: [*entries(*given)[:-1], (*entries(*given)[-1][:3], stop)]
+        )
+        with pytest.raises(KeyboardInterrupt):
+            gather(model).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    again = Calibration(layers(model), identity=identity(model))
+    again.go_on(path)
+    assert again.samples == 8 and set(again.counts.values()) == {7 * 512}
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_a_file_that_is_cut_off_is_refused(model: Model, dense: Path, tmp_path: Path, part: float) -> None:
+    """As a copy that was broken off leaves it."""
+    path = tmp_path / "cut.safetensors"
+    gather(model).save(path)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    for use in (
+        lambda: quantize(dense, tmp_path / "out", rules="plain", calibration=path),
+        lambda: Calibration(layers(model), identity=identity(model)).go_on(path),
+    ):
+        with pytest.raises(HLWQError) as error:
+            use()
+        assert error.value.file == str(path) and error.value.fix
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_gathered_is_nothing_saved(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no layer was run"):
         Calibration(layers(model)).save(tmp_path / "none.safetensors")
