@@ -7,15 +7,20 @@ Models, their licences and where they come from stand in quality_models.py, meth
 quantized, embeddings are not. `weight_mse` is the relative squared error over all their weights; `output` the mean over layers of
 the relative squared error of a layer's outputs, for the original's inputs of held-out data; `end` the model's own metric there
 (Whisper: KL divergence of the next token from the original's; MPNet: 1 − cosine of the embedding). Calibrations are of other data.
-Results are added to results/quality.json, and as `quality_{model}_{method}_{bits|weight_mse|output|end}` to its `flat`.
+`end_deviation` is its standard error over the held-out pieces, `pieces` what it is for each. Results are added to
+results/quality.json; report.py takes them to docs/quality.md and, as `quality_{model}_{method}_{bits|weight_mse|output|end}`, to
+results/summary.json.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import math
 import os
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from hlwq_core.backends import eight_bit
 from hlwq_core.codec import codec
 from hlwq_core.codec.calibration import Calibration, LayerInputs
 from hlwq_core.codec.fisher import losses_by_gradients
+from hlwq_core.format.codebook import BLOCK
 from hlwq_core.tools.bits import CHOICES, allocate, output_power
 
 MEAN = 4.6
@@ -44,13 +50,6 @@ class Bench:
         self.real = real
         self.weights = {name: layer.weight.detach().clone() for name, layer in real.layers.items()}
         self.biases = {n: layer.bias.detach().clone() for n, layer in real.layers.items() if layer.bias is not None}
-        self.calibrations: dict[str, dict[str, LayerInputs | None]] = {}
-        watched = {kind: Calibration(real.layers, moments=kind) for kind in ("blocks", "full")}
-        with watched["blocks"].watching(), watched["full"].watching():
-            for _ in real.run(real.batches):
-                pass
-        for kind, calibration in watched.items():
-            self.calibrations[kind] = {name: calibration.inputs(name) for name in real.layers}
         self.inputs: dict[str, torch.Tensor] = {}
         hooks = [
             layer.register_forward_pre_hook(lambda module, args, name=name: self._keep(name, args[0]))
@@ -65,13 +64,22 @@ class Bench:
         rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
         self.inputs[name] = torch.cat([self.inputs[name], rows]) if name in self.inputs else rows.clone()
 
+    @functools.cached_property
+    def calibrations(self) -> dict[str, dict[str, LayerInputs | None]]:
+        """What is known of each layer's inputs, by kind of moments; the original runs, its weights must be in place."""
+        calibration = Calibration(self.real.layers, moments="full")
+        with calibration.watching():
+            for _ in self.real.run(self.real.batches):
+                pass
+        full = {name: calibration.inputs(name) for name in self.real.layers}
+        return {"full": full, "blocks": {name: _of_blocks(found) for name, found in full.items()}}
+
     def known(self, kind: str) -> Any:
         """What `hlwq` asks for."""
         return self.calibrations[kind].get
 
     def measure(self, method: Method, fast: str | None = None) -> dict[str, Any]:
         """Quantize all layers, look, and put the original back."""
-        started = time.perf_counter()
         error = power = 0.0
         bits = 0
         outputs: list[float] = []
@@ -92,11 +100,7 @@ class Bench:
                 ways[made.way] = ways.get(made.way, 0) + 1
             if fast is not None and made.packed is not None:
                 hooks.append(_in_eight_bits(layer, made, fast))
-        encoded = time.perf_counter() - started
-        total, count = 0.0, 0
-        for original, found in zip(self.truth, self.real.run(self.real.held)):
-            apart, values = self.real.end(original, found)
-            total, count = total + apart, count + values
+        pieces = [self.real.end(original, found) for original, found in zip(self.truth, self.real.run(self.real.held))]
         for layer in hooks:
             del layer.forward
         self._restore()
@@ -105,10 +109,20 @@ class Bench:
             "bits": bits / weights,
             "weight_mse": error / power,
             "output": sum(outputs) / len(outputs),
-            "end": total / count,
-            "encode_s": round(encoded, 1),
+            "end": _ratio(pieces),
+            "end_deviation": deviation(pieces),
+            "parts": self._parts(pieces),
+            "pieces": [float(f"{apart / count:.4g}") for apart, count in pieces],
             "ways": ways,
         }
+
+    def _parts(self, pieces: Sequence[tuple[float, int]]) -> dict[str, float]:
+        """The end metric of each kind of held-out pieces."""
+        found, first = {}, 0
+        for part, count in self.real.parts.items():
+            found[part] = _ratio(pieces[first : first + count])
+            first += count
+        return found
 
     def _output_error(self, name: str, made: Made) -> float:
         x = self.inputs[name]
@@ -129,12 +143,16 @@ class Bench:
     def shapes(self) -> dict[str, tuple[int, int]]:
         return {name: (weight.shape[0], weight.shape[1]) for name, weight in self.weights.items()}
 
+    @functools.cache  # noqa: B019 - there is one of it
     def by_gradients(self) -> dict[str, int]:
         """Of the calibration's samples."""
-        assert self.real.loss is not None
-        losses = losses_by_gradients(
-            self.real.layers, (self.real.loss(self.real.model, b) for b in self.real.batches), CHOICES
-        )
+        loss, model = self.real.loss, self.real.model
+        assert loss is not None
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        losses = losses_by_gradients(self.real.layers, (loss(model, batch) for batch in self.real.batches), CHOICES)
+        for layer in self.real.layers.values():
+            layer.weight.requires_grad_(False).grad = None
         return allocate(self.shapes(), losses, MEAN)
 
     def by_moments(self) -> dict[str, int]:
@@ -159,6 +177,42 @@ class Bench:
         return found
 
 
+def _of_blocks(inputs: LayerInputs | None) -> LayerInputs | None:
+    """What would have been gathered of blocks of 128: the diagonal of the full moments."""
+    if inputs is None or inputs.moments is None:
+        return inputs
+    width = inputs.moments.shape[0]
+    padded = torch.nn.functional.pad(inputs.moments, (0, -width % BLOCK) * 2)
+    blocks = [padded[i : i + BLOCK, i : i + BLOCK] for i in range(0, len(padded), BLOCK)]
+    return LayerInputs(inputs.count, inputs.mean, torch.stack(blocks), inputs.held)
+
+
+def _ratio(pieces: Sequence[tuple[float, int]]) -> float:
+    return sum(apart for apart, _ in pieces) / sum(count for _, count in pieces)
+
+
+def deviation(pieces: Sequence[tuple[float, int]]) -> float:
+    """The standard error of the end metric over the held-out pieces (jackknife)."""
+    without = [_ratio([*pieces[:i], *pieces[i + 1 :]]) for i in range(len(pieces))] if len(pieces) > 1 else [0.0]
+    mean = sum(without) / len(without)
+    return math.sqrt((len(without) - 1) / len(without) * sum((value - mean) ** 2 for value in without))
+
+
+def encode_once() -> None:
+    """A dozen methods ask for the same searched codes of the same weights: make them once."""
+    made: dict[tuple[Any, ...], codec.Encoded] = {}
+    encode = codec.encode
+
+    def remembered(weight: torch.Tensor, bits: int, codebook: str = "infinite", norms: str = "author") -> codec.Encoded:
+        content = hashlib.blake2b(weight.detach().contiguous().numpy()).digest()
+        key = (content, tuple(weight.shape), bits, codebook, norms)
+        if key not in made:
+            made[key] = encode(weight, bits, codebook, norms)
+        return made[key]
+
+    codec.encode = remembered  # type: ignore[assignment]
+
+
 def _from_the_ends(name: str) -> int:
     """How many blocks lie between a layer and the nearer end of its stack of 4 or 12."""
     number = next((int(part) for part in name.split(".") if part.isdigit()), 0)
@@ -180,23 +234,25 @@ def _in_eight_bits(layer: torch.nn.Linear, made: Made, kind: str) -> torch.nn.Li
 
 
 def methods(bench: Bench) -> dict[str, Any]:
-    """Name → what makes the method; methods that only Whisper has need gradients."""
+    """Name → what makes the method; those by gradients only where a model has a loss."""
     found: dict[str, Any] = {
         "author5": lambda: hlwq(5, "author"),
         "search5": lambda: hlwq(5),
         "search4": lambda: hlwq(4),
         "search6": lambda: hlwq(6),
-        "bias5": lambda: hlwq(5, inputs=lambda n: _means(bench.calibrations["blocks"][n])),
+        "bias5": lambda: hlwq(5, inputs={n: _means(found) for n, found in bench.calibrations["blocks"].items()}.get),
         "blocks5": lambda: hlwq(5, inputs=bench.known("blocks")),
         "full5": lambda: hlwq(5, inputs=bench.known("full")),
         "full4": lambda: hlwq(4, inputs=bench.known("full")),
     }
     found |= {name: lambda name=name: ggml(name, CACHE) for name in GGML_TYPES}
     found |= {"fp8": lambda: fp8, "int8_rows": lambda: int8_rows, "int8_rotated": lambda: int8_rotated}
+    found |= {
+        "ends_4_6": lambda: hlwq(bench.first_and_last()),
+        "moments_4_6": lambda: hlwq(bench.by_moments()),
+    }
     if bench.real.loss is not None:
         found |= {
-            "ends_4_6": lambda: hlwq(bench.first_and_last()),
-            "moments_4_6": lambda: hlwq(bench.by_moments()),
             "fisher_4_6": lambda: hlwq(bench.by_gradients()),
             "fisher_4_6_full": lambda: hlwq(bench.by_gradients(), inputs=bench.known("full")),
         }
@@ -216,6 +272,7 @@ def main() -> None:
     arguments.add_argument("--methods", nargs="+", help="only these (default: all)")
     args = arguments.parse_args()
     torch.manual_seed(0)
+    encode_once()
     path = Path(os.environ.get("OUT", RESULTS)) / "quality.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"models": {}}
     for model in args.models:
@@ -230,12 +287,6 @@ def main() -> None:
             told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float))
             print(f"{model} {name}: {told}", flush=True)
             result["machine"] = machine()
-            result["flat"] = {
-                f"quality_{m}_{n}_{key}": figure[key]
-                for m, rows in result["models"].items()
-                for n, figure in rows.items()
-                for key in ("bits", "weight_mse", "output", "end")
-            }
             path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -32,25 +32,33 @@ Linear = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 class Encoder:
-    """Whisper tiny's encoder in plain torch, its linear layers given from outside.
+    """Whisper's encoder in plain torch, its linear layers given from outside.
 
     Args:
-        device: where it runs.
+        weights: by their names in transformers' model, without `model.encoder.`; on the device where it runs.
+        mel: what is heard, `[pieces, 80, frames]`, on the same device.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, weights: dict[str, torch.Tensor], mel: torch.Tensor):
+        self.weights = weights
+        self.mel = mel
+        self.linear = [n.removesuffix(".weight") for n, w in weights.items() if w.dim() == 2 and "embed" not in n]
+        self.width = weights["embed_positions.weight"].shape[1]
+        self.layers = len({name.split(".")[1] for name in self.linear})
+
+    @classmethod
+    def tiny(cls, device: torch.device) -> Encoder:
+        """Whisper tiny's, and the held-out speech."""
         from transformers import WhisperFeatureExtractor
 
-        weights = whisper_weights(fetch("whisper.bin"))
         prefix = "model.encoder."
-        self.weights = {n.removeprefix(prefix): w.to(device) for n, w in weights.items() if n.startswith(prefix)}
-        self.linear = [n.removesuffix(".weight") for n, w in self.weights.items() if w.dim() == 2 and "embed" not in n]
+        weights = {n: w for n, w in whisper_weights(fetch("whisper.bin")).items() if n.startswith(prefix)}
         features = WhisperFeatureExtractor(feature_size=80)
         heard = [
             features(s.numpy(), sampling_rate=16000, return_tensors="pt").input_features
             for s in people(HELD_OUT_SPEECH)
         ]
-        self.mel = torch.cat(heard).to(device)
+        return cls({n.removeprefix(prefix): w.to(device) for n, w in weights.items()}, torch.cat(heard).to(device))
 
     def bias(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
         found = self.weights.get(f"{name}.bias")
@@ -66,28 +74,29 @@ class Encoder:
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         weights = self.weights
-        return F.layer_norm(x.float(), (384,), weights[f"{name}.weight"], weights[f"{name}.bias"]).to(x.dtype)
+        return F.layer_norm(x.float(), (self.width,), weights[f"{name}.weight"], weights[f"{name}.bias"]).to(x.dtype)
 
     def _one(self, mel: torch.Tensor, linear: Linear, dtype: torch.dtype) -> torch.Tensor:
         w = self.weights
         x = F.gelu(F.conv1d(mel[None], w["conv1.weight"], w["conv1.bias"], padding=1))
         x = F.gelu(F.conv1d(x, w["conv2.weight"], w["conv2.bias"], stride=2, padding=1))
         x = (x.transpose(1, 2) + w["embed_positions.weight"])[0].to(dtype)
-        for number in range(4):
+        for number in range(self.layers):
             layer = f"layers.{number}"
             y = self._norm(f"{layer}.self_attn_layer_norm", x)
             q, k, v = (
-                linear(f"{layer}.self_attn.{n}_proj", y).view(-1, 6, 64).transpose(0, 1)[None].float() for n in "qkv"
+                linear(f"{layer}.self_attn.{n}_proj", y).view(-1, self.width // 64, 64).transpose(0, 1)[None].float()
+                for n in "qkv"
             )
-            mixed = F.scaled_dot_product_attention(q, k, v)[0].to(dtype).transpose(0, 1).reshape(-1, 384)
+            mixed = F.scaled_dot_product_attention(q, k, v)[0].to(dtype).transpose(0, 1).reshape(-1, self.width)
             x = x + linear(f"{layer}.self_attn.out_proj", mixed)
             x = x + linear(f"{layer}.fc2", F.gelu(linear(f"{layer}.fc1", self._norm(f"{layer}.final_layer_norm", x))))
         return self._norm("layer_norm", x).float()
 
 
-def hidden_errors(device: torch.device) -> dict[str, float]:
+def hidden_errors(encoder: Encoder) -> dict[str, float]:
     """By norms, dtype of the activations, and way."""
-    encoder = Encoder(device)
+    device = encoder.mel.device
     original = {name: encoder.weights[f"{name}.weight"] for name in encoder.linear}
     truth = encoder.run(encoder.dense(original, torch.float32), torch.float32)
     found: dict[str, float] = {}
@@ -171,7 +180,10 @@ def main() -> None:
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.no_grad():
-        figures = {**hidden_errors(device), f"layer_{args.rows}x{args.columns}": times(device, args.rows, args.columns)}
+        figures = {
+            **hidden_errors(Encoder.tiny(device)),
+            f"layer_{args.rows}x{args.columns}": times(device, args.rows, args.columns),
+        }
     for name, value in figures.items():
         print(name, value)
     save("quality_card", {**figures, "on": machine().get("gpu", "cpu")}, {})

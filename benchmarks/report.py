@@ -1,6 +1,6 @@
-"""README's table, those of docs/speed.md, docs/performance.md, and the plots, from results/*.json.
+"""README's table, those of docs/speed.md, docs/performance.md, docs/quality.md, and the plots, from results/*.json.
 
-python benchmarks/report.py            rewrite the parts between the comments `speed` and `runs`
+python benchmarks/report.py            rewrite the parts between the comments, and the figures of quality in summary.json
 python benchmarks/report.py --check    say whether they are up to date (exit code 1 if not)
 python benchmarks/report.py --plots    also results/*.png; needs matplotlib
 """
@@ -19,6 +19,7 @@ README = HERE.parent / "README.md"
 SPEED = HERE.parent / "docs" / "speed.md"
 PERFORMANCE = HERE.parent / "docs" / "performance.md"
 QUALITY = HERE.parent / "docs" / "quality.md"
+SUMMARY = HERE / "results" / "summary.json"
 TOKENS = (2048, 6144, 24576)
 NAMES = {"bf16": "BF16", "fp8": "core's fp8, fast", "gguf_q5k": "GGUF Q5_K", "hlwq": "HLWQ", "hlwq_packed": "HLWQ"}
 ROWS = (
@@ -219,13 +220,29 @@ QUALITY_ROWS = (
 def quality(model: str, end: str) -> str:
     """One model's table of docs/quality.md."""
     found = load("quality").get("models", {}).get(model, {})
-    lines = [f"| encoder | bits a weight | weights | outputs | {end} |", "| --- | --- | --- | --- | --- |"]
+    parts = list(dict.fromkeys(part for row in found.values() for part in row.get("parts", {})))
+    head = ["encoder", "bits a weight", "weights", "outputs", end, *(f"{end}, {part}" for part in parts)]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name, title in QUALITY_ROWS:
         if name in found:
             row = found[name]
-            cells = [title, f"{row['bits']:.3f}", *(f"{row[key]:.2e}" for key in ("weight_mse", "output", "end"))]
+            cells = [title, f"{row['bits']:.3f}", *(f"{row[key]:.2e}" for key in ("weight_mse", "output"))]
+            error = f" ± {row['end_deviation']:.1e}" if "end_deviation" in row else ""
+            cells += [f"{row['end']:.2e}{error}", *(f"{row['parts'][part]:.2e}" for part in parts)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def summary() -> str:
+    """summary.json with the figures of quality as they are."""
+    kept = {key: value for key, value in load("summary").items() if not key.startswith("quality_")}
+    figures = {
+        f"quality_{model}_{method}_{key}": row[key]
+        for model, rows in load("quality").get("models", {}).items()
+        for method, row in rows.items()
+        for key in ("bits", "weight_mse", "output", "end")
+    }
+    return json.dumps(dict(sorted({**kept, **figures}.items())), indent=1) + "\n"
 
 
 def plots() -> None:
@@ -276,7 +293,7 @@ def main() -> None:
         (QUALITY, "whisper", quality("whisper", "KL")),
         (QUALITY, "mpnet", quality("mpnet", "1 − cosine")),
     )
-    made: dict[Path, str] = {}
+    made: dict[Path, str] = {SUMMARY: summary()}
     for path, name, part in parts:
         made[path] = with_part(made.get(path) or path.read_text(), name, part)
     if "--check" in sys.argv:

@@ -36,7 +36,7 @@ def bench():
     named = Named()
     layers = {f"{n}.weight": m for n, m in named.named_modules() if isinstance(m, torch.nn.Linear)}
     real = quality_models.Real(
-        "small", "error", named, layers, [batch(i) for i in range(16)], [batch(100)], lambda out, _: out,
+        "small", "error", named, layers, lambda: [batch(i) for i in range(16)], [batch(100)], lambda out, _: out,
         lambda a, b: (float((a - b).square().sum() / a.square().sum()), 1),
         lambda m, inputs: m(**inputs).square().mean(),
     )  # fmt: skip
