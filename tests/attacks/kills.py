@@ -3,8 +3,8 @@
     python tests/attacks/kills.py                                   every work, 20 times
     python tests/attacks/kills.py quantize save --kills 200 --seed 7 --results tests/attacks/results/kills.json
 
-At each rename rather than at random moments: `tests/unit/tools/test_replacing.py`, `test_download.py`. A batch of prompts has its
-own, in `tests/unit/batch`.
+At each rename rather than at random moments: `tests/unit/tools/test_quantize.py`, `test_replacing.py`, `test_download.py` and
+`tests/unit/media/test_partial.py`. A batch of prompts has its own, in `batches.py`.
 """
 
 from __future__ import annotations
@@ -107,10 +107,13 @@ def _earlier_download(folder: Path) -> None:
     download("we/old", folder / "out", endpoint=_hub().url)
 
 
-def _save(folder: Path) -> None:
+def save(target: str | Path) -> None:
+    """Write a small video to a folder under the next free name, or over a file."""
+    folder, over = Path(target), Path(target).suffix == ".mp4"
+    place = folder if over else media.Place(folder, "video", 1)
     frames = torch.linspace(0, 1, 40).view(-1, 1, 1, 1).repeat(1, 64, 96, 3)
     sound = media.Sound(0.3 * torch.sin(torch.arange(80_000) / 9).repeat(2, 1), 48_000)
-    media.write_video(folder / "video.mp4", frames, media.frame_rate(24), sound)
+    media.write_video(place, frames, media.frame_rate(24), sound)
 
 
 def _nothing(folder: Path) -> None:
@@ -125,7 +128,7 @@ WORKS = {
     "download over another revision": Work(
         _earlier_download, lambda folder: download("we/new", folder / "out", endpoint=_hub().url)
     ),
-    "save": Work(_nothing, _save),
+    "save": Work(_nothing, lambda folder: save(folder / "video.mp4")),
 }
 
 

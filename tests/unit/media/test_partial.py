@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from hlwq_core import media
-from hlwq_core.media import partial
+from hlwq_core.media import partial, probe
 from hlwq_core.media.partial import Partial
+
+from ...attacks import kills
+from ..tools.killing import killed_at, needs_fork
 
 REPO = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -112,3 +115,29 @@ def test_only_names_of_unfinished_files_are_removed(tmp_path: Path) -> None:
     media.write_video(tmp_path / "video.mp4", torch.rand(3, 64, 64, 3), media.frame_rate(24))
     assert hidden(tmp_path) >= kept and ".hlwq-0123456789ab.mp4" not in hidden(tmp_path)
     assert (tmp_path / "elsewhere.mp4").read_text() == "mine"
+
+
+@needs_fork
+@pytest.mark.parametrize("over", [True, False], ids=["over a video", "under the next free name"])
+def test_killed_at_any_rename_a_video_is_whole_or_not_there(tmp_path: Path, over: bool) -> None:
+    """Before each change of the folder, and then the same work once more."""
+    for number in range(1, 10):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        target = folder
+        if over:
+            target = folder / "video.mp4"
+            target.write_bytes(b"another one")
+        killed = killed_at(number, "tests.attacks.kills:save", target)
+        for path in folder.glob("*.mp4"):
+            if not path.name.startswith(".") and path.read_bytes() != b"another one":
+                assert probe(path).video.frames == 40, f"change {number}"
+        assert not over or target.is_file()
+        kills.save(target)
+        found = sorted(path.name for path in folder.iterdir())
+        expected = [["video.mp4"]] if over else [["video_00001_.mp4"], ["video_00001_.mp4", "video_00002_.mp4"]]
+        assert found in expected, f"change {number}: {found}"
+        assert all(probe(folder / name).video.frames == 40 for name in found)
+        if not killed:
+            break
+    assert number > 1

@@ -64,7 +64,7 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             left = [number]
-            for change in ("replace", "rename", "rmdir", "unlink"):
+            for change in ("replace", "rename", "link", "rmdir", "unlink"):
                 setattr(os, change, _dying(getattr(os, change), left))
             try:
                 work(*args, **kwargs)
