@@ -7,14 +7,10 @@ import threading
 import pytest
 import torch
 
-from .conftest import TEXT_WIDTH, joint_latent
+from .conftest import joint_latent
+from .test_splitting import text
 
 CARDS = [torch.device("cpu"), torch.device("cpu", 0)]  # two names of one device
-
-
-def text(seed):
-    context = torch.randn(1, 128, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed))
-    return [[context, {"unprocessed_ltxav_embeds": True, "frame_rate": 25.0}]]
 
 
 @pytest.fixture

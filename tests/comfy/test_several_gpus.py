@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from .test_lora import lora_on, with_lora
-from .test_splitting import CASES, KEY, plain, text
+from .test_splitting import CASES, KEY, plain, sampled
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,29 +30,6 @@ def several(model):
     assert "cpu, cpu" in report
     yield made
     session.close_all()
-
-
-def sampled(model, case, steps=3, callback=None):
-    import comfy.sample
-
-    latent = case["latent"]
-    with torch.inference_mode():
-        result = comfy.sample.sample(
-            model,
-            comfy.sample.prepare_noise(latent, 0),
-            steps,
-            case.get("cfg", 1.0),
-            "euler",
-            "normal",
-            case.get("positive", text(1)),
-            case.get("negative", text(2)),
-            latent,
-            noise_mask=case.get("mask"),
-            seed=0,
-            callback=callback,
-            disable_pbar=True,
-        )
-    return list(result.unbind())
 
 
 def current():

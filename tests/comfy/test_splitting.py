@@ -120,12 +120,12 @@ def copied(value):
     return dict(value) if isinstance(value, dict) else value
 
 
-def forwards(model, case, steps=2):
+def sampled(model, case, steps=3, callback=None):
     import comfy.sample
 
     latent = case["latent"]
-    with heard(model.model.diffusion_model) as calls, torch.inference_mode():
-        comfy.sample.sample(
+    with torch.inference_mode():
+        result = comfy.sample.sample(
             model,
             comfy.sample.prepare_noise(latent, 0),
             steps,
@@ -137,8 +137,15 @@ def forwards(model, case, steps=2):
             latent,
             noise_mask=case.get("mask"),
             seed=0,
+            callback=callback,
             disable_pbar=True,
         )
+    return list(result.unbind())
+
+
+def forwards(model, case, steps=2):
+    with heard(model.model.diffusion_model) as calls:
+        sampled(model, case, steps)
     return calls
 
 
