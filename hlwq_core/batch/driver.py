@@ -127,6 +127,7 @@ class Driver:
         self._in_work: dict[str, list[str]] = {}  # by worker, in the order in which they were given
         self._changed = asyncio.Condition()
         self._ready: set[str] = set()
+        self._given_up: set[str] = set()
         self._jobs = list(jobs)
         self._alike, self._most_deaths = alike, deaths
         self._refused: list[str] | None = []  # jobs; None as soon as one was not
@@ -197,7 +198,9 @@ class Driver:
             starts = 0 if made else starts + 1
             if not before or starts >= STARTS:
                 self.stopped_by = error
-                self.events.say(f"{worker.name} is given up: {error}")
+                self._given_up.add(worker.name)
+                if len(self._given_up) < len(self.workers):  # the last one's reason is what `run` raises
+                    self.events.say(f"{worker.name} is given up: {error}")
                 await self._release(worker)
                 return
             self.events.say(f"{worker.name} is lost and started again: {error.what.splitlines()[0]}")

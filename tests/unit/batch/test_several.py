@@ -132,6 +132,24 @@ def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["w.json"]
 
 
+@pytest.mark.parametrize(("command", "servers"), [("generate", 1), ("queue", 1), ("batch", 1), ("batch", 2)])
+def test_why_there_is_no_server_is_said_once(
+    command: str, servers: int, tmp_path: Path, workflow: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "jobs.csv").write_text("prompt\na\nb\n")
+    what = {
+        "generate": ["--prompt", "a", "--prompt", "b", "--output", str(tmp_path)],
+        "queue": [str(workflow), "--output", str(tmp_path)],
+        "batch": [str(tmp_path / "jobs.csv"), "--output", str(tmp_path / "videos")],
+    }[command]
+    dead = [f"http://127.0.0.{n}:9" for n in range(1, servers + 1)]
+    assert cli.main([command, *what, *(arg for url in dead for arg in ("--server", url))]) == 2
+    words = capsys.readouterr().err
+    for url in dead:
+        assert words.count(f"no answer from ComfyUI at {url}") == 1, words
+    assert words.count("error: ") == 1
+
+
 def test_a_workflow_without_a_file_is_no_success(workflow: Path, tmp_path: Path) -> None:
     async def run(fake: FakeComfy, prompt_id: str) -> None:
         await fake.wait_for_socket()
