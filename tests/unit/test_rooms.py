@@ -129,6 +129,7 @@ def test_tests_lie_in_the_rooms_of_what_they_test(found: dict) -> None:
         "environment",
         "first_error",
         "security",
+        "dangers",
         "web_files",
         "workflow_files",
         "readers",
