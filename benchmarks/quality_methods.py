@@ -8,6 +8,7 @@ pywhispercpp 1.5.1) and decoded by the package gguf 0.19.0, both fetched from th
 from __future__ import annotations
 
 import ctypes
+import functools
 import subprocess
 import sys
 import zipfile
@@ -102,6 +103,7 @@ def ggml(kind: str, cache: Path) -> Method:
     return encode
 
 
+@functools.cache  # a library that is in use must not be unpacked over
 def _libraries(cache: Path) -> tuple[Any, Any]:
     wheels = cache / "wheels"
     for package in (GGML, GGUF):
