@@ -20,6 +20,9 @@ REPO = Path(__file__).resolve().parents[1]
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 # How the server of the tests is started: on the CPU, or on a GPU as a user would (HLWQ_TEST_SERVER="--novram").
 SERVER_ARGS = shlex.split(os.environ.get("HLWQ_TEST_SERVER", "--cpu"))
+# Two busy threads on two busy cores wait for each other: measured three to four times slower than one. Here, since a folder's
+# own conftest.py imports torch before any hook runs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,8 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if kept := os.environ.pop("HLWQ_OUTCOMES", ""):
         config.pluginmanager.register(_module("outcomes", REPO / "tests" / "outcomes.py").Outcomes(Path(kept)))
-    # Two busy threads on two busy cores wait for each other: measured four times slower than one.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(hookwrapper=True)
