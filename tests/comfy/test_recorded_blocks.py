@@ -144,7 +144,7 @@ def _submodule(model, calls):
             return x
 
     counted = Counted()
-    model.model.diffusion_model.transformer_blocks[0].ff.net[1] = counted
+    model.model.diffusion_model.transformer_blocks[0].attn1.to_out[1] = counted
     counted.register_forward_hook(lambda *a: None)
 
 
