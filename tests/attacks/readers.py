@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -71,7 +72,9 @@ def attempt(reader: Reader, data: bytes) -> errors.HLWQError | None:
     """
     home = _home()
     folder = home / "folder"
-    folder.mkdir()
+    outside = str(home / OUTSIDE)
+    before = os.stat(outside)
+    os.mkdir(folder)
     try:
         reader.read(folder, data)
         return None
@@ -79,9 +82,21 @@ def attempt(reader: Reader, data: bytes) -> errors.HLWQError | None:
         str(refusal)  # is told to the user
         return refusal
     finally:
-        shutil.rmtree(folder)
-        left = sorted(path.name for path in home.iterdir())
-        assert left == [OUTSIDE] and (home / OUTSIDE).read_text() == "not to be touched", left
+        _remove(str(folder))
+        left, after = os.listdir(home), os.stat(outside)
+        assert left == [OUTSIDE] and after.st_mtime_ns == before.st_mtime_ns and after.st_size == before.st_size, left
+
+
+def _remove(folder: str) -> None:
+    """What `shutil.rmtree` does, for a few files a third of its time."""
+    with os.scandir(folder) as entries:
+        inside = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for path, is_folder in inside:
+        if is_folder:
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    os.rmdir(folder)
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
