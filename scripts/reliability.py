@@ -29,8 +29,29 @@ KILLS = """
 ## Killed while it writes
 
 `python tests/attacks/kills.py --kills N --seed S`: kill -9 at a random moment, then the same work once more. What a user finds is what was
-there before or what should be there after, and nothing else is left after the second run. At every single rename:
-tests/unit/tools/test_replacing.py and test_download.py; a batch of prompts: tests/unit/batch, docs/batch.md.
+there before or what should be there after, and nothing else is left after the second run.
+
+"""
+RENAMES = """
+Before every single rename, link and removal: quantize and `--force` in tests/unit/tools/test_quantize.py and test_replacing.py, repair in
+test_replacing.py, download in test_download.py, a video in tests/unit/media/test_partial.py, and before every call of the system that
+changes a file a batch's journal in tests/unit/batch/test_journal.py.
+
+## Batches that are killed
+
+`python tests/attacks/batches.py --kills N --seed S`: 12 jobs, two workers, kill -9 at random moments of a ComfyUI, of an actor of Ray, of
+the command itself, which is called again until it ends. Then there are 12 outputs, each whole, each once in the journal and in the
+manifest, no try was counted, no temporary file and no process is left. "gone": the longest time until the ComfyUIs (and Ray) had
+followed a command that was killed. Stand-ins are small servers with ComfyUI's routes (tests/unit/batch/fake_comfyui.py).
+
+"""
+SOAK = """
+## A soak
+
+`python tests/attacks/soak.py`: one ComfyUI 0.30.0 on a CPU with the tiny model; each prompt with one of two checkpoints, exact or asking for
+fast mode (which a CPU has not: decoded exactly), with a LoRA or without, of another size, seed and text encoder. Interrupts at random
+moments, prompts taken out of the queue, `/free` in between. One and the same prompt comes at the begin, every so often, and at the
+end. Memory may grow by 5 % from ten prompts on; no open file, mapped model, thread, socket or temporary file may be more.
 
 """
 REST = """
@@ -38,18 +59,27 @@ REST = """
 
 """
 END = """
-`python benchmarks/shapes.py` compares every backend with the definition on random weights, each twice. It ran on CPUs only so far.
-
 ## The same again
 
-The same seed, file and backend give the same latents bit by bit: twice in one process (tests/unit/running, tests/comfy/test_reference.py),
-recorded or not, weights kept or not (tests/comfy/test_recorded_blocks.py, test_kept_decoded.py), and the same video from a server
-that loaded anew (tests/http/test_workflows.py). Backends round differently: within 1e-5 of the largest value in float32, 1e-3 in float16,
-8e-3 in bfloat16 (`hlwq_core/backends/proof.py`, checked on the user's device before the first use).
+The same seed, file and backend give the same latents bit by bit: twice in one process and in two processes, exact and in 8 bits
+(tests/comfy/test_same_again.py, on a CPU), recorded or not, weights kept or not (tests/comfy/test_recorded_blocks.py,
+test_kept_decoded.py), and the same video from a server that loaded anew (tests/http/test_workflows.py). Backends round differently:
+within 1e-5 of the largest value in float32, 1e-3 in float16, 8e-3 in bfloat16 (`hlwq_core/backends/proof.py`, checked on the user's
+device before the first use).
+
+## What the code must not do
+
+tests/unit/test_dangers.py reads every file of the pack: no pickle, `eval`, `exec`, `torch.load`; no shell; nothing of the network at import,
+and none at all in the rooms that load and run models; no listening port. Each rule is tried on snippets that break it. While files are
+worked on, a test refuses every connection (tests/unit/test_security.py), and so does one while ComfyUI imports the pack
+(tests/unit/test_house.py).
 
 ## What was not tried
 
 """
+
+
+BATCHES = {"stand-ins": "stand-ins", "comfyui": "ComfyUI, tiny model", "ray": "ComfyUI as Ray's actors"}
 
 
 def _table(names: tuple[str, ...], rows: list[list[Any]]) -> list[str]:
@@ -64,6 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 def page() -> str:
     """The page of the results."""
     fuzz, kills = _read(RESULTS / "fuzz.json"), _read(RESULTS / "kills.json")
+    others = {name: _read(RESULTS / f"{name}.json") for name in ("batches", "soak")}
     sanitizer = _read(REPO / "benchmarks" / "results" / "sanitizer.json")
     lines = _table(
         ("reader", "inputs", "seed", "seconds", "peak MB", "faults"),
@@ -81,12 +112,6 @@ def page() -> str:
         if "tools" in sanitizer
         else "Under compute-sanitizer: benchmarks/results/sanitizer.json (`python benchmarks/sanitize.py`)."
     )
-    untried = [
-        "A million inputs for each reader: the table says how many it were. Those that are missing in it ran with 2,000 to 4,000 inputs.",
-        "Works that are missing in the table of kills were killed 6 to 60 times, without a fault.",
-        "A soak of 200 prompts with two checkpoints, LoRA on and off, interrupts and /free.",
-        "Random weights on a card (`benchmarks/shapes.py`); macOS and Windows.",
-    ]
     return (
         HEAD
         + "\n".join(lines)
@@ -94,13 +119,79 @@ def page() -> str:
         + KILLS
         + "\n".join(killed)
         + "\n"
+        + RENAMES
+        + "\n".join(_batches(others["batches"]))
+        + "\n"
+        + SOAK
+        + "\n".join(_soak(others["soak"]))
+        + "\n"
         + REST
         + kernels
+        + "\n\n"
+        + _shapes(_read(REPO / "benchmarks" / "results" / "shapes.json"))
         + "\n"
         + END
-        + "\n".join(f"- {line}" for line in untried)
+        + "\n".join(f"- {line}" for line in _untried(others, fuzz, kills))
         + "\n"
     )
+
+
+def _batches(results: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            BATCHES[name],
+            ", ".join(f"{count} {'command' if kind == 'driver' else kind}" for kind, count in r["kills"].items()),
+            r["rounds"],
+            r["outputs"],
+            f"{r['gone']} s",
+            "; ".join(r["faults"]) or "none",
+        ]
+        for name, r in results.items()
+    ]
+    return _table(("what", "kills", "rounds", "outputs", "gone", "faults"), rows)
+
+
+def _soak(result: dict[str, Any]) -> list[str]:
+    names = ("prompts", "rss_mb", "own_mb", "threads", "files", "mapped", "sockets", "temporary", "unfinished")
+    ended = ", ".join(f"{count} {name}" for name, count in result["ended"].items())
+    told = (
+        f"{result['prompts']} prompts, seed {result['seed']}: {ended}. The same prompt {result['latents']['compared']} times: "
+        f"{result['latents']['kinds']} kind of latents. Faults: {'; '.join(result['faults']) or 'none'}."
+    )
+    return [told, "", *_table(names, [[look[name] for name in names] for look in result["looks"]])]
+
+
+def _shapes(result: dict[str, Any]) -> str:
+    if not result:
+        return "`python benchmarks/shapes.py` compares every backend with the definition on random weights, each twice."
+    compared = ", ".join(f"{name} {count:,}" for name, count in result["compared"].items())
+    where = "a CPU" if result["device"] == "cpu" else "a card"
+    interpreted = "; Triton's kernel in Triton's interpreter" if result.get("triton_interpreted") else ""
+    return (
+        f"`python benchmarks/shapes.py`: {result['weights']:,} random weights in {result['groups']} groups of bits, packing, dtype and "
+        f"kind of size,\non {where}{interpreted}, compared with a definition of its own in float64, each twice, seed {result['seed']}: "
+        f"{compared}.\nFaults: {'; '.join(result['faults']) or 'none'}."
+    )
+
+
+def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: dict[str, Any]) -> list[str]:
+    least, batches = min(result["runs"] for result in fuzz.values()), results["batches"]
+    lines = [
+        f"A million inputs for every reader: the table says how many it were, at least {least:,}. Readers that are missing in it ran with "
+        "2,000 to 4,000 inputs, without a fault that is left."
+    ]
+    if missing := [name for name in ("download", "download over another revision", "save") if name not in kills]:
+        lines.append(f"Kills of {', '.join(missing)}: 6 to 60 only, without a fault.")
+    if kinds := [words for name, words in BATCHES.items() if name not in batches]:
+        lines.append(f"Batches that are killed: {', '.join(kinds)}.")
+    lines += [
+        f"A soak of more than {results['soak']['prompts']} prompts; a soak on a card, where alone fast mode and recordings run.",
+        "Random weights on a card since `benchmarks/shapes.py` groups them.",
+        "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
+        "The same latents on two machines: processors and cards of other kinds sum in another order.",
+        "macOS and Windows.",
+    ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -159,8 +159,11 @@ def _settled(before: Contents, after: Contents, now: Contents, work: Work) -> bo
     return work.resumes and all(after.get(name) == data for name, data in now.items()) and before.keys() <= now.keys()
 
 
-def kill(name: str, kills: int, seed: int) -> dict[str, Any]:
+def kill(name: str, kills: int, seed: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Kill one work again and again.
+
+    Args:
+        report: is given every 20 kills what is returned at the end.
 
     Returns:
         `kills`, how many came too late (`ended`), and `faults`, each a line.
@@ -196,7 +199,16 @@ def kill(name: str, kills: int, seed: int) -> dict[str, Any]:
             if (left := sorted(contents(folder, hidden=True))) != clean:
                 faults.append(f"{where}: litter after the next run: {sorted(set(left) - set(clean))}")
             shutil.rmtree(folder)
-    return {"kills": kills, "ended": ended, "seed": seed, "seconds": round(longest, 3), "faults": faults[:20]}
+            told = {
+                "kills": number + 1,
+                "ended": ended,
+                "seed": seed,
+                "seconds": round(longest, 3),
+                "faults": faults[:20],
+            }
+            if (number + 1) % 20 == 0 or number + 1 == kills:
+                report(told)
+    return told
 
 
 def main() -> int:
@@ -209,13 +221,15 @@ def main() -> int:
     torch.set_num_threads(1)  # threads do not come along into a fork
     faults = 0
     for name in args.names or WORKS:
-        result = kill(name, args.kills, args.seed)
-        faults += len(result["faults"])
-        print(f"{name}: {result}", flush=True)
-        if args.results:
-            there = json.loads(args.results.read_text()) if args.results.exists() else {}
-            args.results.parent.mkdir(parents=True, exist_ok=True)
-            args.results.write_text(json.dumps({**there, name: result}, indent=1) + "\n")
+
+        def report(result: dict[str, Any], name: str = name) -> None:
+            print(f"{name}: {result}", flush=True)
+            if args.results:
+                there = json.loads(args.results.read_text()) if args.results.exists() else {}
+                args.results.parent.mkdir(parents=True, exist_ok=True)
+                args.results.write_text(json.dumps({**there, name: result}, indent=1) + "\n")
+
+        faults += len(kill(name, args.kills, args.seed, report)["faults"])
     return int(faults > 0)
 
 
