@@ -56,7 +56,17 @@ EXCHANGED_LTX25: dict[str, tuple[str, dict[int, int], dict[str, str]]] = {
     ),
 }
 
-NAMES_LTX2 = ["video_ltx2_t2v", "video_ltx2_i2v_distilled"]
+NAMES_LTX2 = [
+    "video_ltx2_t2v",
+    "video_ltx2_t2v_distilled",
+    "video_ltx2_i2v",
+    "video_ltx2_i2v_distilled",
+    "video_ltx2_i2v_lora",
+    "video_ltx2_canny_to_video",
+    "video_ltx2_depth_to_video",
+]
+# Of these one of each kind runs in the suite.
+RUN_LTX2 = ["video_ltx2_t2v", "video_ltx2_i2v_distilled"]
 LTX2 = "LTX-2-tiny-HLWQ-Q5.safetensors"
 EXCHANGED_LTX2 = {
     core: (ours, outputs, {name: LTX2 if name == "checkpoint" else value for name, value in inputs.items()})

@@ -27,6 +27,12 @@ export function showTemplates() {
       write(card.querySelector("h3"), say(`template.${stem}`));
       write(card.querySelector("h3 ~ div p"), say(`template.${stem}.about`));
     }
+    // What a click on a card opens in newer frontends; its label is the file's name.
+    const detail = document.querySelector(`[data-testid="${CARD}detail"]`);
+    const stem = detail?.getAttribute("aria-label");
+    if (!stem?.startsWith("hlwq_") || !known(`template.${stem}`)) return;
+    write(detail.querySelector("h2"), say(`template.${stem}`));
+    write(detail.querySelector("h2 ~ p"), say(`template.${stem}.about`));
   });
 }
 

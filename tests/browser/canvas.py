@@ -41,19 +41,25 @@ _BOXES = """
 
 # The text of a note, in the one rendering and the other.
 NOTE = ".comfy-markdown-content, .comfy-markdown"
+# A node's width and height as drawn, in pixels at 100 %: `node.size`, but where an element stands for the node, the element's.
+SIZE = """const size = (node) => {
+  const element = document.querySelector(`[data-node-id="${node.id}"]`);
+  return element ? [element.offsetWidth, element.offsetHeight] : node.size;
+};"""
 # The loader's panel, with its picture and buttons, is shown whole: nothing must be scrolled, nothing leaves the node.
-UNSCROLLED = """
-() => {
+UNSCROLLED = f"""
+() => {{
+  {SIZE}
   const panel = document.querySelector(".hlwq-panel");
-  const [width, height] = app.graph.nodes.find((n) => n.type === "HLWQLoadCheckpoint").size;
+  const [width, height] = size(app.graph.nodes.find((n) => n.type === "HLWQLoadCheckpoint"));
   const outer = panel.getBoundingClientRect();
-  const inside = (element) => {
+  const inside = (element) => {{
     const box = element.getBoundingClientRect();
     return box.width > 0 && box.bottom <= outer.bottom + 1 && box.right <= outer.right + 1;
-  };
+  }};
   return panel.scrollHeight <= panel.clientHeight && panel.offsetHeight < height && panel.offsetWidth < width
     && [...panel.querySelectorAll("img, button")].filter((element) => element.checkVisibility()).every(inside);
-}
+}}
 """
 # Text, colour and rectangle of every text node in an element. A canvas reads any notation of a colour.
 _TEXTS = """
@@ -75,7 +81,8 @@ _TEXTS = """
     if (!node.data.trim() || !box.width) continue;
     const hidden = box.left < outer.left - 1 || box.top < outer.top - 1 || box.right > outer.right + 1
       || box.bottom > outer.bottom + 1;
-    texts.push({ text: node.data.trim(), color: rgb(getComputedStyle(node.parentElement).color), hidden });
+    const link = !!node.parentElement.closest("a");
+    texts.push({ text: node.data.trim(), link, color: rgb(getComputedStyle(node.parentElement).color), hidden });
   }
   return texts;
 }
@@ -108,8 +115,8 @@ class Canvas:
         self.clear()
 
     def clear(self) -> None:
-        """An empty graph."""
-        self.page.evaluate("() => app.graph.clear()")
+        """An empty graph, still the open workflow's: by the id ComfyUI knows whose error it is told."""
+        self.page.evaluate("() => { const { id } = app.graph; app.graph.clear(); app.graph.id = id; }")
 
     def wait(self, expression: str, argument: Any = None) -> Any:
         """Wait until the expression (or function of one argument) is truthy in the page; its value."""
@@ -217,7 +224,7 @@ class Canvas:
         )
 
     def texts(self, selector: str) -> list[dict[str, Any]]:
-        """Every piece of text inside the first such element: `text`; `hidden`, whether some of it lies outside the element;
+        """Every piece of text inside the first such element: `text`; `hidden`, whether some of it lies outside the element; `link`;
         `contrast` to the element's ground as it is drawn (WCAG 2, 1 to 21)."""
         element = self.page.locator(selector).first
         found = element.evaluate(_TEXTS)

@@ -1,13 +1,15 @@
 """What the pack draws on the canvas, in every way in which a person may look at it: rendering, theme, zoom, width, language.
 
 In the suite every pair of these meets once (of the languages each is seen once); all of them together run by `pytest -m everywhere tests/browser`. On another
-frontend: `python3 scripts/test.py --with comfyui-frontend-package==1.58.1 -m everywhere tests/browser`.
+frontend: `python3 scripts/test.py --with comfyui-frontend-package==1.58.1 -m everywhere tests/browser`. $HLWQ_LOOKS names a folder for
+screenshots of all of them, to be looked at.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,11 @@ def _words(language: str) -> dict[str, str]:
     return json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))["hlwq"]
 
 
+def _keep(canvas: Canvas, look: Look, what: str) -> None:
+    if folder := os.environ.get("HLWQ_LOOKS"):
+        canvas.page.screenshot(path=Path(folder, f"{_name(look)}-{what}.jpg"), type="jpeg", quality=70)
+
+
 def _check(canvas: Canvas, look: Look, holes: str) -> None:
     """Report, refusal and search: in the language, within their places, and readable."""
     _, _, zoom, size, language = look
@@ -77,6 +84,7 @@ def _check(canvas: Canvas, look: Look, holes: str) -> None:
     canvas.wait("() => { const p = document.querySelector('.hlwq-panel'); return p.scrollWidth <= p.clientWidth + 1; }")
     texts = canvas.texts(".hlwq-panel") if zoom >= 1 and size == DESKTOP else []
     assert [(piece["text"], piece["contrast"]) for piece in texts if piece["contrast"] < 4.5] == []
+    _keep(canvas, look, "report")
     # What is not there: one dialog within the window, every word of it in the language.
     canvas.choose(LOADER, "checkpoint", "LTX-2.3-22B-HLWQ-Q5")
     canvas.add("PreviewAny")
@@ -88,6 +96,7 @@ def _check(canvas: Canvas, look: Look, holes: str) -> None:
     assert (
         box["x"] >= 0 and box["x"] + box["width"] <= size[0] and box["y"] >= 0 and box["y"] + box["height"] <= size[1]
     )
+    _keep(canvas, look, "dialog")
     assert words["refused"] in dialog.inner_text()
     assert words["asks"].split("{wanted}")[0].strip() in dialog.inner_text()
     texts = canvas.texts(".hlwq-dialog")
@@ -108,7 +117,18 @@ def test_every_pair(open_canvas: Callable[..., Canvas], holes: str, look: Look) 
     _check(_open(open_canvas, look), look, holes)
 
 
+PAGES = tuple(itertools.product(*(DIMENSIONS[i] for i in (0, 1, 4))))
+
+
 @pytest.mark.everywhere
-@pytest.mark.parametrize("look", list(itertools.product(*DIMENSIONS)), ids=_name)
-def test_everything(open_canvas: Callable[..., Canvas], holes: str, look: Look) -> None:
-    _check(_open(open_canvas, look), look, holes)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{'vue' if page[0] else 'classic'}-{page[1]}-{page[2]}")
+def test_everything(open_canvas: Callable[..., Canvas], holes: str, page: tuple[bool, str, str]) -> None:
+    """Every zoom and every width on one page: what the page itself depends on is set before it is opened."""
+    vue, palette, language = page
+    looks = [(vue, palette, zoom, size, language) for zoom in DIMENSIONS[2] for size in DIMENSIONS[3]]
+    canvas = _open(open_canvas, looks[0])
+    for look in looks:
+        print(_name(look))  # seen where it fails
+        canvas.clear()
+        _check(canvas, look, holes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.official_templates import EXCHANGED, LORA, NAMES, NEEDS_DEPTH, skip_unless_known, template
+from tests.official_templates import EXCHANGED, LORA, NAMES, NAMES_LTX2, NEEDS_DEPTH, skip_unless_known, template
 
 from .canvas import Canvas
 
@@ -85,7 +85,7 @@ def test_exchange_is_undone_in_one_step(canvas: Canvas) -> None:
     canvas.drop(workflow)
     before = canvas.page.evaluate(_TYPES)
     canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
-    canvas.page.get_by_text("4 loaders exchanged").wait_for()
+    canvas.page.get_by_text("4 loaders exchanged").first.wait_for()
     assert canvas.page.evaluate(_TYPES).count("HLWQLoadCheckpoint") == 1
     canvas.page.wait_for_timeout(1000)
     canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
@@ -93,7 +93,7 @@ def test_exchange_is_undone_in_one_step(canvas: Canvas) -> None:
     canvas.clear()
     canvas.add("CheckpointLoaderSimple")
     canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
-    canvas.page.get_by_text("no loader of LTX").wait_for()
+    canvas.page.get_by_text("no loader of LTX").first.wait_for()
     assert canvas.page.evaluate(_TYPES) == ["CheckpointLoaderSimple"], "a loader of other models is left alone"
     assert canvas.failures == []
 
@@ -106,7 +106,7 @@ def test_the_menu_has_the_exchange(canvas: Canvas) -> None:
     assert labels == ["Exchange LTX loaders for HLWQ"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in RUN_HERE])
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in RUN_HERE), *NAMES_LTX2])
 def test_loaders_are_exchanged_on_the_canvas(open_canvas: Callable[..., Canvas], media: None, name: str) -> None:
     """What would be queued has none of core's loaders left, and every socket they fed is fed by ours."""
     canvas = open_canvas()

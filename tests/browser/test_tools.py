@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from .canvas import Canvas
+from .canvas import SIZE, Canvas
 from .tiny_workflow import TINY
 
 pytestmark = pytest.mark.browser
 FINDINGS = ".hlwq-findings"
-INSIDE = """() => {
+INSIDE = f"""() => {{
+  {SIZE}
   const findings = document.querySelector(".hlwq-findings");
-  const [width, height] = app.graph.nodes[0].size;
+  const [width, height] = size(app.graph.nodes[0]);
   return findings.offsetHeight > 30 && findings.offsetHeight < height && findings.offsetWidth < width;
-}"""
+}}"""
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])

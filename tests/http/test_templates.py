@@ -20,9 +20,9 @@ from ..official_templates import (
     LORA,
     LTX2,
     NAMES,
-    NAMES_LTX2,
     NAMES_LTX25,
     NEEDS_DEPTH,
+    RUN_LTX2,
     skip_unless_known,
     template,
 )
@@ -153,7 +153,7 @@ def ltx2(server: Any, tiny: Path) -> Iterator[None]:
     link.unlink()
 
 
-@pytest.mark.parametrize("name", NAMES_LTX2)
+@pytest.mark.parametrize("name", RUN_LTX2)
 def test_official_template_of_ltx2(server: Any, ltx2: None, name: str) -> None:
     """One checkpoint with its VAEs; both streams share a text projection."""
     workflow = template(name)
