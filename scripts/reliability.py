@@ -187,6 +187,7 @@ def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: di
     lines += [
         f"A soak of more than {results['soak']['prompts']} prompts; a soak on a card, where alone fast mode and recordings run.",
         "Random weights on a card since `benchmarks/shapes.py` groups them.",
+        "Kills of Ray's actors around real ComfyUIs: around stand-ins only (tests/unit/batch/test_rounds.py).",
         "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
         "The same latents on two machines: processors and cards of other kinds sum in another order.",
         "macOS and Windows.",
