@@ -132,7 +132,8 @@ def fuzz(name: str, runs: int, seed: int, found: Path) -> dict[str, Any]:
     sys.path.insert(0, str(REPO))
     from tests.attacks import readers
 
-    with tempfile.TemporaryDirectory() as corpus:
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory(prefix="hlwq-fuzz-", dir=memory) as home:
         for number, data in enumerate(readers.READERS[name].seeds()):
             (Path(corpus) / str(number)).write_bytes(data)
         found.mkdir(parents=True, exist_ok=True)
@@ -143,7 +144,7 @@ def fuzz(name: str, runs: int, seed: int, found: Path) -> dict[str, Any]:
                 f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/{name}-", "-max_len=8192", "-print_final_stats=1",
                 "-len_control=0", corpus,
             ],
-            capture_output=True, text=True, errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1", readers.HOME: home},
         )  # fmt: skip
     told = done.stderr + done.stdout
     count = re.search(r"number_of_executed_units:\s*(\d+)", told)

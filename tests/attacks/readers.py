@@ -40,6 +40,8 @@ from tests.attacks import checkpoints as attacks  # noqa: E402
 
 # What lies beside the folder that a reader is given, and must stay as it is.
 OUTSIDE = "outside.txt"
+# A variable with the folder to work in.
+HOME = "HLWQ_FUZZ_HOME"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Reader:
 def _home() -> Path:
     """A folder in memory where there is such a thing: millions of files are written to it."""
     memory = Path("/dev/shm")
-    home = Path(tempfile.mkdtemp(prefix="hlwq-fuzz-", dir=memory if memory.is_dir() else None))
+    given = os.environ.get(HOME)  # libFuzzer ends a process without a word: who called it removes the folder
+    home = Path(given or tempfile.mkdtemp(prefix="hlwq-fuzz-", dir=memory if memory.is_dir() else None))
     import atexit
 
     atexit.register(shutil.rmtree, home, ignore_errors=True)
