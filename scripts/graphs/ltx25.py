@@ -45,8 +45,9 @@ def models(graph: Workflow) -> Models:
 
     graph.column()
     graph.group("Models")
+    # Room for the report, which says line by line what the checkpoint does not hold.
     model = graph.add(
-        "HLWQLoadDiffusionModel", "Load Diffusion Model", wide=460, lines=1, checkpoint=CHECKPOINT, backend="auto",
+        "HLWQLoadDiffusionModel", "Load Diffusion Model", wide=460, lines=6, checkpoint=CHECKPOINT, backend="auto",
         color=MODEL_COLOR,
     )  # fmt: skip
     encoder = graph.add(

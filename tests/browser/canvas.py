@@ -188,6 +188,13 @@ class Canvas:
     def fit_view(self) -> None:
         """Zoom so that everything is in view (also lets every widget be drawn)."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        # It moves there step by step: what looks elsewhere meanwhile would be taken back.
+        self.page.evaluate("() => { window.lookedAt = null; }")
+        self.wait(
+            "() => { const { scale, offset } = app.canvas.ds, now = JSON.stringify([scale, ...offset]);"
+            " if (window.lookedAt?.what !== now) window.lookedAt = { what: now, since: performance.now() };"
+            " return performance.now() - window.lookedAt.since > 500; }"
+        )
 
     def look_at(self, *node_types: str) -> None:
         """Zoom to the first nodes of these types."""
