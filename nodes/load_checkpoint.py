@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load_checkpoint(
     chosen: Choices = DEFAULT,
     used: Collection[str] = (),
     vaes: bool = True,
+    share: bool = False,
 ) -> tuple[Any, Any | None, Any | None, str]:
     """Load everything that a checkpoint holds of a video model.
 
@@ -37,6 +39,7 @@ def load_checkpoint(
         chosen: how it is read, decoded and run.
         used: parts that somebody waits for: `video VAE`, `audio VAE`.
         vaes: also load the VAEs.
+        share: a diffusion model of these files that is in use may be taken again, to be run as `chosen` says.
 
     Returns:
         Diffusion model, VAE and audio VAE as ComfyUI's own loaders give them (None where the checkpoint has none), and a
@@ -69,7 +72,8 @@ def load_checkpoint(
         audio_vae = still_used.vae(
             path, ltx.AUDIO_VAE, read_as, lambda: model_loading.vae(opened, audio, ltx.AUDIO_VAE, step)
         )
-    model = model_loading.diffusion_model(opened, chosen, step=step)
+    load = partial(model_loading.diffusion_model, opened, chosen, step=step)
+    model = still_used.diffusion_model(path, chosen, load) if share else load()
     model.cached_patcher_init = (model_loading.reload_diffusion_model, (str(path), chosen))
     if vaes and opened.config is None:
         vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
@@ -88,6 +92,8 @@ def load_checkpoint(
             )
     bar.update_absolute(len(opened.names))
     report = describe(opened, model, backend.name, device, chosen)
+    if model.parent is not None:
+        report += "\n  in memory already: no weight was read again"
     _log.info("%s", report)
     return model, vae, audio_vae, report
 
@@ -119,7 +125,7 @@ def describe(opened: model_loading.Opened, model: Any, backend: str, device: Any
         lines.append(f"  fast mode: {f'{kind} products' if kind else f'not available, decoded exactly: {reason}'}")
     weights = "" if kind else "weights exact, "
     lines.append(f"  {weights}attention {faster_attention.choose(chosen.attention, device).words}")
-    if hasattr(model.model.diffusion_model, "hlwq_recordings"):
+    if chosen.record_blocks and hasattr(model.model.diffusion_model, "hlwq_recordings"):
         lines.append(f"  blocks: replayed as a CUDA graph up to {recorded_blocks.MAX_TOKENS:,} video tokens")
     for part in opened.whole.absent:
         lines.append(f"  no {part.name} in it: use {part.instead}")
@@ -196,7 +202,7 @@ class HLWQLoadCheckpoint(io.ComfyNode):
         path = locations.checkpoint(checkpoint)
         prompt = getattr(cls.hidden, "prompt", None)
         used = {part for output, part in OUTPUTS.items() if connected(prompt, "HLWQLoadCheckpoint", checkpoint, output)}
-        model, vae, audio_vae, report = load_checkpoint(path, Choices(**inputs), used)
+        model, vae, audio_vae, report = load_checkpoint(path, Choices(**inputs), used, share=True)
         return io.NodeOutput(
             model,
             AbsentPart(path, ltx.VIDEO_VAE, LOAD_VAE) if vae is None else vae,

@@ -69,5 +69,5 @@ class HLWQLoadDiffusionModel(io.ComfyNode):
     ) -> io.NodeOutput:
         """Load the diffusion model."""
         path = locations.checkpoint(checkpoint)
-        model, _, _, report = load_checkpoint(path, Choices(**inputs), vaes=False)
+        model, _, _, report = load_checkpoint(path, Choices(**inputs), vaes=False, share=True)
         return io.NodeOutput(model, report)

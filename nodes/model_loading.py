@@ -14,7 +14,6 @@ from typing import Any
 import comfyui_version
 import torch
 
-from ..hlwq_core import backends
 from ..hlwq_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..hlwq_core.checkpoints.completeness import Whole, refuse_differences, refuse_incomplete, some, whole
 from ..hlwq_core.codec import codec
@@ -22,11 +21,11 @@ from ..hlwq_core.errors import ConfigError, UnsupportedError
 from ..hlwq_core.format.codebook import VERSIONS
 from ..hlwq_core.format.sizes import BITS
 from ..hlwq_core.models.family import Config, Family
-from ..hlwq_core.running import fast, packed_tensor
+from ..hlwq_core.running import packed_tensor
 from . import compat
 from .compat.saving import StateDict
-from .running import choices, faster_attention, fewer_passes, patchers, recorded_blocks
-from .running.choices import FAST, Choices
+from .running import as_chosen, choices, patchers
+from .running.choices import Choices
 from .running.packed_ops import PackedOperations
 
 _log = logging.getLogger("hlwq")
@@ -189,25 +188,13 @@ def run_as_chosen(patcher: Any, chosen: Choices) -> Any:
     """Make a patcher of a model with packed weights ours, its model to be run as the user chose.
 
     Args:
-        patcher: of core.
+        patcher: of core, or one of ours that is chosen for anew.
         chosen: of it mode, attention, and what is recorded, kept and loaded at once.
 
     Returns:
         The patcher.
     """
-    model = patcher.model
-    choices.note(model, chosen)
-    device = compat.model_management.get_torch_device()
-    if chosen.mode == FAST:
-        kind, reason = backends.choose_fast(device)
-        if kind is None:
-            _log.warning("HLWQ: fast mode is not available here, decoding exactly: %s", reason)
-        else:
-            make_fast(model, kind)
-            fewer_passes.use(model.diffusion_model, kind)
-    faster_attention.use(patcher, faster_attention.choose(chosen.attention, device).override)
-    if recorded_blocks.wanted(model):
-        recorded_blocks.use(model)
+    as_chosen.give(patcher, chosen)
     return patchers.adopt(patcher)
 
 
@@ -273,22 +260,6 @@ def decode_where_no_linear(model: torch.nn.Module) -> None:
                 ):
                     dense = value.dequantize()
                     tensors[name] = torch.nn.Parameter(dense, False) if tensors is module._parameters else dense
-
-
-def make_fast(model: torch.nn.Module, kind: str) -> None:
-    """Let the packed layers multiply in 8 bits, and the projections of each attention share their rotated input."""
-    for module in model.modules():
-        if isinstance(module, PackedOperations.Linear):
-            module.eight_bit = kind
-        children = dict(module.named_children())
-        for names in (("to_q", "to_k", "to_v"), ("q", "k", "v")):
-            layers: list[Any] = [children.get(name) for name in names]
-            if all(
-                isinstance(layer, PackedOperations.Linear) and packed_tensor.is_packed(layer.weight) for layer in layers
-            ):
-                shared = fast.SharedInput()
-                for layer in layers:
-                    layer.shared, layer.last_of_shared = shared, layer is layers[-1]
 
 
 def pack_the_rest(model: torch.nn.Module, ckpt: Checkpoint, backend: str) -> None:

@@ -1,14 +1,18 @@
-"""The VAEs that somebody still holds, by the checkpoint that they came from: a loader of which another option was changed takes
-them again instead of reading them anew. What depends on the options, the diffusion model, is loaded as they say."""
+"""What somebody still holds of a checkpoint, by its files: a loader of which an option was changed takes it again instead of reading
+it anew. Nothing is held for that: what nobody uses any more is gone, as without this module."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..hlwq_core.checkpoints.find import files_of
+from . import model_loading
+from .running import as_chosen
+from .running.choices import DEFAULT, Choices
 
 _held: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 
@@ -35,3 +39,21 @@ def vae(path: Path, part: str, read_as: tuple[str | None, ...], load: Callable[[
         if found is not None:
             _held[key] = found
     return found
+
+
+def diffusion_model(path: Path, chosen: Choices, load: Callable[[], Any]) -> Any:
+    """A checkpoint's diffusion model: a patcher of the one in use, if all that was changed is how it runs, or else what `load` gives.
+
+    Args:
+        path: folder or file.
+        chosen: how it is read, decoded and run.
+        load: loads it.
+    """
+    of_its_weights = replace(chosen, **{name: getattr(DEFAULT, name) for name in as_chosen.OF_A_RUN})
+    key = ("diffusion model", of_its_weights, *fingerprint(path))
+    found = _held.get(key)
+    if found is None:
+        found = _held[key] = load()
+        return found
+    # The clone holds the one it came from, which stays the one to take.
+    return model_loading.run_as_chosen(found.clone(), chosen)

@@ -116,7 +116,7 @@ PATCHERS = (
         "comfy.model_patcher.ModelPatcher",
         BOTH_LOADERS,
         mentions="model patches backup load_device offload_device hook_mode model_options cached_patcher_init is_dynamic "
-        "model_size loaded_size clone add_callback_with_key remove_callbacks_with_key",
+        "model_size loaded_size clone parent attachments add_callback_with_key remove_callbacks_with_key",
     ),
     Name("comfy.model_patcher.ModelPatcher.is_dynamic", ALL_LOADERS, call="self"),
     Name("comfy.model_patcher.ModelPatcher.model_size", LOADING, call="self"),
@@ -168,9 +168,11 @@ PATCHERS = (
     # Callbacks, and what they are called with.
     Name("comfy.patcher_extension.CallbacksMP.ON_LOAD", BOTH_LOADERS),
     Name("comfy.patcher_extension.CallbacksMP.ON_CLONE", BOTH_LOADERS),
+    Name("comfy.patcher_extension.CallbacksMP.ON_PRE_RUN", BOTH_LOADERS),
     Name("comfy.patcher_extension.CallbacksMP.ON_CLEANUP", BOTH_LOADERS),
     Name("comfy.model_patcher.ModelPatcher.load", BOTH_LOADERS, mentions="get_all_callbacks ON_LOAD"),
     Name("comfy.model_patcher.ModelPatcher.clone", BOTH_LOADERS, mentions="get_all_callbacks ON_CLONE"),
+    Name("comfy.model_patcher.ModelPatcher.pre_run", BOTH_LOADERS, mentions="get_all_callbacks ON_PRE_RUN"),
     Name("comfy.model_patcher.ModelPatcher.cleanup", BOTH_LOADERS, mentions="get_all_callbacks ON_CLEANUP"),
     Name("comfy.hooks.EnumHookMode", BOTH_LOADERS, mentions="MinVram"),
     Name("comfy.hooks.EnumHookMode.MinVram", BOTH_LOADERS),

@@ -163,3 +163,10 @@ def use(patcher: Any, override: Attention | None) -> None:
     """Let the patcher's model, and its clones, attend by an override; one that is there already stays."""
     if override is not None:
         patcher.model_options.setdefault("transformer_options", {}).setdefault(KEY, override)
+
+
+def drop(patcher: Any) -> None:
+    """Take back what `use` gave; what another node set stays."""
+    options = patcher.model_options.get("transformer_options", {})
+    if name_of(options.get(KEY)) is not None:
+        del options[KEY]

@@ -15,7 +15,7 @@ import torch
 from ...hlwq_core.running import packed_tensor, scratch
 from .. import compat
 from ..compat.saving import StateDict
-from . import first_load, fitting, kept_decoded, recorded_blocks, still_loaded
+from . import as_chosen, first_load, fitting, kept_decoded, recorded_blocks, still_loaded
 from .low_rank import LowRank, is_plain, is_plain_lora
 
 
@@ -272,6 +272,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     def load(self, *args: Any, **kwargs: Any) -> None:
         """As in core, but not again where nothing changed, and packed weights on the card stay good when the patches change:
         they are never written into them. What is still in the files is then read at once."""
+        as_chosen.apply(self)
         if not kwargs.get("dirty") and still_loaded.is_loaded(self):
             compat.use_again(self)
             kept_decoded.use_again(self.model, self.load_device)
@@ -350,6 +351,7 @@ def adopt(patcher: Any) -> Any:
     for call, callback in (
         (compat.CallbacksMP.ON_LOAD, route_patches),
         (compat.CallbacksMP.ON_CLONE, _adopt_clone),
+        (compat.CallbacksMP.ON_PRE_RUN, as_chosen.apply),
         (compat.CallbacksMP.ON_INJECT_MODEL, eject_misfits),
         (compat.CallbacksMP.ON_CLEANUP, after_sampling),
     ):

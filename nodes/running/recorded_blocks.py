@@ -209,7 +209,10 @@ class Recordings:
         None where blocks are not to be recorded."""
         leaves: list[torch.Tensor] = []
         nothing: tuple[Hashable, dict[str, Any], Hashable, list[torch.Tensor]] = (None, {}, None, leaves)
-        if self._refused or compat.memory_is_compiled() or not _pays(arguments[0], options):
+        model = self._model()
+        if self._refused or (model is not None and not choices.of(model).record_blocks):
+            return nothing
+        if compat.memory_is_compiled() or not _pays(arguments[0], options):
             return nothing
         try:
             read = _recordable(options)
@@ -469,7 +472,7 @@ def _recording_class(kind: type) -> type:
 def use(model: Any) -> None:
     """Let a model's blocks be recorded, if they are LTX's as this module knows them."""
     inner = model.diffusion_model
-    if compat.blocks_can_be_recorded(inner):
+    if "hlwq_recordings" not in inner.__dict__ and compat.blocks_can_be_recorded(inner):
         kind: Any = type(inner)
         inner.__class__ = _recording_class(kind)
         inner.hlwq_recordings = Recordings(model)

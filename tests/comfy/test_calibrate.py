@@ -109,12 +109,12 @@ def test_loras_are_noted_and_not_mixed(load, sample, folder: Path) -> None:
 
 
 def test_fast_mode_is_off_meanwhile(load, sample, folder: Path, pack) -> None:
-    from comfyui_hlwq.nodes import model_loading
+    from comfyui_hlwq.nodes.running import as_chosen
 
     model = load()[0]
     exact = sample(model)
     seen: set[Any] = set()
-    model_loading.make_fast(model.model.diffusion_model, "int8")
+    as_chosen.make_fast(model.model.diffusion_model, "int8")
     try:
         layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
         handle = layer.register_forward_pre_hook(lambda module, inputs: seen.add(module.eight_bit))

@@ -16,13 +16,13 @@ def flat(latents) -> torch.Tensor:
 def fast_model(load, pack, monkeypatch):
     """`fast_model(kind)`: the tiny model, its layers multiplying in 8 bits."""
     from comfyui_hlwq.hlwq_core.running import fast
-    from comfyui_hlwq.nodes import model_loading
+    from comfyui_hlwq.nodes.running import as_chosen
 
     monkeypatch.setattr(fast, "MIN_ROWS", 32)  # the tiny model never has as many rows as pay on a GPU
 
     def make(kind):
         model = load()[0]
-        model_loading.make_fast(model.model, kind)
+        as_chosen.make_fast(model.model, kind)
         return model
 
     return make

@@ -123,8 +123,7 @@ def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
 
 def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
     from comfyui_hlwq.hlwq_core.running import decoders, fast
-    from comfyui_hlwq.nodes import model_loading
-    from comfyui_hlwq.nodes.running import kept_decoded, patchers
+    from comfyui_hlwq.nodes.running import as_chosen, kept_decoded, patchers
 
     made = []
     original = decoders.EightBitDecoder.__call__
@@ -135,7 +134,7 @@ def test_eight_bit_weights_are_kept_too(load, lent, monkeypatch):
     )
     monkeypatch.setattr(fast, "MIN_ROWS", 8)
     model = load()[0]
-    model_loading.make_fast(model.model, "fp8")
+    as_chosen.make_fast(model.model, "fp8")
     device = torch.device("cpu")
     modules = [module for _, module in patchers.packed_modules(model)]
     attention = block(model).attn1

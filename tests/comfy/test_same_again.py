@@ -19,7 +19,7 @@ INTO = "HLWQ_LATENTS"
 def latents(load, sample, seed: int = 3) -> dict[str, torch.Tensor]:
     """Of a model that was loaded anew, exact and in 8 bits."""
     from comfyui_hlwq.hlwq_core.running import fast
-    from comfyui_hlwq.nodes import model_loading
+    from comfyui_hlwq.nodes.running import as_chosen
 
     made = {}
     for kind in ("exact", "int8"):
@@ -27,7 +27,7 @@ def latents(load, sample, seed: int = 3) -> dict[str, torch.Tensor]:
         least = fast.MIN_ROWS
         if kind == "int8":
             fast.MIN_ROWS = 4  # the tiny model never has as many rows as pay on a GPU
-            model_loading.make_fast(model.model, kind)
+            as_chosen.make_fast(model.model, kind)
         try:
             parts = sample(model, seed=seed, steps=2)
         finally:

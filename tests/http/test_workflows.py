@@ -62,6 +62,21 @@ def results(server):
     return get
 
 
+def test_another_attention_is_run_with_the_weights_in_memory(server):
+    """ComfyUI drops what the last run left as soon as a node of the next has run: the loader is before that."""
+    stem = next(stem for stem in CASES if stem.endswith("text_to_video"))
+    prompt = small(api(stem), *CASES[stem][0])
+    loader = next(key for key, node in prompt.items() if node["class_type"] == "HLWQLoadCheckpoint")
+    prompt["report"] = {"class_type": "PreviewAny", "inputs": {"source": [loader, 3]}, "_meta": {"title": "Report"}}
+    forget_earlier_runs(server)
+    reports = []
+    for seed, attention in ((81, "auto"), (82, "comfyui"), (83, "auto")):
+        prompt[loader]["inputs"] |= {"attention": attention, "keep_decoded": False}  # as no other test loads it
+        set_inputs(prompt, Seed={"noise_seed": seed})
+        reports.append(run(server, prompt)["report"]["text"][0])
+    assert ["in memory already" in report for report in reports] == [False, True, True], reports
+
+
 @pytest.mark.parametrize("stem", CASES)
 def test_makes_a_video_with_sound_in_sync(results, stem):
     (width, height, _, _), (frames, rate) = CASES[stem]
