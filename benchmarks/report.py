@@ -111,7 +111,7 @@ def markdown() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *("| " + " | ".join(row) + " |" for row in capped()),
         "",
-        "GGUF Q5_K has 5.5 bits a weight, and a smaller error than HLWQ's 5.125: [quality.md](quality.md).",
+        "GGUF Q5_K has 5.5 bits a weight, and a smaller error than HLWQ's 5.125 unless those are calibrated: [quality.md](quality.md).",
         "",
         "A step as a ratio to BF16 that lies in video memory as a whole, 80 GB card (the fastest runs of both; at 2,048 tokens,",
         "where BF16 waits for the host, the median of neighbouring runs; *decoded weights kept*, *exact, blocks recorded* and",
