@@ -392,13 +392,20 @@ def test_too_small_a_disk_is_refused_first(tmp_path: Path, source: Path, monkeyp
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_full_disk_in_between(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file", "resumed"),
+    [(2, 0), (3, 0), (4, 1)],
+    ids=["the first chunk", "its entry in the journal", "the second chunk"],
+)
+def test_full_disk_in_between(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, file: int, resumed: int
+) -> None:
     calls = 0
 
     def fsync(handle: int) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == file:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -407,7 +414,7 @@ def test_full_disk_in_between(tmp_path: Path, source: Path, monkeypatch: pytest.
     refused(source, tmp_path / "out", match, chunk_bytes=90_000)
     assert not (tmp_path / "out").exists()
     # With room again, the work goes on where it was.
-    assert quantize(source, tmp_path / "out", rules="plain", chunk_bytes=90_000).resumed_chunks == 1
+    assert quantize(source, tmp_path / "out", rules="plain", chunk_bytes=90_000).resumed_chunks == resumed
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, source: Path) -> None:
