@@ -19,15 +19,25 @@ from ..format.hadamard import hadamard
 from .codec import Encoded, to_blocks
 from .search_norms import search_scales
 
-# Added to the diagonal, as a part of its mean: moments of few samples are singular, and follow them too closely.
+# Added to the diagonal, as a part of its mean: moments of few samples are singular, and follow them too closely. Full moments, which
+# say more, want more of it; what was tried is in benchmarks/results/quality.json.
 DAMPING = 0.1
+_FULL_DAMPING = 0.3
+# And so much by the number of inputs that there are for each dimension: neighbouring inputs are alike, so that moments are known
+# less well than their number says.
 _SAMPLES = 4.0
+_FULL_SAMPLES = 1.0
 
 
-def damping_of(count: int, width: int) -> float:
-    """How much is added to moments of so many inputs, in so many dimensions: neighbouring inputs are alike, so that moments are
-    known less well than their number says."""
-    return min(1.0, max(DAMPING, _SAMPLES * width / count))
+def damping_of(count: int, moments: torch.Tensor) -> float:
+    """How much is added to moments of so many inputs.
+
+    Args:
+        count: inputs seen.
+        moments: of either form, `[blocks, 128, 128]` or full ones, `[in, in]`.
+    """
+    least, samples = (_FULL_DAMPING, _FULL_SAMPLES) if moments.dim() == 2 else (DAMPING, _SAMPLES)
+    return min(1.0, max(least, samples * moments.shape[-1] / count))
 
 
 def factor_of(moments: torch.Tensor, damping: float) -> torch.Tensor:

@@ -72,7 +72,7 @@ class _Inputs:
             if mean is not None:
                 moments = _without_mean(moments, mean)
                 held = held - mean if held is not None else None
-            factor = factor_of(moments, damping_of(inputs.count, moments.shape[-1]))
+            factor = factor_of(moments, damping_of(inputs.count, moments))
         return cls(factor, mean, held)
 
 

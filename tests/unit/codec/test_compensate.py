@@ -63,9 +63,10 @@ def test_blocks_and_all_agree_where_blocks_do_not_depend_on_each_other() -> None
     assert torch.allclose(one.norms.float(), other.norms.float(), rtol=2e-3)
 
 
-def test_damping_follows_the_number_of_samples() -> None:
-    few, some, many = (compensate.damping_of(count, 128) for count in (256, 4096, 1 << 20))
-    assert few == 1.0 > some > many == compensate.DAMPING
+@pytest.mark.parametrize(("shape", "between", "least"), [((3, 128, 128), 2048, 0.1), ((384, 384), 768, 0.3)])
+def test_damping_follows_the_number_of_samples(shape: tuple[int, ...], between: int, least: float) -> None:
+    few, some, many = (compensate.damping_of(count, torch.empty(shape)) for count in (256, between, 1 << 20))
+    assert few == 1.0 > some > many == least
 
 
 @pytest.mark.parametrize("spoiled", ["nan", "infinite", "negative", "random"])
