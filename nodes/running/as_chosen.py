@@ -16,10 +16,9 @@ from ...hlwq_core import backends
 from ...hlwq_core.running import fast, packed_tensor
 from .. import compat
 from . import choices, faster_attention, fewer_passes, recorded_blocks
-from .choices import FAST, Choices
+from .choices import FAST, KEY, Choices
 from .packed_ops import PackedOperations
 
-KEY = "hlwq_choices"
 # What two patchers of one model may have chosen differently: not what its weights are, nor where they are kept.
 OF_A_RUN = ("mode", "attention", "record_blocks", "load_at_once")
 

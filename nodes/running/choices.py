@@ -47,13 +47,15 @@ class Choices:
 
 
 DEFAULT = Choices()
+# Where they are kept: a model's attribute, a patcher's attachment.
+KEY = "hlwq_choices"
 
 
 def note(model: Any, choices: Choices) -> None:
     """Keep them with a model, for its patchers."""
-    model.hlwq_choices = choices
+    setattr(model, KEY, choices)
 
 
 def of(model: Any) -> Choices:
     """What was chosen for a model."""
-    return model.__dict__.get("hlwq_choices", DEFAULT)
+    return model.__dict__.get(KEY, DEFAULT)

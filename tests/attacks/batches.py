@@ -32,6 +32,7 @@ if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
 from hlwq_core.media import probe  # noqa: E402
+from tests.attacks import keep  # noqa: E402
 
 JOBS = 12
 # A variable that each process of a round inherits: who has it is of the round.
@@ -290,10 +291,7 @@ def main() -> int:
 
         def report(sums: dict[str, Any], name: str = name) -> None:
             print(f"{name}: {sums}", flush=True)
-            if args.results:
-                there = json.loads(args.results.read_text()) if args.results.exists() else {}
-                args.results.parent.mkdir(parents=True, exist_ok=True)
-                args.results.write_text(json.dumps({**there, name: sums}, indent=1) + "\n")
+            keep(args.results, name, sums)
 
         faults += len(rounds(name, args.kills, args.seed, args.most, report)["faults"])
     return int(faults > 0)

@@ -182,7 +182,7 @@ def main() -> int:
         _one(args.one, args.names)
         return 0
     sys.path.insert(0, str(REPO))
-    from tests.attacks import readers
+    from tests.attacks import keep, readers
 
     if len(args.names) == 2 and args.names[1] not in readers.READERS:
         print(readers.attempt(readers.READERS[args.names[0]], Path(args.names[1]).read_bytes()))
@@ -196,10 +196,7 @@ def main() -> int:
             told = result.pop("told", "")
             faults += result["fault"] is not None
             print(f"{name}: {result}", *([told] if told else []), sep="\n", flush=True)
-            if args.results:
-                there = json.loads(args.results.read_text()) if args.results.exists() else {}
-                args.results.parent.mkdir(parents=True, exist_ok=True)
-                args.results.write_text(json.dumps({**there, name: result}, indent=1) + "\n")
+            keep(args.results, name, result)
     return int(faults > 0)
 
 

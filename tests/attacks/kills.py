@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import random
 import shutil
@@ -35,6 +34,7 @@ from hlwq_core import media  # noqa: E402
 from hlwq_core.tools.download import download  # noqa: E402
 from hlwq_core.tools.quantize import quantize  # noqa: E402
 from hlwq_core.tools.repair import repair  # noqa: E402
+from tests.attacks import keep  # noqa: E402
 
 Contents = dict[str, bytes]
 
@@ -224,10 +224,7 @@ def main() -> int:
 
         def report(result: dict[str, Any], name: str = name) -> None:
             print(f"{name}: {result}", flush=True)
-            if args.results:
-                there = json.loads(args.results.read_text()) if args.results.exists() else {}
-                args.results.parent.mkdir(parents=True, exist_ok=True)
-                args.results.write_text(json.dumps({**there, name: result}, indent=1) + "\n")
+            keep(args.results, name, result)
 
         faults += len(kill(name, args.kills, args.seed, report)["faults"])
     return int(faults > 0)
