@@ -3,7 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nodeOf } from "./graph.js";
 
-const WORTH_A_LINE = 0.1; // seconds
+const MOST_LINES = 12; // of the stages; a long workflow has more, that take no time
 
 /** The most memory since it was asked for last, and what holds it: {bytes, device}; null where the server cannot tell. */
 async function mostMemory() {
@@ -13,6 +13,12 @@ async function mostMemory() {
   } catch {
     return null;
   }
+}
+
+/** The longest of the stages, in the order in which they ran. */
+export function longest(stages, most = MOST_LINES) {
+  const kept = new Set([...stages].sort((one, other) => other.seconds - one.seconds).slice(0, most));
+  return stages.filter((stage) => kept.has(stage));
 }
 
 /** Calls back after each run of a workflow with a node of ours: `{seconds, bytes, device, stages: [{title, seconds, bytes}]}`. */
@@ -48,8 +54,8 @@ export function watchRuns(told) {
       stages.push({ title, seconds: took, bytes: most?.bytes ?? 0, device: most?.device });
     }
     const bytes = Math.max(...stages.map((stage) => stage.bytes));
-    const long = stages.filter((stage) => stage.seconds >= WORTH_A_LINE);
-    told({ seconds, bytes, device: stages.find((stage) => stage.device)?.device, stages: long });
+    const device = stages.find((stage) => stage.device)?.device;
+    told({ seconds, bytes, device, stages: longest(stages) });
   });
   for (const event of ["execution_error", "execution_interrupted"]) api.addEventListener(event, () => (run = null));
 }

@@ -107,6 +107,34 @@ def test_what_a_run_took(open_canvas: Callable[..., Canvas], vue: bool) -> None:
     assert canvas.failures == []
 
 
+@pytest.mark.parametrize("nodes", [2, 30])
+def test_stages_of_a_run(canvas: Canvas, nodes: int) -> None:
+    """Each stage has its line, be it ever so short; of many the twelve longest, in their order."""
+    canvas.add(LOADER, checkpoint=TINY)
+    canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
+    canvas.page.evaluate(
+        """async (nodes) => {
+          const tell = (name, detail) => app.api.dispatchEvent(new CustomEvent(name, { detail }));
+          tell("execution_start", {});
+          for (let node = 100; node < 100 + nodes; node++) {
+            tell("executing", String(node));
+            if (node % 2) await new Promise((done) => setTimeout(done, 60));
+          }
+          tell("executing", null);
+          tell("execution_success", {});
+        }""",
+        nodes,
+    )
+    run = canvas.page.locator(".hlwq-run")
+    run.get_by_text("Last run: ").wait_for()
+    lines = [line.split(":")[0] for line in run.locator("div").all_text_contents()]
+    assert lines == sorted(lines, key=int)
+    if nodes == 2:
+        assert lines == ["100", "101"]
+    else:
+        assert len(lines) == 12 and all(int(line) % 2 for line in lines)
+
+
 def test_verify(canvas: Canvas) -> None:
     """The Verify button runs to its end and says so in the node."""
     canvas.add(LOADER, checkpoint=TINY)
