@@ -58,7 +58,7 @@ def whole_frames(vae: Any, shape: tuple[int, ...], piece: int) -> Steps:
         return Steps(frames, piece)
     each = core.first_features(vae) * core.item_bytes(vae) * height * width
     # A CPU gains nothing by more, and its memory soon is what it will be for any length.
-    room = piece // 4 if vae.device.type == "cpu" else piece
+    room = piece // 16 if vae.device.type == "cpu" else piece
     return Steps(min(frames, max(_FEWEST, room // each)), piece)
 
 
