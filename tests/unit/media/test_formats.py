@@ -214,6 +214,16 @@ def test_bytes_are_the_nearest() -> None:
     )
 
 
+def numbers(picture: av.VideoFrame) -> np.ndarray:
+    """What its planes hold, one after the other; PyAV 17 makes no array of yuv420p10le."""
+    found = []
+    for plane in picture.planes:
+        word = np.uint16 if picture.format.name.endswith("10le") else np.uint8
+        rows = np.frombuffer(plane, word).reshape(plane.height, -1)
+        found.append(rows[:, : plane.width].reshape(-1))
+    return np.concatenate(found)
+
+
 @pytest.mark.parametrize(("bits", "pixel_format"), [(8, "yuv420p"), (10, "yuv420p10le"), (10, "gbrp10le")])
 def test_what_crosses_the_bus_is_what_is_coded(bits: int, pixel_format: str) -> None:
     """A card's frames come as bytes or words: the same pictures as of floats, and no larger than that."""
@@ -222,7 +232,7 @@ def test_what_crosses_the_bus_is_what_is_coded(bits: int, pixel_format: str) -> 
     assert moved.element_size() == (1 if bits == 8 else 2)
     convert = Converter(pixel_format, bits)
     for frame, other in zip(frames, moved, strict=True):
-        pictures = [convert(frame, 0).to_ndarray(), convert(other, 0).to_ndarray()]
+        pictures = [numbers(convert(frame, 0)), numbers(convert(other, 0))]
         assert np.array_equal(*pictures) and pictures[0].std() > 10
 
 

@@ -7,15 +7,15 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[3]
+REPO = pathlib.Path(__file__).resolve().parents[3]
 KILLED = 9
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
@@ -25,7 +25,7 @@ def _forker() -> subprocess.Popen[str]:
     """The small process, for as long as the tests run."""
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"}
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__))],
+        [sys.executable, str(pathlib.Path(__file__))],
         cwd=REPO,
         env=environment,
         stdin=subprocess.PIPE,
@@ -65,7 +65,10 @@ def _serve() -> None:
         if child == 0:
             left = [number]
             for change in ("replace", "rename", "link", "rmdir", "unlink"):
-                setattr(os, change, _dying(getattr(os, change), left))
+                dying = _dying(getattr(os, change), left)
+                setattr(os, change, dying)
+                if accessor := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10's holds os's functions itself
+                    setattr(accessor, change, staticmethod(dying))
             try:
                 work(*args, **kwargs)
             except BaseException as error:
