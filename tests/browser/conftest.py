@@ -5,6 +5,8 @@ Screenshots of failed tests are kept in $HLWQ_SCREENSHOTS (else <temp>/hlwq-scre
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import io
 import json
 import os
@@ -12,6 +14,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -200,5 +203,43 @@ def frame_strip() -> Callable[..., None]:
             for number, frame in enumerate(frames):
                 strip.paste(frame.resize((width, height)), (number * (width + 8), 0))
             strip.save(Path(folder, f"{name}.jpg"), quality=85)
+
+    return keep
+
+
+@pytest.fixture
+def film() -> Callable[..., AbstractContextManager[Callable[[float], None]]]:
+    """`with film(canvas, name) as hold:` what the page shows meanwhile, as an animated WebP, kept as `picture` keeps its
+    screenshots; `hold(seconds)` stays with what there is, where a film is made."""
+
+    @contextlib.contextmanager
+    def keep(canvas: Canvas, name: str) -> Iterator[Callable[[float], None]]:
+        folder = os.environ.get("HLWQ_PICTURES")
+        if not folder:
+            yield lambda seconds: None
+            return
+        shown: list[tuple[float, bytes]] = []
+        session = canvas.page.context.new_cdp_session(canvas.page)
+
+        def take(event: dict[str, Any]) -> None:
+            shown.append((event["metadata"]["timestamp"], base64.b64decode(event["data"])))
+            session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
+
+        session.on("Page.screencastFrame", take)
+        size = {"maxWidth": 960, "maxHeight": 540}
+        session.send("Page.startScreencast", {"format": "jpeg", "quality": 90, "everyNthFrame": 1, **size})
+        yield lambda seconds: canvas.page.wait_for_timeout(1000 * seconds)
+        session.send("Page.stopScreencast")
+        kept = [shown[0]]
+        for moment, data in shown[1:]:
+            if moment - kept[-1][0] >= 0.15:
+                kept.append((moment, data))
+        kept.append(shown[-1])
+        # Nobody wants to see a machine without a card wait.
+        lasting = [int(1000 * min(b[0] - a[0], 1.5)) for a, b in zip(kept, kept[1:])] + [3000]
+        first, *others = (Image.open(io.BytesIO(data)) for _, data in kept)
+        first.save(
+            Path(folder, f"{name}.webp"), save_all=True, append_images=others, duration=lasting, quality=55, method=2
+        )
 
     return keep

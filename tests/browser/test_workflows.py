@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import av
@@ -190,22 +192,33 @@ def test_app_mode(open_canvas: Callable[..., Canvas], media: None, size: tuple[i
 @pytest.mark.timeout(180)
 @RENDERINGS
 def test_text_to_video(
-    open_canvas: Callable[..., Canvas], vue: bool, picture: Callable[..., None], frame_strip: Callable[..., None]
+    open_canvas: Callable[..., Canvas],
+    vue: bool,
+    picture: Callable[..., None],
+    frame_strip: Callable[..., None],
+    film: Callable[..., AbstractContextManager[Callable[[float], None]]],
 ) -> None:
     """Press Run; the saved video plays in the node, with its sound."""
-    canvas = open_canvas(Comfy__VueNodes__Enabled=vue)
+    canvas = open_canvas(Comfy__VueNodes__Enabled=vue, Comfy__Execution__PreviewMethod="latent2rgb")
     canvas.drop(tiny(TEXT_TO_VIDEO))
     canvas.page.locator(".hlwq-panel[data-state=complete]").wait_for()
     canvas.fit_view()
-    assert canvas.run() is None
-    played = canvas.video()
+    with film(canvas, "clip") if vue else contextlib.nullcontext(lambda seconds: None) as hold:
+        hold(1)
+        canvas.look_at("HLWQLoadCheckpoint")
+        hold(1.5)
+        canvas.look_at("SamplerCustomAdvanced", "HLWQDecodeSave")
+        hold(1)
+        assert canvas.run() is None
+        played = canvas.video()
+        canvas.page.evaluate("() => document.querySelectorAll('video').forEach((v) => { v.loop = true; v.play(); })")
+        hold(2)
     assert (played["width"], played["height"]) == (128, 64)
     assert played["duration"] == pytest.approx(9 / 24, abs=1 / 24)
     assert played["controls"]
     assert not played["muted"]
     if vue:
         frame_strip(canvas.saved(), "frames")
-        canvas.look_at("SamplerCustomAdvanced", "HLWQDecodeSave")
         picture(canvas, "result")
     assert canvas.failures == []
 

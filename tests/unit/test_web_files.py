@@ -306,5 +306,6 @@ def test_readme_pictures_are_made_by_the_tests() -> None:
     shown = set(re.findall(r"\]\((?:\.\./)?images/([\w.-]+)\)", "".join(texts)))
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "browser").glob("test_*.py"))
     made = {f"{name}.jpg" for name in re.findall(r'(?:picture|frame_strip)\([^"\n]*"([\w-]+)"', tests)}
+    made |= {f"{name}.webp" for name in re.findall(r'film\([^"\n]*"([\w-]+)"', tests)}
     assert shown == made | {"banner.png"}
     assert {path.name for path in (ROOT / "images").iterdir()} == shown | {"icon.png"}
