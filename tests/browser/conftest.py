@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -112,13 +113,24 @@ def _beside(server: Any, tiny: Path, name: str) -> Path:
     return target
 
 
+def _gone(server: Any, folder: Path) -> None:
+    """Removed, and no longer offered: the server looks at its folders when it is asked, and answers before it has seen all."""
+    shutil.rmtree(folder)
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"{server.url}/object_info/HLWQLoadCheckpoint", timeout=PATIENCE) as answer:
+            if folder.name.encode() not in answer.read():
+                return
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="package")
 def holes(server: Any, tiny: Path) -> Iterator[str]:
     """A checkpoint that lacks its last chunk of codes; its name."""
     folder = _beside(server, tiny, "LTX-2.3-tiny-with-holes")
     sorted(folder.rglob("chunk_*_codes.safetensors"))[-1].unlink()
     yield folder.name
-    shutil.rmtree(folder)
+    _gone(server, folder)
 
 
 @pytest.fixture(scope="package")
@@ -128,7 +140,7 @@ def truncated(server: Any, tiny: Path) -> Iterator[str]:
     chunk = min(folder.rglob("chunk_*_codes.safetensors"))
     chunk.write_bytes(chunk.read_bytes()[:-4096])
     yield folder.name
-    shutil.rmtree(folder)
+    _gone(server, folder)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -193,7 +193,8 @@ def test_progress_in_the_node(open_canvas: Callable[..., Canvas], vue: bool, kin
     assert bar.evaluate("(bar) => bar.value / bar.max") == pytest.approx(0.25)
     canvas.wait(UNSCROLLED)
     event(job="another", state="running", text="not this one", done=1, total=2)
-    panel.get_by_role("button", name="Cancel").click()
+    with page.expect_response("**/hlwq/cancel"):
+        panel.get_by_role("button", name="Cancel").click()
     event(state="cancelled", text="Cancelled.")
     panel.locator("[data-job=cancelled]").wait_for()
     assert bar.count() == 0

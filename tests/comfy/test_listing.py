@@ -53,6 +53,14 @@ def nodes() -> list:
     return [extension.node_of(name) for name in extension.NODES if name not in without]
 
 
+@pytest.fixture
+def patient(listing: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, what is looked for is waited for."""
+    for name in ("FIRST", "AGAIN", "FRESH"):
+        monkeypatch.setattr(listing, name, 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_the_first_answer_has_everything_where_folders_are_sane(listing: ModuleType) -> None:
     from comfyui_hlwq.nodes import locations
 
@@ -60,6 +68,7 @@ def test_the_first_answer_has_everything_where_folders_are_sane(listing: ModuleT
     assert locations.upscalers(now=False) and locations.text_encoders(now=False)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", folders.ATTACKS)
 def test_no_node_vanishes(listing: ModuleType, elsewhere: Path, name: str) -> None:
     folders.ATTACKS[name](elsewhere)
@@ -109,6 +118,7 @@ def test_a_drive_that_hangs(listing: ModuleType, elsewhere: Path, monkeypatch: p
     assert "mine.safetensors" in locations.checkpoints()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_refresh_finds_what_was_added(listing: ModuleType, elsewhere: Path) -> None:
     from comfyui_hlwq.nodes import locations
 

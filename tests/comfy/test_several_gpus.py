@@ -46,7 +46,7 @@ def gone(pid):
     return False
 
 
-def soon(what, seconds=10):
+def soon(what, seconds=60):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if what():

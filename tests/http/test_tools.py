@@ -81,10 +81,11 @@ def test_cancel_stops_a_running_node(server: Any, models: Path) -> None:
         prompt = {"1": {"class_type": "HLWQQuantize", "inputs": inputs | {"layout": "published"}}}
         number = ask(server.url, "/prompt", {"prompt": prompt})["prompt_id"]
         end = time.monotonic() + 60
-        while time.monotonic() < end and not list((models / "hlwq").glob(".tools-big*/polarquant/codes/.*")):
+        while not (begun := list((models / "hlwq").glob(".tools-big*/polarquant/codes/.*"))) and time.monotonic() < end:
             time.sleep(0.05)
+        assert begun, "nothing was written within a minute"
         interrupt(server)
-        entry = None
+        entry, end = None, time.monotonic() + 60
         while time.monotonic() < end and not entry:
             entry = ask(server.url, f"/history/{number}").get(number)
             time.sleep(0.1)

@@ -135,3 +135,9 @@ def forget_earlier_runs(server: Any) -> None:
     """Empty ComfyUI's cache of results: the session's server may have loaded the checkpoint for another test."""
     body = json.dumps({"unload_models": True, "free_memory": True}).encode()
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/free", body), timeout=30).close()
+    # ComfyUI may be on its way from the last prompt to the next, and would empty it behind that one.
+    number = {"class_type": "PrimitiveInt", "inputs": {"value": 0}, "_meta": {"title": "Number"}}
+    run(
+        server,
+        {"1": number, "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}, "_meta": {"title": "Show"}}},
+    )

@@ -151,7 +151,7 @@ def test_one_a_card(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_two_calls_at_once(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    monkeypatch.setenv("FAKE_SECONDS", "2")
     jobs = place.jobs("one", "two", "three")
     pid = place.fork(place.arguments(jobs))
     while not place.ran():

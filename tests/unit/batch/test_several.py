@@ -167,6 +167,7 @@ def test_a_workflow_without_a_file_is_no_success(workflow: Path, tmp_path: Path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill -9, and /proc")
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("whom", ["the server", "the call"])
 def test_runs_that_were_killed_are_gone_on_with(place: Place, whom: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither starts over nor replaces what was made."""

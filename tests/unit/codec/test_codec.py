@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -105,7 +105,7 @@ def test_hadamard_is_the_authors(golden):
     assert torch.allclose(rotate(rotate(x)), x, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     bits=st.sampled_from(BITS), packing=st.sampled_from(("msb", "lsb", "nibble", "byte")), rows=st.integers(1, 5),
     blocks=st.integers(1, 3), seed=st.integers(0, 2**31),
@@ -126,7 +126,7 @@ def test_packing_is_a_bit_stream(bits, packing, rows, blocks, seed):
         assert np.array_equal(packed.numpy(), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=st.integers(1, 40), width=st.integers(1, 400), start=st.integers(0, 39), bits=st.sampled_from(BITS))
 def test_a_range_of_rows_is_the_same_as_the_whole(rows, width, start, bits):
     made = encode(torch.randn(rows, width, generator=torch.Generator().manual_seed(rows * 1000 + width)), bits)

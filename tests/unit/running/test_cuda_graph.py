@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hlwq_core.running import cuda_graph
@@ -43,6 +43,7 @@ def same(a, b) -> bool:
     return type(a) is type(b) and a == b
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES)
 def test_what_is_taken_apart_is_put_together_again(value):
     leaves = []

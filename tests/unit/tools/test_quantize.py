@@ -197,8 +197,11 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hlwq_core", "quantize", str(source), str(tmp_path / "out"), "--rules", "plain"]
     command += ["--norms", "search", "--json"]
     code = "import hlwq_core.tools.quantize as q; q.CHUNK_BYTES = 400_000\n"
-    code += "import functools, sys\n"
-    code += "q.quantize = functools.partial(q.quantize, chunk_bytes=400_000)\n"
+    code += "import functools, sys, time\n"
+    code += "def wait(*_): time.sleep(0.05)\n"  # or a quick machine ends it before the kill
+    code += "whole = q.quantize\n"
+    code += "def quantize(*a, progress=None, **more): return whole(*a, chunk_bytes=400_000, progress=wait, **more)\n"
+    code += "q.quantize = quantize\n"
     code += "from hlwq_core.cli import main\nsys.exit(main(sys.argv[1:]))"
     command[1:3] = ["-c", code]
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
