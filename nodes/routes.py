@@ -134,6 +134,8 @@ def report(label: str) -> dict[str, Any]:
         "plain": found["plain"],
         "expected": len(result.names),
         "model": result.model,
+        "family": result.family.name if result.family else None,
+        "other_size": result.other_size,
         "complete": result.complete and problem is None,
         "problem": problem,
         "absent": [{"name": part.name, "instead": part.instead} for part in result.absent],

@@ -26,10 +26,16 @@ async function post(path, body) {
   return answer;
 }
 
+/** The model in the screen's language, but for its name. */
+function modelOf({ model, family, other_size: other, variant }) {
+  if (other) return say("report.other.size", { family });
+  return model === "unknown" ? say("report.unknown") : (model ?? variant);
+}
+
 /** What stands at once in a report of GET /hlwq/checkpoint: [text, kind] each. */
 export function summary(report) {
   const lines = [];
-  const title = { model: report.model ?? report.variant, bits: report.bits || "?", size: bytes(report.size_bytes) };
+  const title = { model: modelOf(report), bits: report.bits || "?", size: bytes(report.size_bytes) };
   lines.push([say("report.title", title), "title"]);
   const blocks = report.missing_blocks ?? [];
   if (report.complete) {

@@ -31,6 +31,7 @@ class Whole:
 
     Attributes:
         model: `LTX-2.3 22B`, `LTX-2.3 of another size`, `LTX-2` where the published sizes are not known, or `unknown`.
+        other_size: of a known family, not of its published size.
         found: the family, None where it is not known.
         config: of a known family, None if there is none that fits: then `error` says why.
         names: every tensor that the parts that are there need; for an unknown model those that are there, and those that
@@ -44,6 +45,7 @@ class Whole:
     """
 
     model: str = "unknown"
+    other_size: bool = False
     found: Found | None = None
     config: Config | None = None
     names: list[str] = field(default_factory=list)
@@ -95,7 +97,8 @@ def _by_family(checkpoint: Checkpoint, found: Found, have: list[str], marks: lis
         return
     result.error = _of_another_version(checkpoint, family, marks)
     full = _is_full(family, shapes)
-    result.model = family.full if full else f"{family.name} of another size" if family.tensors() else family.name
+    result.other_size = not full and bool(family.tensors())
+    result.model = f"{family.name} of another size" if result.other_size else family.full if full else family.name
     needed = None
     try:
         result.config = _config(checkpoint, family, shapes)

@@ -81,6 +81,7 @@ def _check(canvas: Canvas, look: Look, holes: str) -> None:
         "() => { const b = document.querySelector('.hlwq-panel').getBoundingClientRect(); return b.width > 60; }"
     )
     assert words["report.complete"] in panel.text_content()
+    assert words["report.other.size"].format(family="LTX-2.3") in panel.text_content()
     canvas.wait("() => { const p = document.querySelector('.hlwq-panel'); return p.scrollWidth <= p.clientWidth + 1; }")
     texts = canvas.texts(".hlwq-panel") if zoom >= 1 and size == DESKTOP else []
     assert [(piece["text"], piece["contrast"]) for piece in texts if piece["contrast"] < 4.5] == []

@@ -99,4 +99,5 @@ def test_the_tools_say_the_same(comfy_base, alone) -> None:
     assert set(found.absent) == {part["name"] for part in panel["absent"]} == parts
     assert sum("not in this checkpoint" in note for note in checked.notes) == 3
     assert found.model == panel["model"] == "LTX-2.3 of another size"
+    assert panel["other_size"] and panel["family"] == "LTX-2.3"
     json.dumps(found.to_dict())
