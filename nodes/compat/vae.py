@@ -117,28 +117,29 @@ def _pieces(nbytes: int) -> Iterator[None]:
 
 
 @functools.cache
-def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's, where that is the C library."""
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where that is glibc."""
     try:
-        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        return library if library.mallopt and library.malloc_trim else None
     except (AttributeError, OSError, TypeError):
         return None
-    return found
 
 
 @contextlib.contextmanager
 def _own_pages(device: torch.device) -> Iterator[None]:
     """On a CPU, memory for tensors that is the system's again when they are freed. In glibc's heap, where it would come from,
-    pieces of so many sizes lie between what lives longer that the heap grows with the video."""
-    mallopt = _mallopt() if device.type == "cpu" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
+    pieces of so many sizes lie between what lives longer that the heap grows with the video, and from one video to the next."""
+    library = _glibc() if device.type == "cpu" else None
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
     try:
         yield
     finally:
-        if mallopt is not None:
+        if library is not None:
             # Once it is set, glibc does not adapt it any more: what it comes to by itself where tensors are large.
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            library.malloc_trim(0)
 
 
 def make_room(vae: Any, nbytes: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 
 import av
 import pytest
@@ -136,6 +138,23 @@ def test_a_slice_is_no_larger_for_a_longer_video(decoding, vaes):
     vae = vaes[0]
     short, long = (decoding.choose(vae, (1, 128, frames, 32, 48), 10**15) for frames in (200, 40_000))
     assert short == long and short.frames < 200 and short.tile == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, and glibc's heap")
+def test_what_the_heap_keeps_is_given_back(decoding, vaes):
+    """What was freed between things that live on stays the process's own, or its memory would grow from video to video."""
+
+    def own() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+        return 1024 * int(line.split()[1])
+
+    scattered = [bytearray(b"x" * 60_000) for _ in range(4000)]
+    living = scattered[::50]
+    del scattered
+    before = own()
+    with torch.inference_mode():
+        decoding.decode(vaes[0], latent(2), lambda frames: None)
+    assert len(living) == 80 and before - own() > 120 << 20
 
 
 @pytest.mark.parametrize(("frames", "window"), [(1, 4), (3, 4), (11, 4), (12, 8)])
