@@ -202,6 +202,7 @@ def one_round(call: Call, chance: random.Random, most: int) -> dict[str, Any]:
     calls, gone, code = 0, 0.0, -9
     while code == -9 and not faults:
         calls += 1
+        first_starts, before = 0, len(call.made())
         with call.log.open("ab") as log:
             command = [sys.executable, "-m", "hlwq_core", *call.words]
             driver = subprocess.Popen(command, env=call.variables, cwd=REPO, stdout=log, stderr=log)
@@ -212,6 +213,7 @@ def one_round(call: Call, chance: random.Random, most: int) -> dict[str, Any]:
                 kind = chance.choice(["driver", *(kind for kind in ("comfyui", "actor") if alive[kind])])
                 if driver.poll() is None:
                     kills[kind] += 1
+                    first_starts += kind == "comfyui" and len(call.made()) == before
                     os.kill(driver.pid if kind == "driver" else chance.choice(alive[kind]), signal.SIGKILL)
                     if kind == "driver":
                         break
@@ -225,6 +227,9 @@ def one_round(call: Call, chance: random.Random, most: int) -> dict[str, Any]:
             driver.wait()
         seconds, left = call.left()
         gone = max(gone, seconds)
+        # Where each ComfyUI died before it had answered once, it gives up and says so, and the next call goes on.
+        if code == 2 and first_starts >= 2:
+            code = -9
         if left:
             faults.append(f"left after {'a kill' if code == -9 else 'the end'}: {left}")
     if code not in (0, -9):
