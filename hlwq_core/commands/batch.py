@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="make many videos from a file of jobs",
         description="Make many videos: from a text file with a prompt a line, CSV or JSON lines with a column for each "
         "input, or a folder of pictures. Called again after whatever ended it, it goes on where it was.",
-        epilog="docs/batch.md has the forms of the file. What is not given stays as in the workflow.",
+        epilog="docs/batch.md has the forms of the file. What is not given stays as in the workflow. "
+        "example: python -m hlwq_core batch jobs.csv --gpus all --output videos",
     )
     parser.add_argument("jobs", type=Path, help="a file (.txt, .csv, .jsonl) or a folder of pictures")
     what = parser.add_argument_group("what to make, where a job does not say it itself")

@@ -30,7 +30,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="make a video with sound from a prompt",
         description="Make a video with sound from a prompt. Uses a running ComfyUI (--server), or starts one for "
         "the call and ends it (--comfyui, or the variable COMFYUI_PATH).",
-        epilog="What is not given stays as in the workflow (workflows/README.md).",
+        epilog="What is not given stays as in the workflow (workflows/README.md). "
+        'example: python -m hlwq_core generate --prompt "A cat at a piano" --server --output cat.mp4',
     )
     add_options(parser)
     return parser
@@ -43,7 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompt", action="append", default=[], help="what is to be seen and heard; again: one more video"
     )
     what.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with a prompt on each line")
-    what.add_argument("--seed", type=int, help="the same seed makes the same video (default: another each time)")
+    what.add_argument(
+        "--seed",
+        type=int,
+        help="the same seed makes the same video (default: another each time; with --workflow, the file's)",
+    )
     add_what(what)
     add_files(parser)
     add_common(parser)

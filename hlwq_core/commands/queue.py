@@ -16,6 +16,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="run a workflow in API form, once or many times",
         description="Run a workflow in API form (workflows/api/, or Export (API) in ComfyUI), follow it and fetch "
         "the files that it makes.",
+        epilog="example: python -m hlwq_core queue workflow_api.json --count 20 --server --output videos",
     )
     parser.add_argument("workflow", type=Path, help="the workflow, in API form")
     parser.add_argument("--count", "-n", type=int, default=1, help="how many times (default: 1)")
