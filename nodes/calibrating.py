@@ -16,6 +16,7 @@ import torch
 
 from ..hlwq_core.codec.calibration import Calibration, bare, identity_of, values_of
 from ..hlwq_core.running import packed_tensor
+from .running import as_chosen
 
 # Narrower layers are no layers that HLWQ packs.
 MIN_WIDTH = 64
@@ -41,6 +42,7 @@ class Gathering:
     def __call__(self, run: Any, *args: Any, **kwargs: Any) -> Any:
         """One sampling run: `run` is ComfyUI's, of a guider."""
         patcher = run.class_obj.model_patcher
+        as_chosen.apply(patcher)  # ComfyUI does within the run, where it would undo what is done here
         calibration = self._of(patcher)
         with _plainly(patcher.model), calibration.watching():
             try:

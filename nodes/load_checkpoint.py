@@ -73,7 +73,7 @@ def load_checkpoint(
             path, ltx.AUDIO_VAE, read_as, lambda: model_loading.vae(opened, audio, ltx.AUDIO_VAE, step)
         )
     load = partial(model_loading.diffusion_model, opened, chosen, step=step)
-    model = still_used.diffusion_model(path, chosen, load) if share else load()
+    model, in_use = still_used.diffusion_model(path, chosen, load) if share else (load(), False)
     model.cached_patcher_init = (model_loading.reload_diffusion_model, (str(path), chosen))
     if vaes and opened.config is None:
         vae_prefixes = dict.fromkeys(model.model.model_config.vae_key_prefix, "")
@@ -92,7 +92,7 @@ def load_checkpoint(
             )
     bar.update_absolute(len(opened.names))
     report = describe(opened, model, backend.name, device, chosen)
-    if model.parent is not None:
+    if in_use:
         report += "\n  in memory already: no weight was read again"
     _log.info("%s", report)
     return model, vae, audio_vae, report

@@ -41,19 +41,22 @@ def vae(path: Path, part: str, read_as: tuple[str | None, ...], load: Callable[[
     return found
 
 
-def diffusion_model(path: Path, chosen: Choices, load: Callable[[], Any]) -> Any:
-    """A checkpoint's diffusion model: a patcher of the one in use, if all that was changed is how it runs, or else what `load` gives.
+def diffusion_model(path: Path, chosen: Choices, load: Callable[[], Any]) -> tuple[Any, bool]:
+    """A checkpoint's diffusion model: of the one in use, if all that was changed is how it runs, or else of what `load` gives.
 
     Args:
         path: folder or file.
         chosen: how it is read, decoded and run.
         load: loads it.
+
+    Returns:
+        A patcher of it, and whether it was in use.
     """
     of_its_weights = replace(chosen, **{name: getattr(DEFAULT, name) for name in as_chosen.OF_A_RUN})
     key = ("diffusion model", of_its_weights, *fingerprint(path))
     found = _held.get(key)
+    in_use = found is not None
     if found is None:
         found = _held[key] = load()
-        return found
-    # The clone holds the one it came from, which stays the one to take.
-    return model_loading.run_as_chosen(found.clone(), chosen)
+    # The clone holds the one it came from, which no node is given: what nodes do to theirs goes with it.
+    return model_loading.run_as_chosen(found.clone(), chosen), in_use

@@ -50,7 +50,8 @@ def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
 
 def ltx_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The transformer blocks of an LTX diffusion model; none of any other model."""
-    blocks = getattr(model, "transformer_blocks", ())
+    model = getattr(model, "_orig_mod", model)  # where torch.compile's stand for them
+    blocks = [getattr(block, "_orig_mod", block) for block in getattr(model, "transformer_blocks", ())]
     family = contract.works(Feature.FEWER_PASSES) and isinstance(model, _LTXVModel)
     return [block for block in blocks if family and type(block).__module__.startswith("comfy.ldm.lightricks.")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
@@ -23,7 +24,7 @@ from ...hlwq_core.parallel.exchange import Council, Exchange
 from ...hlwq_core.parallel.groups import Groups
 from ...hlwq_core.parallel.processes import SILENCE, Message, Worker
 from .. import compat
-from ..running import recorded_blocks
+from ..running import choices, recorded_blocks
 from . import calls, patches
 from .cards import Card
 from .errors import RankError, rank_error
@@ -188,6 +189,7 @@ class Session:
 
     def _begin(self, patcher: Any, shape: Sequence[int]) -> None:
         told: Message = {"do": "begin", "shape": list(shape)}
+        told["choices"] = dataclasses.asdict(patcher.attachments.get(choices.KEY, choices.DEFAULT))
         file = self._folder / f"patches{self._asked}.safetensors"
         if self._patches != patcher.patches_uuid:
             told |= {"patches": patches.write(patcher.patches, file) if patcher.patches else None, "file": str(file)}

@@ -8,12 +8,14 @@ where nothing changed there is nothing to do.
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import torch
 
 from ...hlwq_core import backends
-from ...hlwq_core.running import fast, packed_tensor
+from ...hlwq_core.errors import UnsupportedError
+from ...hlwq_core.running import fast, packed_tensor, scratch
 from .. import compat
 from . import choices, faster_attention, fewer_passes, recorded_blocks
 from .choices import FAST, KEY, Choices
@@ -21,6 +23,9 @@ from .packed_ops import PackedOperations
 
 # What two patchers of one model may have chosen differently: not what its weights are, nor where they are kept.
 OF_A_RUN = ("mode", "attention", "record_blocks", "load_at_once")
+
+# Which patcher's sampling run a model is in the middle of.
+_RUNNING = "hlwq_running"
 
 _log = logging.getLogger("hlwq")
 
@@ -35,7 +40,41 @@ def give(patcher: Any, chosen: Choices) -> None:
     faster_attention.drop(patcher)
     faster_attention.use(patcher, faster_attention.choose(chosen.attention, device).override)
     patcher.attachments[KEY] = chosen
+    before = patcher.model.__dict__.get(KEY)
+    if before is not None and before != chosen and recorded_blocks.forget(patcher.model):
+        scratch.release(device)
     apply(patcher)  # for whoever runs the model without ComfyUI's sampling
+
+
+def begin_run(patcher: Any) -> None:
+    """Before a sampling run.
+
+    Raises:
+        UnsupportedError: the model is in the middle of another patcher's run that needs it otherwise.
+    """
+    model = patcher.model
+    running = model.__dict__.pop(_RUNNING, lambda: None)()
+    if running is not None and running is not patcher and _runs(running) != _runs(patcher):
+        raise UnsupportedError(
+            "this node samples two models of one checkpoint together, which are one in memory",
+            expected="the same LoRAs, and the same mode and recording, in both",
+            found="others",
+            fix="switch *keep decoded* off in the loader of one of them: it is then loaded apart, in memory of its own",
+        )
+    model.__dict__[_RUNNING] = weakref.ref(patcher)
+    apply(patcher)
+
+
+def end_run(patcher: Any) -> None:
+    """After it."""
+    if patcher.model.__dict__.get(_RUNNING, lambda: None)() is patcher:
+        del patcher.model.__dict__[_RUNNING]
+
+
+def _runs(patcher: Any) -> tuple[Any, ...]:
+    """What makes a model run in one way or another, but for what each forward is given."""
+    chosen = patcher.attachments.get(KEY, choices.DEFAULT)
+    return chosen.mode, chosen.record_blocks, patcher.patches_uuid
 
 
 def apply(patcher: Any) -> None:

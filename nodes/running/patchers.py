@@ -113,6 +113,7 @@ def eject_misfits(patcher: Any) -> None:
 
 def after_sampling(patcher: Any, *unused: Any) -> None:
     """The scratch buffer goes back, unless recordings that are kept for the next run hold it anyway."""
+    as_chosen.end_run(patcher)
     if not recorded_blocks.end_run(patcher.model):
         scratch.release(patcher.load_device)
 
@@ -351,7 +352,7 @@ def adopt(patcher: Any) -> Any:
     for call, callback in (
         (compat.CallbacksMP.ON_LOAD, route_patches),
         (compat.CallbacksMP.ON_CLONE, _adopt_clone),
-        (compat.CallbacksMP.ON_PRE_RUN, as_chosen.apply),
+        (compat.CallbacksMP.ON_PRE_RUN, as_chosen.begin_run),
         (compat.CallbacksMP.ON_INJECT_MODEL, eject_misfits),
         (compat.CallbacksMP.ON_CLEANUP, after_sampling),
     ):

@@ -173,6 +173,9 @@ class Recordings:
             arguments: of it, but for `transformer_options`.
             options: these.
         """
+        model = self._model()
+        if model is not None and not choices.of(model).record_blocks:
+            return None  # on all ranks
         key, read, structure, leaves = self._look(blocks, arguments, options)
         try:
             can = self._could(key, blocks, options)
@@ -210,7 +213,7 @@ class Recordings:
         leaves: list[torch.Tensor] = []
         nothing: tuple[Hashable, dict[str, Any], Hashable, list[torch.Tensor]] = (None, {}, None, leaves)
         model = self._model()
-        if self._refused or (model is not None and not choices.of(model).record_blocks):
+        if self._refused:
             return nothing
         if compat.memory_is_compiled() or not _pays(arguments[0], options):
             return nothing
@@ -222,8 +225,9 @@ class Recordings:
             return nothing
         if any(leaf.device != leaves[0].device for leaf in leaves):
             return nothing
-        # The blocks are in it because torch.compile puts others in their place.
-        return (structure, tuple(read.items()), compat.arithmetic(), *blocks), read, structure, leaves
+        # The blocks are in it because torch.compile puts others in their place; what a mode's steps take is not what another's do.
+        mode = choices.of(model).mode if model is not None else None
+        return (structure, tuple(read.items()), compat.arithmetic(), mode, *blocks), read, structure, leaves
 
     def _could(self, key: Hashable, blocks: torch.nn.ModuleList, options: dict[str, Any]) -> int:
         """What this rank could do."""
@@ -493,6 +497,17 @@ def end_run(model: Any) -> bool:
     """After a sampling run; whether the model keeps recordings for the next one."""
     recordings = _of(model)
     return recordings is not None and recordings.end_run()
+
+
+def forget(model: Any) -> bool:
+    """The model is to run otherwise from now on: recordings go, and one that failed may be tried again. Whether there were any."""
+    recordings = _of(model)
+    if recordings is None:
+        return False
+    recordings._refused = False
+    there = bool(recordings._ready)
+    recordings.release()
+    return there
 
 
 def release(model: Any) -> int:

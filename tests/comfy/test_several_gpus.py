@@ -232,3 +232,44 @@ def test_the_processes_go_with_the_model(load):
     comfy.model_management.unload_all_models()
     del model, made
     assert soon(lambda: gone(pid))
+
+
+def test_the_other_processes_run_as_was_chosen_last(model, several, monkeypatch):
+    """Another mode or recording in the loader leaves the model, and with it the processes, as they are."""
+    import dataclasses
+
+    from comfyui_hlwq.nodes.running import as_chosen
+    from comfyui_hlwq.nodes.running.choices import DEFAULT
+
+    sampled(several, plain())
+    session, told = current(), []
+    tell = session._tell
+    monkeypatch.setattr(session, "_tell", lambda message, **own: told.append(message) or tell(message, **own))
+    otherwise = several.clone()
+    as_chosen.give(otherwise, dataclasses.replace(DEFAULT, record_blocks=False, attention="comfyui"))
+    for patcher, record in ((otherwise, False), (several, True), (otherwise, False)):
+        told.clear()
+        sampled(patcher, plain())
+        (begun,) = [message["choices"] for message in told if message["do"] == "begin"]
+        assert begun["record_blocks"] == record and current() is session
+
+
+def test_a_process_runs_as_it_is_told(load, monkeypatch):
+    import contextlib
+    import dataclasses
+
+    from comfyui_hlwq.hlwq_core import backends
+    from comfyui_hlwq.nodes.parallel.worker import Worker
+    from comfyui_hlwq.nodes.running.choices import DEFAULT
+
+    monkeypatch.setattr(backends, "choose_fast", lambda device: ("int8", None))
+    patcher = load()[0]
+    worker = Worker(None, patcher)
+    worker._split = type("Split", (), {"installed": lambda self: contextlib.nullcontext()})()
+    kinds = []
+    for mode in ("fast", "exact", "fast"):
+        choices = dataclasses.asdict(dataclasses.replace(DEFAULT, mode=mode))
+        worker.begin({"shape": [1, 128, 2, 4, 4], "choices": choices, "patches": None, "file": ""})
+        kinds.append({getattr(module, "eight_bit", None) for module in patcher.model.modules()} - {None})
+        worker._patcher.cleanup()
+    assert kinds == [{"int8"}, set(), {"int8"}]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import CHECKPOINT
+from .conftest import CHECKPOINT, TEXT_WIDTH
 from .test_fast_mode import flat, long_latent
+from .test_recorded_blocks import StandIn
 
 RUNS = (
     {},
@@ -64,6 +65,22 @@ def test_how_a_model_runs_is_changed_without_loading_it(again, folder, int8, mon
     assert all(model is not first for model in models)
 
 
+@pytest.fixture
+def with_lora():
+    """`with_lora(model)`: another patcher of it, with a LoRA."""
+    import comfy.sd
+
+    def add(model):
+        weight = model.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
+        numbers = torch.Generator().manual_seed(5)
+        up, down = (torch.randn(shape, generator=numbers) for shape in ((weight.shape[0], 4), (4, weight.shape[1])))
+        name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+        lora = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+    return add
+
+
 @pytest.mark.parametrize(
     "options", [{"pack_rest": True}, {"backend": "eager"}, {"keep_decoded": False}, {"bit_order": "msb"}]
 )
@@ -92,7 +109,8 @@ def test_each_runs_as_it_was_chosen_and_as_one_loaded_by_itself(again, int8, sam
 
 
 def test_attention_is_a_patchers_own(again, pack):
-    from comfyui_hlwq.nodes.running import faster_attention
+    from comfyui_hlwq.nodes.running import as_chosen, faster_attention
+    from comfyui_hlwq.nodes.running.choices import Choices
 
     def override(model):
         return model.model_options["transformer_options"].get(faster_attention.KEY)
@@ -102,19 +120,14 @@ def test_attention_is_a_patchers_own(again, pack):
     assert override(again(attention="comfyui")) is None
     assert override(first) is faster_attention.named("sage")
     first.model_options["transformer_options"][faster_attention.KEY] = print  # another node's
-    assert override(again(attention="comfyui")) is print
+    as_chosen.give(first, Choices(attention="comfyui"))
+    assert override(first) is print
 
 
-def test_a_lora_of_one_is_none_of_the_other(again, sample):
-    import comfy.sd
-
+def test_a_lora_of_one_is_none_of_the_other(again, with_lora, sample):
     first = again()
-    weight = first.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
-    up, down = torch.randn(weight.shape[0], 4), torch.randn(4, weight.shape[1])
-    name = "diffusion_model.transformer_blocks.0.attn1.to_q"
-    lora = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
     plain = flat(sample(first, steps=1))
-    changed = flat(sample(comfy.sd.load_lora_for_models(first, None, lora, 1.0, 0)[0], steps=1))
+    changed = flat(sample(with_lora(first), steps=1))
     assert not torch.equal(changed, plain)
     assert torch.equal(flat(sample(again(attention="comfyui"), steps=1)), plain)
 
@@ -159,3 +172,116 @@ def test_the_nodes_share(pack, comfy_base):
         second, again = HLWQLoadDiffusionModel.execute(CHECKPOINT, attention="auto", backend="eager").result
     assert first.model is second.model
     assert "in memory already" in again and "in memory already" not in report
+
+
+def test_what_nodes_do_to_theirs_goes_with_it(again):
+    """Core keeps a whole second model in a patcher for hooks, and other packs what they like."""
+    first = again()
+    mark = torch.nn.Linear(1, 1)
+    first.non_dynamic_delegate_model = (mark, ())
+    first.model_options["transformer_options"]["theirs"] = True
+    held, second = weakref.ref(mark), again(mode="fast")
+    assert second.model is first.model and "theirs" not in second.model_options["transformer_options"]
+    del first, mark
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("other", [{"mode": "fast"}, {"record_blocks": False}, {}], ids=["mode", "recording", "LoRA"])
+def test_two_that_sample_together_are_refused_where_they_would_be_one(again, with_lora, int8, sample, other):
+    """Dual Model CFG Guider runs both models in one sampling run: in one memory the second's LoRA would be the first's too."""
+    import comfy.sample
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+    def pair(one, another):
+        context = torch.randn(1, 128, TEXT_WIDTH, generator=torch.Generator().manual_seed(1))
+        text = [[context, {"unprocessed_ltxav_embeds": True, "frame_rate": 25.0}]]
+        guider = Guider_DualModel(one, another)
+        guider.set_conds(text, text)
+        guider.set_cfg(3.0)
+        latent, euler = long_latent(), comfy.samplers.sampler_object("euler")
+        noise = comfy.sample.prepare_noise(latent, 3)
+        with torch.inference_mode():
+            guider.sample(noise, latent, euler, torch.tensor([1.0, 0.5, 0.0]), disable_pbar=True, seed=3)
+
+    model, changed = again(), (again(**other) if other else with_lora(again()))
+    with pytest.raises(Exception, match="(?s)two models of one checkpoint together.*keep decoded"):
+        pair(model, changed)
+    pair(model, again(attention="comfyui"))  # that is each forward's own
+    apart = again(keep_decoded=False, **other)
+    pair(model, apart if other else with_lora(apart))
+    assert torch.isfinite(flat(sample(model, steps=1))).all()
+
+
+def test_a_calibration_leaves_the_mode_as_it_was_chosen(again, int8, sample, tmp_path):
+    """It watches exact layers whatever ran before, and after it the model is its patchers' again."""
+    from comfyui_hlwq.nodes import calibrate, compat
+
+    def eight_bit(model):
+        return {module.eight_bit for module in model.model.modules() if hasattr(module, "eight_bit")} - {None}
+
+    exact, fast = again(), again(mode="fast")
+    alone = flat(sample(exact, steps=1, latent=long_latent()))
+    sample(fast, steps=1, latent=long_latent())
+    assert eight_bit(fast) == {"int8"}
+    gathering = calibrate.Gathering(tmp_path / "moments.safetensors", "blocks", 0)
+    watched = compat.around_sampling(exact, "hlwq_calibrate", gathering, calibrate.MARK)
+    assert torch.equal(flat(sample(watched, steps=1, latent=long_latent())), alone)
+    assert not eight_bit(exact)
+    assert torch.equal(flat(sample(exact, steps=1, latent=long_latent())), alone)
+
+
+def test_compiled_blocks_are_made_fast_inside(again, int8):
+    """Another pack's node has put torch.compile's in their place, and takes them out again."""
+    from comfyui_hlwq.nodes.running import fewer_passes
+
+    model = again()
+    blocks = model.model.diffusion_model.transformer_blocks
+    plain = blocks[0]
+    blocks[0] = torch.compile(plain, backend="eager")
+    again(mode="fast")
+    blocks[0] = plain
+    assert isinstance(plain, fewer_passes._FewerPasses)
+
+
+@pytest.fixture
+def stand_in(pack, monkeypatch):
+    """Blocks are recorded by the stand-in, which `StandIn.made` lists."""
+    from comfyui_hlwq.hlwq_core.running import cuda_graph
+    from comfyui_hlwq.nodes.running import recorded_blocks
+
+    monkeypatch.setattr(cuda_graph, "Recording", StandIn)
+    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
+    monkeypatch.setattr(StandIn, "made", [], raising=False)
+    monkeypatch.setattr(StandIn, "failing", None)
+    monkeypatch.setattr(StandIn, "pays_after", 1.0)
+
+
+def test_recordings_go_with_what_they_were_made_for(again, int8, sample, stand_in):
+    held = again()
+    sample(held, steps=6)
+    fast = again(mode="fast")
+    assert [recording.closed for recording in StandIn.made] == [True]
+    found = flat(sample(fast, steps=6, latent=long_latent()))
+    assert torch.equal(found, flat(sample(again(share=False, mode="fast"), steps=6, latent=long_latent())))
+
+
+def test_each_mode_learns_for_itself_what_pays(again, int8, sample, stand_in, monkeypatch):
+    monkeypatch.setattr(StandIn, "pays_after", float("inf"))
+    held = again()
+    sample(held, steps=6)
+    monkeypatch.setattr(StandIn, "pays_after", 1.0)
+    sample(again(mode="fast"), steps=6)
+    assert [recording.closed for recording in StandIn.made] == [True, False]
+
+
+def test_what_could_not_be_recorded_is_tried_again_when_it_runs_otherwise(again, int8, sample, stand_in, monkeypatch):
+    monkeypatch.setattr(StandIn, "failing", RuntimeError("no memory"))
+    held = again()
+    sample(held, steps=6)
+    monkeypatch.setattr(StandIn, "failing", None)
+    sample(held, steps=6)
+    assert not StandIn.made
+    sample(again(mode="fast"), steps=6)
+    assert len(StandIn.made) == 1
