@@ -475,16 +475,21 @@ def _recording_class(kind: type) -> type:
 
 def use(model: Any) -> None:
     """Let a model's blocks be recorded, if they are LTX's as this module knows them."""
-    inner = model.diffusion_model
+    inner = _own(model.diffusion_model)
     if "hlwq_recordings" not in inner.__dict__ and compat.blocks_can_be_recorded(inner):
         kind: Any = type(inner)
         inner.__class__ = _recording_class(kind)
         inner.hlwq_recordings = Recordings(model)
 
 
+def _own(inner: Any) -> Any:
+    """The diffusion model itself, where torch.compile's stands for it."""
+    return getattr(inner, "_orig_mod", inner)
+
+
 def _of(model: Any) -> Recordings | None:
     inner = getattr(model, "diffusion_model", None)  # a text encoder has none
-    return None if inner is None else inner.__dict__.get("hlwq_recordings")
+    return None if inner is None else _own(inner).__dict__.get("hlwq_recordings")
 
 
 def keeps_any(model: Any) -> bool:

@@ -285,3 +285,17 @@ def test_what_could_not_be_recorded_is_tried_again_when_it_runs_otherwise(again,
     assert not StandIn.made
     sample(again(mode="fast"), steps=6)
     assert len(StandIn.made) == 1
+
+
+def test_recordings_go_where_the_model_is_compiled_meanwhile(again, sample, stand_in):
+    """ComfyUI asks for their memory, or the loader has them switched off, while torch.compile's module stands for the model."""
+    from comfyui_hlwq.nodes.running import recorded_blocks
+
+    model = again()
+    sample(model, steps=6)
+    plain = model.model.diffusion_model
+    model.model.diffusion_model = torch.compile(plain, backend="eager")
+    assert recorded_blocks.keeps_any(model.model)
+    again(record_blocks=False)
+    model.model.diffusion_model = plain
+    assert [recording.closed for recording in StandIn.made] == [True]
