@@ -42,12 +42,12 @@ def vae(path: Path, part: str, read_as: tuple[str | None, ...], load: Callable[[
 
 
 def diffusion_model(path: Path, chosen: Choices, load: Callable[[], Any]) -> tuple[Any, bool]:
-    """A checkpoint's diffusion model: of the one in use, if all that was changed is how it runs, or else of what `load` gives.
+    """A patcher of a checkpoint's diffusion model: of the one in use, if all that was changed is how it runs, else of a new one.
 
     Args:
         path: folder or file.
         chosen: how it is read, decoded and run.
-        load: loads it.
+        load: gives the new one's patcher.
 
     Returns:
         A patcher of it, and whether it was in use.
@@ -58,5 +58,5 @@ def diffusion_model(path: Path, chosen: Choices, load: Callable[[], Any]) -> tup
     in_use = found is not None
     if found is None:
         found = _held[key] = load()
-    # The clone holds the one it came from, which no node is given: what nodes do to theirs goes with it.
+    # The clone holds the one it came from, which no node is given: what nodes put into their patcher goes with that.
     return model_loading.run_as_chosen(found.clone(), chosen), in_use

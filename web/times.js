@@ -3,7 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { nodeOf } from "./graph.js";
 
-const MOST_LINES = 12; // of the stages; a long workflow has more, that take no time
+const MOST_LINES = 12; // of the stages, the longest ones
 
 /** The most memory since it was asked for last, and what holds it: {bytes, device}; null where the server cannot tell. */
 async function mostMemory() {

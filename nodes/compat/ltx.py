@@ -48,10 +48,16 @@ def blocks_can_be_recorded(model: torch.nn.Module) -> bool:
     return tuple(inspect.signature(method).parameters) == (*known, "kwargs") and not looked_at
 
 
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, where torch.compile's stands for it."""
+    inner: torch.nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
 def ltx_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The transformer blocks of an LTX diffusion model; none of any other model."""
-    model = getattr(model, "_orig_mod", model)  # where torch.compile's stand for them
-    blocks = [getattr(block, "_orig_mod", block) for block in getattr(model, "transformer_blocks", ())]
+    model = uncompiled(model)
+    blocks = [uncompiled(block) for block in getattr(model, "transformer_blocks", ())]
     family = contract.works(Feature.FEWER_PASSES) and isinstance(model, _LTXVModel)
     return [block for block in blocks if family and type(block).__module__.startswith("comfy.ldm.lightricks.")]
 

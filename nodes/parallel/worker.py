@@ -17,8 +17,7 @@ from ...hlwq_core.parallel.exchange import Council, Exchange
 from ...hlwq_core.parallel.groups import Groups
 from ...hlwq_core.parallel.processes import Leader, Message
 from .. import compat
-from ..running import as_chosen
-from ..running.choices import Choices
+from ..running.choices import KEY, Choices
 from . import calls, patches
 from .splitting import Split, Stopped
 
@@ -58,15 +57,12 @@ class Worker:
 
     def begin(self, told: Message) -> Message:
         """Get ready for a sampling run."""
-        as_chosen.give(
-            self._pristine, Choices(**told["choices"])
-        )  # the loader's may have changed since this one loaded
         if "patches" in told:
             self._patcher = self._pristine.clone()
             if told["patches"]:
                 compat.take_patches(self._patcher, patches.read(told["patches"], Path(told["file"])))
-        elif self._patcher is not self._pristine:
-            as_chosen.give(self._patcher, Choices(**told["choices"]))
+        # Another loader's, or changed since this process loaded; attention comes with each call.
+        self._patcher.attachments[KEY] = Choices(**told["choices"])
         begun = time.perf_counter()
         compat.load_for_sampling(self._patcher, told["shape"])
         self._patcher.pre_run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ _log = logging.getLogger("hlwq")
 
 
 def give(patcher: Any, chosen: Choices) -> None:
-    """Let a patcher, and every clone of it, run its model as the user chose; warns of what the device cannot do."""
+    """Let a patcher, and every clone of it, run its model as the user chose; warns of what the device cannot do. Recordings of
+    another mode or attention go: their memory is not called for by itself."""
     device = compat.model_management.get_torch_device()
     if chosen.mode == FAST:
         kind, reason = backends.choose_fast(device)
@@ -41,8 +43,9 @@ def give(patcher: Any, chosen: Choices) -> None:
     faster_attention.use(patcher, faster_attention.choose(chosen.attention, device).override)
     patcher.attachments[KEY] = chosen
     before = patcher.model.__dict__.get(KEY)
-    if before is not None and before != chosen and recorded_blocks.forget(patcher.model):
-        scratch.release(device)
+    if before is not None and replace(before, load_at_once=chosen.load_at_once) != chosen:
+        if recorded_blocks.forget(patcher.model):
+            scratch.release(device)
     apply(patcher)  # for whoever runs the model without ComfyUI's sampling
 
 
@@ -53,13 +56,15 @@ def begin_run(patcher: Any) -> None:
         UnsupportedError: the model is in the middle of another patcher's run that needs it otherwise.
     """
     model = patcher.model
-    running = model.__dict__.pop(_RUNNING, lambda: None)()
+    running = _running(model)
+    model.__dict__.pop(_RUNNING, None)
     if running is not None and running is not patcher and _runs(running) != _runs(patcher):
         raise UnsupportedError(
             "this node samples two models of one checkpoint together, which are one in memory",
-            expected="the same LoRAs, and the same mode and recording, in both",
+            expected="both behind the same LoRA nodes, and of the same mode",
             found="others",
-            fix="switch *keep decoded* off in the loader of one of them: it is then loaded apart, in memory of its own",
+            fix="give each a loader of its own, with *keep decoded* on in one and off in the other: they are loaded apart then, in "
+            "memory of their own. If there is only one, an earlier run did not end as it should: run again",
         )
     model.__dict__[_RUNNING] = weakref.ref(patcher)
     apply(patcher)
@@ -67,14 +72,23 @@ def begin_run(patcher: Any) -> None:
 
 def end_run(patcher: Any) -> None:
     """After it."""
-    if patcher.model.__dict__.get(_RUNNING, lambda: None)() is patcher:
+    if _running(patcher.model) is patcher:
         del patcher.model.__dict__[_RUNNING]
 
 
+def before_load(patcher: Any) -> None:
+    """Before ComfyUI loads a patcher: the model is to run like this, unless it is in the middle of another's run."""
+    if _running(patcher.model) in (None, patcher):
+        apply(patcher)
+
+
+def _running(model: Any) -> Any:
+    return model.__dict__.get(_RUNNING, lambda: None)()
+
+
 def _runs(patcher: Any) -> tuple[Any, ...]:
-    """What makes a model run in one way or another, but for what each forward is given."""
-    chosen = patcher.attachments.get(KEY, choices.DEFAULT)
-    return chosen.mode, chosen.record_blocks, patcher.patches_uuid
+    """What a patcher makes of the model itself that gives another picture; what each forward is given is its own."""
+    return patcher.attachments.get(KEY, choices.DEFAULT).mode, patcher.patches_uuid, patcher.injections
 
 
 def apply(patcher: Any) -> None:

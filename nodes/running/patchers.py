@@ -112,7 +112,7 @@ def eject_misfits(patcher: Any) -> None:
 
 
 def after_sampling(patcher: Any, *unused: Any) -> None:
-    """The scratch buffer goes back, unless recordings that are kept for the next run hold it anyway."""
+    """The run has ended; the scratch buffer goes back, unless recordings that are kept for the next one hold it anyway."""
     as_chosen.end_run(patcher)
     if not recorded_blocks.end_run(patcher.model):
         scratch.release(patcher.load_device)
@@ -273,7 +273,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
     def load(self, *args: Any, **kwargs: Any) -> None:
         """As in core, but not again where nothing changed, and packed weights on the card stay good when the patches change:
         they are never written into them. What is still in the files is then read at once."""
-        as_chosen.apply(self)
+        as_chosen.before_load(self)
         if not kwargs.get("dirty") and still_loaded.is_loaded(self):
             compat.use_again(self)
             kept_decoded.use_again(self.model, self.load_device)

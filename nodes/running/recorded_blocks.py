@@ -225,7 +225,7 @@ class Recordings:
             return nothing
         if any(leaf.device != leaves[0].device for leaf in leaves):
             return nothing
-        # The blocks are in it because torch.compile puts others in their place; what a mode's steps take is not what another's do.
+        # The blocks are in it because torch.compile puts others in their place, the mode because its steps take another time.
         mode = choices.of(model).mode if model is not None else None
         return (structure, tuple(read.items()), compat.arithmetic(), mode, *blocks), read, structure, leaves
 
@@ -382,7 +382,7 @@ class Unrecorded(Exception):
 @contextlib.contextmanager
 def agreeing(inner: torch.nn.Module, council: Council) -> Iterator[None]:
     """While several ranks compute a diffusion model's blocks: what is recorded and replayed, all of them do."""
-    recordings = inner.__dict__.get("hlwq_recordings")
+    recordings = compat.uncompiled(inner).__dict__.get("hlwq_recordings")
     if recordings is None:
         yield
         return
@@ -475,21 +475,16 @@ def _recording_class(kind: type) -> type:
 
 def use(model: Any) -> None:
     """Let a model's blocks be recorded, if they are LTX's as this module knows them."""
-    inner = _own(model.diffusion_model)
+    inner: Any = compat.uncompiled(model.diffusion_model)
     if "hlwq_recordings" not in inner.__dict__ and compat.blocks_can_be_recorded(inner):
         kind: Any = type(inner)
         inner.__class__ = _recording_class(kind)
         inner.hlwq_recordings = Recordings(model)
 
 
-def _own(inner: Any) -> Any:
-    """The diffusion model itself, where torch.compile's stands for it."""
-    return getattr(inner, "_orig_mod", inner)
-
-
 def _of(model: Any) -> Recordings | None:
     inner = getattr(model, "diffusion_model", None)  # a text encoder has none
-    return None if inner is None else _own(inner).__dict__.get("hlwq_recordings")
+    return None if inner is None else compat.uncompiled(inner).__dict__.get("hlwq_recordings")
 
 
 def keeps_any(model: Any) -> bool:
@@ -505,7 +500,7 @@ def end_run(model: Any) -> bool:
 
 
 def forget(model: Any) -> bool:
-    """The model is to run otherwise from now on: recordings go, and one that failed may be tried again. Whether there were any."""
+    """The model is to run otherwise from now on: recordings go, and what failed may be tried again. Whether there were any."""
     recordings = _of(model)
     if recordings is None:
         return False

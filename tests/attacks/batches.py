@@ -227,7 +227,7 @@ def one_round(call: Call, chance: random.Random, most: int) -> dict[str, Any]:
             driver.wait()
         seconds, left = call.left()
         gone = max(gone, seconds)
-        # Where each ComfyUI died before it had answered once, it gives up and says so, and the next call goes on.
+        # Where two ComfyUIs died before its first output it may have none left, and says so; the next call goes on.
         if code == 2 and first_starts >= 2:
             code = -9
         if left:

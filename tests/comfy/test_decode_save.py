@@ -148,10 +148,13 @@ def test_what_the_heap_keeps_is_given_back(decoding, vaes):
         (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
         return 1024 * int(line.split()[1])
 
+    empty = own()
     scattered = [bytearray(b"x" * 60_000) for _ in range(4000)]
     living = scattered[::50]
     del scattered
     before = own()
+    if before - empty < 180 << 20:
+        pytest.skip("this process's malloc keeps nothing")
     with torch.inference_mode():
         decoding.decode(vaes[0], latent(2), lambda frames: None)
     assert len(living) == 80 and before - own() > 120 << 20

@@ -67,16 +67,17 @@ def test_how_a_model_runs_is_changed_without_loading_it(again, folder, int8, mon
 
 @pytest.fixture
 def with_lora():
-    """`with_lora(model)`: another patcher of it, with a LoRA."""
+    """`with_lora(model, bypass=False)`: another patcher of it, with a LoRA."""
     import comfy.sd
 
-    def add(model):
+    def add(model, bypass=False):
         weight = model.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
         numbers = torch.Generator().manual_seed(5)
         up, down = (torch.randn(shape, generator=numbers) for shape in ((weight.shape[0], 4), (4, weight.shape[1])))
         name = "diffusion_model.transformer_blocks.0.attn1.to_q"
         lora = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
-        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+        load = comfy.sd.load_bypass_lora_for_models if bypass else comfy.sd.load_lora_for_models
+        return load(model, None, lora, 1.0, 0)[0]
 
     return add
 
@@ -187,7 +188,7 @@ def test_what_nodes_do_to_theirs_goes_with_it(again):
     assert held() is None
 
 
-@pytest.mark.parametrize("other", [{"mode": "fast"}, {"record_blocks": False}, {}], ids=["mode", "recording", "LoRA"])
+@pytest.mark.parametrize("other", ["mode", "LoRA", "bypassed LoRA"])
 def test_two_that_sample_together_are_refused_where_they_would_be_one(again, with_lora, int8, sample, other):
     """Dual Model CFG Guider runs both models in one sampling run: in one memory the second's LoRA would be the first's too."""
     import comfy.sample
@@ -205,12 +206,17 @@ def test_two_that_sample_together_are_refused_where_they_would_be_one(again, wit
         with torch.inference_mode():
             guider.sample(noise, latent, euler, torch.tensor([1.0, 0.5, 0.0]), disable_pbar=True, seed=3)
 
-    model, changed = again(), (again(**other) if other else with_lora(again()))
+    def otherwise(**options):
+        model = again(**options, **({"mode": "fast"} if other == "mode" else {}))
+        return model if other == "mode" else with_lora(model, bypass=other != "LoRA")
+
+    model, changed = again(), otherwise()
     with pytest.raises(Exception, match="(?s)two models of one checkpoint together.*keep decoded"):
         pair(model, changed)
-    pair(model, again(attention="comfyui"))  # that is each forward's own
-    apart = again(keep_decoded=False, **other)
-    pair(model, apart if other else with_lora(apart))
+    with pytest.raises(Exception, match="(?s)two models of one checkpoint together.*keep decoded"):
+        pair(changed, model)
+    pair(model, again(attention="comfyui", record_blocks=False))  # that is each forward's own, or makes no difference
+    pair(model, otherwise(keep_decoded=False))
     assert torch.isfinite(flat(sample(model, steps=1))).all()
 
 
@@ -299,3 +305,21 @@ def test_recordings_go_where_the_model_is_compiled_meanwhile(again, sample, stan
     again(record_blocks=False)
     model.model.diffusion_model = plain
     assert [recording.closed for recording in StandIn.made] == [True]
+
+
+@pytest.mark.parametrize("failing", ["error", "interrupt"])
+def test_after_a_run_that_failed_another_patcher_runs(again, with_lora, sample, failing):
+    """What a run notes of the model goes with the run."""
+    import comfy.model_management as management
+
+    model = again()
+    expected = flat(sample(with_lora(model), steps=1))
+
+    def fail(*args, **kwargs):
+        raise management.InterruptProcessingException() if failing == "interrupt" else RuntimeError("theirs")
+
+    broken = model.clone()
+    broken.set_model_unet_function_wrapper(fail)
+    with pytest.raises((RuntimeError, management.InterruptProcessingException)):
+        sample(broken, steps=1)
+    assert torch.equal(flat(sample(with_lora(model), steps=1)), expected)
