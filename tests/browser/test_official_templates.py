@@ -64,6 +64,18 @@ _TYPES = """() => {
 }"""
 
 
+def _unconnected(canvas: Canvas) -> set[tuple[str, str, str]]:
+    """Required inputs that nothing feeds in what would be queued: node, its class, input."""
+    queued = canvas.page.evaluate("async () => (await app.graphToPrompt()).output")
+    info = canvas.page.evaluate("async () => (await fetch('/object_info')).json()")
+    found = set()
+    for number, node in queued.items():
+        required = info[node["class_type"]]["input"].get("required", {})
+        needed = {name for name, spec in required.items() if not str(spec[0]).startswith("COMFY_")}
+        found |= {(number, node["class_type"], name) for name in needed - node["inputs"].keys()}
+    return found
+
+
 def _exchanged(canvas: Canvas, name: str) -> int:
     """Drop the template and exchange its loaders as the menu does; how many there were."""
     workflow = template(name)
@@ -71,7 +83,9 @@ def _exchanged(canvas: Canvas, name: str) -> int:
     skip_unless_known(workflow, known)
     canvas.drop(workflow)
     before = [node for node in canvas.page.evaluate(_TYPES) if node in EXCHANGED]
+    unconnected = _unconnected(canvas)  # by frontend 1.58.1 itself, in one of them
     canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
+    assert _unconnected(canvas) <= unconnected
     assert not EXCHANGED.keys() & set(canvas.page.evaluate(_TYPES))
     canvas.page.evaluate(_CHOOSE, SMALL | OURS)
     assert canvas.missing_nodes() == []
@@ -116,11 +130,6 @@ def test_loaders_are_exchanged_on_the_canvas(open_canvas: Callable[..., Canvas],
     assert not used & EXCHANGED.keys() and {"HLWQLoadCheckpoint", "HLWQLoadTextEncoder"} <= used
     if name == NEEDS_DEPTH:
         assert "LoadMoGeModel" in used
-    info = canvas.page.evaluate("async () => (await fetch('/object_info')).json()")
-    for number, node in queued.items():
-        required = info[node["class_type"]]["input"].get("required", {})
-        dynamic = {n for n, spec in required.items() if str(spec[0]).startswith("COMFY_")}
-        assert required.keys() - dynamic <= node["inputs"].keys(), (number, node["class_type"])
 
 
 @pytest.mark.timeout(240)
