@@ -41,13 +41,13 @@ def check_size(width: int, height: int, frames: int, step: int) -> None:
     Raises:
         InputError: a value is off the grid; names the nearest ones.
     """
-    check_side("width", width, step, "--width {}")
-    check_side("height", height, step, "--height {}")
-    check_frames("frames", frames, "--frames {}")
+    check_side("width", width, step, "--width ")
+    check_side("height", height, step, "--height ")
+    check_frames("frames", frames, "--frames ")
 
 
-def check_side(name: str, value: int, step: int, fix: str) -> None:
-    """Refuse a width or height in pixels that is no multiple of `step`; `fix` says how to give the right one."""
+def check_side(name: str, value: int, step: int, before: str, behind: str = "") -> None:
+    """Refuse a width or height in pixels that is no multiple of `step`; `before` and `behind` the right one it is what to do."""
     if step <= value <= LARGEST and value % step == 0:
         return
     valid = nearest(value, step, least=step)
@@ -55,12 +55,12 @@ def check_side(name: str, value: int, step: int, fix: str) -> None:
         f"the {name} {value} is not a multiple of {step}" if value % step else f"the {name} {value} is out of range",
         expected=" or ".join(map(str, valid)),
         found=value,
-        fix=fix.format(valid[0]),
+        fix=f"{before}{valid[0]}{behind}",
     )
 
 
-def check_frames(name: str, value: int, fix: str) -> None:
-    """Refuse a number of frames that is not 8 n + 1."""
+def check_frames(name: str, value: int, before: str, behind: str = "") -> None:
+    """Refuse a number of frames that is not 8 n + 1; `before` and `behind` the right one it is what to do."""
     if 1 <= value <= LARGEST and value % GROUP == 1:
         return
     valid = nearest(value, GROUP, 1)
@@ -68,7 +68,7 @@ def check_frames(name: str, value: int, fix: str) -> None:
         f"{value} {name} cannot be made: LTX needs 8 n + 1",
         expected=" or ".join(map(str, valid)),
         found=value,
-        fix=fix.format(valid[0]),
+        fix=f"{before}{valid[0]}{behind}",
     )
 
 
@@ -134,13 +134,13 @@ def check(nodes: Nodes, *, options: bool) -> None:
         if found is None or type(found.value) is not int:
             continue
         title = graph.name_of(nodes, found.node_id)
-        fix = f'--set "{title}.{found.name}={{}}"'
+        fix = f'--set "{title}.{found.name}=', '"'
         if options and title in _OPTIONS and found.name == "value":
-            fix = f"{_OPTIONS[title]} {{}}"
+            fix = f"{_OPTIONS[title]} ", ""
         if axis != "length":
-            check_side(axis, found.value, SQUARE * found.divisor, fix)
+            check_side(axis, found.value, SQUARE * found.divisor, *fix)
         elif found.divisor == 1:
-            check_frames("frames", found.value, fix)
+            check_frames("frames", found.value, *fix)
     for node_id, node in nodes.items():
         if node["class_type"] == "ManualSigmas" and isinstance(text := node["inputs"].get("sigmas"), str):
             points_of(text, graph.name_of(nodes, node_id))

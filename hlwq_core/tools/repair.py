@@ -265,7 +265,7 @@ class _Job:
             folder, dotted = info.files[0].parent, info.variant != V1.name
         else:
             folder, dotted = self.checkpoint.files[0].parent, False
-        path = _new_file(folder, "repair_{:02d}_codes.safetensors")
+        path = _new_file(folder, "codes")
         order, version = self._reading(next(iter(plan.values()), _usual_bits(self.checkpoint)))
         entries: list[Announced] = []
         for name in self.checkpoint.cut:
@@ -345,7 +345,7 @@ class _Job:
     def write_kept(self, names: list[str]) -> Path:
         plain = self.checkpoint.plain_names()
         folder = self.checkpoint.plain_info(plain[0])[2].parent if plain else self.checkpoint.files[0].parent
-        path = _new_file(folder, "repair_{:02d}_bf16.safetensors")
+        path = _new_file(folder, "bf16")
         entries: list[Announced] = []
         for name in names:
             entry = self.source.entries[name][1]
@@ -362,8 +362,8 @@ class _Job:
         return produce
 
 
-def _new_file(folder: Path, pattern: str) -> Path:
+def _new_file(folder: Path, kind: str) -> Path:
     number = 0
-    while (folder / pattern.format(number)).exists():
+    while (path := folder / f"repair_{number:02d}_{kind}.safetensors").exists():
         number += 1
-    return folder / pattern.format(number)
+    return path

@@ -104,6 +104,11 @@ def _of(name: str, modules: set[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
+def _is_constant(node: ast.expr) -> bool:
+    """A text that stands in the code, or a constant by its name."""
+    return isinstance(node, ast.Constant) or (isinstance(node, ast.Name) and node.id.isupper())
+
+
 def dangers(source: str, place: str) -> Iterator[str]:
     """What a file of the pack does that it must not, each as `line: what`."""
     reading = _Reading(ast.parse(source))
@@ -130,6 +135,8 @@ def dangers(source: str, place: str) -> Iterator[str]:
             yield f"{line}: a listening port: {name}"
         if method == "bind" and isinstance(call.func, ast.Attribute) and place != BINDS and "signature" not in name:
             yield f"{line}: a listening port: {name}"
+        if method == "format" and isinstance(call.func, ast.Attribute) and not _is_constant(call.func.value):
+            yield f"{line}: filled in, whatever text it is: {name}"
         if (
             name == "getattr"
             and call.args[1:]
@@ -173,6 +180,9 @@ def test_nothing_dangerous(path: Path) -> None:
         "import asyncio\nasync def f():\n    await asyncio.create_subprocess_shell('ls')",
         "import subprocess\nsubprocess.run(['ls'])",
         "import threading\nthreading.Thread(target=f).start()",
+        "def f(title):\n    return title.format(1)",
+        "def f(nodes):\n    return nodes['title'].format(**nodes)",
+        "def f(title):\n    return f'{title} {{}}'.format(1)",
         "class A:\n    import subprocess\n    subprocess.Popen(['ls'])",
         "def f(x=__import__('os')): ...",
         "import socket",
@@ -212,6 +222,7 @@ def test_a_file_that_may_talk_may_not_do_it_either(source: str, found: str) -> N
     "source",
     [
         "import re\nX = re.compile('a')",
+        "PAGE = 'a {}'\ndef f(x):\n    return PAGE.format(x) + '{}'.format(x) + format(x, '.1f')",
         "model.eval()",
         "def f(self):\n    self.exec()\n    loader.load('a')",
         "import json\njson.load(file)",

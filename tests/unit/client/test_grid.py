@@ -187,3 +187,14 @@ def test_prompts_and_workflows_that_are_no_text(tmp_path: Path, capsys: pytest.C
     assert cli.main(["queue", str(tmp_path / "y")]) == 2
     assert cli.main(["queue", str(tmp_path / "x")]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("title", ["{'checkpoint': 1}", "{0.__class__}", "{}", "%s", {"a": "{b}"}])
+def test_a_title_is_text(title: Any) -> None:
+    """What a workflow calls a node is never read as a form to be filled in."""
+    nodes = workflow("text_to_video")
+    width = next(node for node in nodes.values() if node["_meta"]["title"] == "Width")
+    width["inputs"]["value"], width["_meta"]["title"] = 700, title
+    with pytest.raises(InputError) as caught:
+        grid.check(nodes, options=True)
+    assert "=704" in str(caught.value)
