@@ -16,8 +16,8 @@ async function mostMemory() {
 }
 
 /** The longest of the stages, in the order in which they ran. */
-export function longest(stages, most = MOST_LINES) {
-  const kept = new Set([...stages].sort((one, other) => other.seconds - one.seconds).slice(0, most));
+function longest(stages) {
+  const kept = new Set([...stages].sort((one, other) => other.seconds - one.seconds).slice(0, MOST_LINES));
   return stages.filter((stage) => kept.has(stage));
 }
 

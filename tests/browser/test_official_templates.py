@@ -64,6 +64,10 @@ _TYPES = """() => {
 }"""
 
 
+# What frontend 1.58.1 leaves unconnected by itself, in one of the templates (video_ltx2_i2v_lora).
+LOST = {("SaveVideo", "video")}
+
+
 def _unconnected(canvas: Canvas) -> set[tuple[str, str, str]]:
     """Required inputs that nothing feeds in what would be queued: node, its class, input."""
     queued = canvas.page.evaluate("async () => (await app.graphToPrompt()).output")
@@ -83,7 +87,8 @@ def _exchanged(canvas: Canvas, name: str) -> int:
     skip_unless_known(workflow, known)
     canvas.drop(workflow)
     before = [node for node in canvas.page.evaluate(_TYPES) if node in EXCHANGED]
-    unconnected = _unconnected(canvas)  # by frontend 1.58.1 itself, in one of them
+    unconnected = _unconnected(canvas)
+    assert {(kind, name) for _, kind, name in unconnected} <= LOST
     canvas.page.evaluate("() => app.extensionManager.command.execute('HLWQ.ExchangeLoaders')")
     assert _unconnected(canvas) <= unconnected
     assert not EXCHANGED.keys() & set(canvas.page.evaluate(_TYPES))

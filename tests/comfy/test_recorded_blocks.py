@@ -48,9 +48,8 @@ class StandIn:
         self.closed, self.function = True, None
 
 
-@pytest.fixture
-def recorded(load, pack, monkeypatch):
-    """`recorded()`: the tiny model, its blocks recorded by the stand-in, which `StandIn.made` lists."""
+def record_by_stand_in(monkeypatch) -> None:
+    """From now on; `StandIn.made` lists what is recorded."""
     from comfyui_hlwq.hlwq_core.running import cuda_graph
     from comfyui_hlwq.nodes.running import recorded_blocks
 
@@ -58,6 +57,15 @@ def recorded(load, pack, monkeypatch):
     monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
     monkeypatch.setattr(StandIn, "made", [], raising=False)
     monkeypatch.setattr(StandIn, "failing", None)
+    monkeypatch.setattr(StandIn, "pays_after", 1.0)
+
+
+@pytest.fixture
+def recorded(load, pack, monkeypatch):
+    """`recorded()`: the tiny model, its blocks recorded by the stand-in, which `StandIn.made` lists."""
+    from comfyui_hlwq.nodes.running import recorded_blocks
+
+    record_by_stand_in(monkeypatch)
     monkeypatch.setenv(recorded_blocks.SWITCH, "0")
 
     def make():

@@ -13,7 +13,8 @@ import torch
 
 from .conftest import CHECKPOINT, TEXT_WIDTH
 from .test_fast_mode import flat, long_latent
-from .test_recorded_blocks import StandIn
+from .test_lora import lora_on, with_lora
+from .test_recorded_blocks import StandIn, record_by_stand_in
 
 RUNS = (
     {},
@@ -65,21 +66,14 @@ def test_how_a_model_runs_is_changed_without_loading_it(again, folder, int8, mon
     assert all(model is not first for model in models)
 
 
-@pytest.fixture
-def with_lora():
-    """`with_lora(model, bypass=False)`: another patcher of it, with a LoRA."""
+def behind_lora(model, bypass: bool = False):
+    """Another patcher of the model, with a LoRA."""
     import comfy.sd
 
-    def add(model, bypass=False):
-        weight = model.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
-        numbers = torch.Generator().manual_seed(5)
-        up, down = (torch.randn(shape, generator=numbers) for shape in ((weight.shape[0], 4), (4, weight.shape[1])))
-        name = "diffusion_model.transformer_blocks.0.attn1.to_q"
-        lora = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
-        load = comfy.sd.load_bypass_lora_for_models if bypass else comfy.sd.load_lora_for_models
-        return load(model, None, lora, 1.0, 0)[0]
-
-    return add
+    tensors, _ = lora_on(model, size=0.5)
+    return (
+        comfy.sd.load_bypass_lora_for_models(model, None, tensors, 1.0, 0)[0] if bypass else with_lora(model, tensors)
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,10 +119,10 @@ def test_attention_is_a_patchers_own(again, pack):
     assert override(first) is print
 
 
-def test_a_lora_of_one_is_none_of_the_other(again, with_lora, sample):
+def test_a_lora_of_one_is_none_of_the_other(again, sample):
     first = again()
     plain = flat(sample(first, steps=1))
-    changed = flat(sample(with_lora(first), steps=1))
+    changed = flat(sample(behind_lora(first), steps=1))
     assert not torch.equal(changed, plain)
     assert torch.equal(flat(sample(again(attention="comfyui"), steps=1)), plain)
 
@@ -189,7 +183,7 @@ def test_what_nodes_do_to_theirs_goes_with_it(again):
 
 
 @pytest.mark.parametrize("other", ["mode", "LoRA", "bypassed LoRA"])
-def test_two_that_sample_together_are_refused_where_they_would_be_one(again, with_lora, int8, sample, other):
+def test_two_that_sample_together_are_refused_where_they_would_be_one(again, int8, sample, other):
     """Dual Model CFG Guider runs both models in one sampling run: in one memory the second's LoRA would be the first's too."""
     import comfy.sample
     import comfy.samplers
@@ -208,7 +202,7 @@ def test_two_that_sample_together_are_refused_where_they_would_be_one(again, wit
 
     def otherwise(**options):
         model = again(**options, **({"mode": "fast"} if other == "mode" else {}))
-        return model if other == "mode" else with_lora(model, bypass=other != "LoRA")
+        return model if other == "mode" else behind_lora(model, bypass=other != "LoRA")
 
     model, changed = again(), otherwise()
     with pytest.raises(Exception, match="(?s)two models of one checkpoint together.*keep decoded"):
@@ -254,14 +248,7 @@ def test_compiled_blocks_are_made_fast_inside(again, int8):
 @pytest.fixture
 def stand_in(pack, monkeypatch):
     """Blocks are recorded by the stand-in, which `StandIn.made` lists."""
-    from comfyui_hlwq.hlwq_core.running import cuda_graph
-    from comfyui_hlwq.nodes.running import recorded_blocks
-
-    monkeypatch.setattr(cuda_graph, "Recording", StandIn)
-    monkeypatch.setattr(recorded_blocks, "DEVICE", "cpu")
-    monkeypatch.setattr(StandIn, "made", [], raising=False)
-    monkeypatch.setattr(StandIn, "failing", None)
-    monkeypatch.setattr(StandIn, "pays_after", 1.0)
+    record_by_stand_in(monkeypatch)
 
 
 def test_recordings_go_with_what_they_were_made_for(again, int8, sample, stand_in):
@@ -308,12 +295,12 @@ def test_recordings_go_where_the_model_is_compiled_meanwhile(again, sample, stan
 
 
 @pytest.mark.parametrize("failing", ["error", "interrupt"])
-def test_after_a_run_that_failed_another_patcher_runs(again, with_lora, sample, failing):
+def test_after_a_run_that_failed_another_patcher_runs(again, sample, failing):
     """What a run notes of the model goes with the run."""
     import comfy.model_management as management
 
     model = again()
-    expected = flat(sample(with_lora(model), steps=1))
+    expected = flat(sample(behind_lora(model), steps=1))
 
     def fail(*args, **kwargs):
         raise management.InterruptProcessingException() if failing == "interrupt" else RuntimeError("theirs")
@@ -322,4 +309,4 @@ def test_after_a_run_that_failed_another_patcher_runs(again, with_lora, sample, 
     broken.set_model_unet_function_wrapper(fail)
     with pytest.raises((RuntimeError, management.InterruptProcessingException)):
         sample(broken, steps=1)
-    assert torch.equal(flat(sample(with_lora(model), steps=1)), expected)
+    assert torch.equal(flat(sample(behind_lora(model), steps=1)), expected)
