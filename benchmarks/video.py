@@ -3,12 +3,13 @@
     python benchmarks/video.py --base FOLDER --bf16 ltx23_bf16.safetensors --fp8 ltx23_fp8.safetensors
 
 FOLDER is a ComfyUI base folder with models/ (an HLWQ checkpoint, core's one-file checkpoints, text encoder, LoRA, upscaler) and
-custom_nodes/ with this pack in it. For each format, in turn and as often as `--rounds` says, a server is started and gets three
+custom_nodes/ with this pack in it; video_base.py makes one of random weights. For each format, in turn and as often as `--rounds` says, a server is started and gets three
 prompts: the first after the start, one with another text, one with another seed only. *text to video* is 768×512×121 with 8
 steps, *two stages* 1536×1024×121 with 8 + 3. HLWQ runs the shipped workflows; BF16 and FP8 run the same graph with core's own nodes
 in the places of the pack's. `--free GIB` leaves so much of the card, as a card of that size would.
 
-Needs COMFYUI_PATH. `--tiny` tries it with the tests' model (python scripts/test.py makes it) at small sizes, on a CPU too.
+Needs COMFYUI_PATH. `--tiny` tries it at small sizes, on a CPU too: without --base with the tests' model (python scripts/test.py
+makes it).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def by_core(graph: Graph, checkpoint: str, files: dict[str, str]) -> Graph:
 
 def prompts(kind: str, workflow: str, args: argparse.Namespace) -> Iterator[tuple[str, Graph]]:
     """What is queued one after another: the case and the graph."""
-    for case in CASES:
+    for case in args.cases.split(","):
         graph = graph_of(workflow, (TINY_SIZES if args.tiny else SIZES)[workflow])
         graph = with_files(graph, args.files)
         if kind in ("bf16", "fp8"):
@@ -174,8 +175,8 @@ def served(args: argparse.Namespace) -> Iterator[LocalServer]:
         del holder
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """Every format in turn, in rounds."""
+def measure(args: argparse.Namespace, keep: Callable[[dict[str, Any], dict[str, float | None]], None]) -> None:
+    """Every format in turn, in rounds; `keep` gets all figures after each server."""
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(args.rounds):
         for kind in args.kinds.split(","):
@@ -187,6 +188,13 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float |
                         slow = sorted(told["nodes"].items(), key=lambda item: -item[1])[:4]
                         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in slow)
                         print(f"{turn} {kind:5} {workflow:9} {case:5} {told['seconds']:6.1f} s  {parts}", flush=True)
+                keep(*figures(found, args))
+
+
+def figures(
+    found: dict[str, list[dict[str, Any]]], args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """The result and its part of the summary, of what was measured so far."""
     summary: dict[str, float | None] = {}
     end = f"_{args.free:.0f}gb" if args.free else ""
     medians = {name: statistics.median(told["seconds"] for told in runs) for name, runs in found.items()}
@@ -236,18 +244,24 @@ def main() -> None:
     )
     arguments.add_argument("--kinds", default="bf16,fast,exact,fp8")
     arguments.add_argument("--workflows", default=",".join(WORKFLOWS))
+    arguments.add_argument("--cases", default=",".join(CASES))
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--free", type=float, help="GiB of the card to leave free")
     arguments.add_argument("--server", action="append", default=[], help="one more argument for ComfyUI")
     arguments.add_argument("--tiny", action="store_true", help="the tests' model at small sizes: to try this program")
     args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if args.tiny:
+        if args.tiny and args.base is None:
             args.base = tiny_base(Path(folder), args)
-        figures, summary = measure(args)
+        summary: dict[str, float | None] = {}
+
+        def keep(result: dict[str, Any], so_far: dict[str, float | None]) -> None:
+            summary.update(so_far)
+            if not args.tiny:
+                save("video" + (f"_{args.free:.0f}gb" if args.free else ""), result, so_far)
+
+        measure(args, keep)
     print(json.dumps(summary, indent=1))
-    if not args.tiny:
-        save("video" + (f"_{args.free:.0f}gb" if args.free else ""), figures, summary)
 
 
 if __name__ == "__main__":

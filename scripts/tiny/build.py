@@ -69,7 +69,7 @@ def everything(dest: Path) -> None:
             _write_version(dest / version / "models", version)
     _write_gemma(models)
     save(models / "loras" / "ltx-2.3-tiny-distilled-lora.safetensors", _lora(weights, list(encoded)))
-    _write_inputs(dest / "input")
+    write_inputs(dest / "input")
 
 
 def _write_version(models: Path, version: str) -> None:
@@ -112,7 +112,7 @@ def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> 
     write_safetensors(path, entries, metadata)
 
 
-def _entries(name: str, layer: Encoded, *, dotted: bool) -> State:
+def entries(name: str, layer: Encoded, *, dotted: bool) -> State:
     """The three tensors of a quantized weight: V1 (no dots, meta of 4) or V2 (dots, meta of 5)."""
     rows, blocks = layer.norms.shape
     meta = [rows, blocks, 128, rows * blocks * 128] + ([layer.in_features] if dotted else [])
@@ -127,7 +127,7 @@ def _entries(name: str, layer: Encoded, *, dotted: bool) -> State:
 def _write_codes(folder: Path, encoded: dict[str, Encoded]) -> None:
     tensors: State = {}
     for name, layer in encoded.items():
-        tensors |= _entries(name, layer, dotted=False)
+        tensors |= entries(name, layer, dotted=False)
     # Cut anywhere, as the published chunks are: one weight's three tensors may end up in two files.
     names = list(tensors)
     size = math.ceil(len(names) / CHUNKS)
@@ -144,7 +144,7 @@ def _write_gemma(models: Path) -> None:
     tensors: State = {}
     names = gemma.quantized_names(weights)
     for name in names:
-        tensors |= _entries(name, encode(weights[name], BITS), dotted=True)
+        tensors |= entries(name, encode(weights[name], BITS), dotted=True)
     folder = models / "text_encoders" / "gemma-3-tiny-HLWQ-Q5"
     save(folder / "model.safetensors", tensors | {n: t for n, t in weights.items() if n not in names})
     (folder / "polar_config.json").write_text(json.dumps({"format": "hlwq-q5", "bits": BITS, "block_size": 128}) + "\n")
@@ -164,7 +164,7 @@ def _lora(weights: State, names: list[str]) -> State:
     return lora
 
 
-def _write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path) -> None:
     """A start picture (a sun over hills) and a sound to follow (a falling and a rising tone)."""
     folder.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[0:1:512j, 0:1.5:768j]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import sentencepiece
 import torch
@@ -59,16 +60,17 @@ def tokenizer() -> bytes:
     return model.getvalue()
 
 
-def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
-    hidden, inner, head = GEMMA["hidden_size"], GEMMA["intermediate_size"], GEMMA["head_dim"]
-    queries, keys = GEMMA["num_attention_heads"] * head, GEMMA["num_key_value_heads"] * head
-    shapes: dict[str, tuple[int, ...]] = {
+def shapes(vocabulary: int, sizes: dict[str, Any] = GEMMA) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the text encoder; `sizes` as in `config.GEMMA`."""
+    hidden, inner, head = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
+    queries, keys = sizes["num_attention_heads"] * head, sizes["num_key_value_heads"] * head
+    found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
     }
-    for layer in range(GEMMA["num_hidden_layers"]):
+    for layer in range(sizes["num_hidden_layers"]):
         p = f"model.layers.{layer}."
-        shapes |= {
+        found |= {
             p + "self_attn.q_proj.weight": (queries, hidden),
             p + "self_attn.k_proj.weight": (keys, hidden),
             p + "self_attn.v_proj.weight": (keys, hidden),
@@ -83,11 +85,10 @@ def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
             p + "pre_feedforward_layernorm.weight": (hidden,),
             p + "post_feedforward_layernorm.weight": (hidden,),
         }
-    return shapes | _vision_shapes(hidden)
+    return found | _vision_shapes(hidden, sizes["vision"])
 
 
-def _vision_shapes(text_width: int) -> dict[str, tuple[int, ...]]:
-    vision = GEMMA["vision"]
+def _vision_shapes(text_width: int, vision: dict[str, int]) -> dict[str, tuple[int, ...]]:
     width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     p = "vision_model."
     shapes: dict[str, tuple[int, ...]] = {
@@ -110,7 +111,8 @@ def _vision_shapes(text_width: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """One tensor, float32."""
     if name.endswith("bias"):
         return normal(name, *shape, std=0.02)
     if name.startswith("vision_model.") and "norm" in name:
@@ -131,7 +133,7 @@ def tensors() -> dict[str, torch.Tensor]:
     """The text encoder's file as ComfyUI expects it: bfloat16 weights and `spiece_model` as uint8."""
     model = tokenizer()
     vocabulary = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    weights = {name: _weight(name, shape).bfloat16() for name, shape in _shapes(vocabulary).items()}
+    weights = {name: weight(name, shape).bfloat16() for name, shape in shapes(vocabulary).items()}
     return weights | {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)}
 
 

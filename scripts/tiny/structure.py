@@ -28,10 +28,10 @@ State = dict[str, torch.Tensor]
 def checkpoint(config: dict[str, Any]) -> State:
     """Every tensor of the checkpoint under its published name, in the published dtype."""
     weights: State = {}
-    for name, shape in _transformer_shapes(config).items():
+    for name, shape in transformer_shapes(config).items():
         weights[name] = transformer.weight(name, shape)
-    weights |= _video_vae(config["vae"])
-    weights |= _audio_vae(config)
+    weights |= video_vae(config["vae"])
+    weights |= audio_vae(config)
     return {name: value.float() if "scale_shift_table" in name else value.bfloat16() for name, value in weights.items()}
 
 
@@ -56,7 +56,7 @@ def whole_ltx2(config: dict[str, Any]) -> State:
     states = config["transformer"]["caption_channels"] * 49
     name = "text_embedding_projection.aggregate_embed.weight"
     weights = {name: transformer.weight(name, (config["transformer"]["caption_channels"], states))}
-    weights |= _video_vae(config["vae"]) | _audio_vae(config)
+    weights |= video_vae(config["vae"]) | audio_vae(config)
     return of_version("ltx2", config) | {key: value.bfloat16() for key, value in weights.items()}
 
 
@@ -78,9 +78,9 @@ def gemma4_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
 def split_vae(kind: str, config: dict[str, Any]) -> State:
     """One of LTX-2.5's VAE files, in the published names and dtype: `video`, `video-conv` or `audio`."""
     if kind == "audio":
-        state = _audio_vae(config)
+        state = audio_vae(config)
     elif kind == "video-conv":
-        state = {name.removeprefix("vae."): value for name, value in _video_vae(config["vae"]).items()}
+        state = {name.removeprefix("vae."): value for name, value in video_vae(config["vae"]).items()}
     else:
         core = importlib.import_module("comfy.ldm.lightricks.vae.na_diffusion_decoder")
         upsamplings = [math.prod(stride) for stride, _ in config["vae"]["decoder"]["upsamples"]]
@@ -92,7 +92,8 @@ def split_vae(kind: str, config: dict[str, Any]) -> State:
     return {name: value.bfloat16() for name, value in state.items()}
 
 
-def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the transformer and of the projection of its text."""
     model = LTXAVModel(**config["transformer"], device="meta", operations=comfy.ops.disable_weight_init)
     shapes = {transformer.PREFIX + name: tuple(value.shape) for name, value in model.state_dict().items()}
     states = config["transformer"]["caption_channels"] * 49  # the embeddings and 48 layers of the text encoder
@@ -102,7 +103,8 @@ def _transformer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _video_vae(config: dict[str, Any]) -> State:
+def video_vae(config: dict[str, Any]) -> State:
+    """The video VAE's tensors, of the config's part `vae`, under their published names."""
     model = VideoVAE(config=config)
     upsamplings = [math.prod(getattr(block, "stride", (1,))) for block in model.decoder.up_blocks]
     return {
@@ -111,7 +113,8 @@ def _video_vae(config: dict[str, Any]) -> State:
     }
 
 
-def _audio_vae(config: dict[str, Any]) -> State:
+def audio_vae(config: dict[str, Any]) -> State:
+    """The tensors of the audio VAE and the vocoder, of a whole config, under their published names."""
     weights: State = {}
     for name, value in AudioVAE({"config": json.dumps(config)}).state_dict().items():
         part, _, rest = name.partition(".")
@@ -123,9 +126,9 @@ def _audio_vae(config: dict[str, Any]) -> State:
     return weights
 
 
-def upscaler(kind: str) -> State:
-    """A latent upscaler's tensors; `kind` is spatial or temporal."""
-    model = LatentUpsampler.from_config(upscaler_config(kind), operations=comfy.ops.disable_weight_init)
+def upscaler(kind: str, config: dict[str, Any] | None = None) -> State:
+    """A latent upscaler's tensors; `kind` is spatial or temporal, `config` the tiny one's unless given."""
+    model = LatentUpsampler.from_config(config or upscaler_config(kind), operations=comfy.ops.disable_weight_init)
     factor = 4 if kind == "spatial" else 2
     return {
         name: codecs.upscaler(name, tuple(value.shape), factor).bfloat16() for name, value in model.state_dict().items()

@@ -127,8 +127,8 @@ def _one(name: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def fuzz(name: str, runs: int, seed: int, found: Path) -> dict[str, Any]:
-    """Fuzz one reader in a process of its own."""
+def fuzz(name: str, runs: int, seed: int, found: Path, seconds: int = 0) -> dict[str, Any]:
+    """Fuzz one reader in a process of its own, for at most so many seconds unless they are 0."""
     sys.path.insert(0, str(REPO))
     from tests.attacks import readers
 
@@ -141,7 +141,7 @@ def fuzz(name: str, runs: int, seed: int, found: Path) -> dict[str, Any]:
         done = subprocess.run(
             [
                 sys.executable, __file__, "--one", name, "--", f"-runs={runs}", f"-seed={seed}", f"-timeout={HANG}",
-                f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/{name}-", "-max_len=8192", "-print_final_stats=1",
+                f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/{name}-", "-max_len=8192", "-print_final_stats=1",
                 "-len_control=0", corpus,
             ],
             capture_output=True, text=True, errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1", readers.HOME: home},
@@ -172,6 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="READER", help="readers; the last may be a file that is read once")
     parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--seconds", type=int, default=0, help="at most, for each reader")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--found", type=Path, default=Path(tempfile.gettempdir()) / "hlwq-found")
@@ -190,7 +191,7 @@ def main() -> int:
     names = args.names or list(readers.READERS)
     faults = 0
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        running = {pool.submit(fuzz, name, args.runs, args.seed, args.found): name for name in names}
+        running = {pool.submit(fuzz, name, args.runs, args.seed, args.found, args.seconds): name for name in names}
         for future in concurrent.futures.as_completed(running):
             name, result = running[future], future.result()
             told = result.pop("told", "")

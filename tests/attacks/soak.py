@@ -2,6 +2,7 @@
 
     COMFYUI_PATH=… python tests/attacks/soak.py                          200 prompts
     COMFYUI_PATH=… python tests/attacks/soak.py --prompts 40 --every 5 --results tests/attacks/results/soak.json
+    COMFYUI_PATH=… python tests/attacks/soak.py --card                   on a GPU: fast mode and recordings too, its memory looked at
 
 Each prompt takes one of two checkpoints, exact or fast, with a LoRA or without, another seed, size and text encoder, or what the one
 before took; some are interrupted at a random moment, some are taken out of the queue, and `/free` comes between some. Every few
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ class Soak:
             time.sleep(GARBAGE)
             if not self.mapped():
                 break
+        card = card_mb(self.pid)
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if ":" in line
         )
@@ -194,6 +196,7 @@ class Soak:
         return {
             "rss_mb": round(int(status["VmRSS"].split()[0]) / 1024, 1),
             "own_mb": round(int(status["RssAnon"].split()[0]) / 1024, 1),
+            **({} if card is None else {"card_mb": card}),
             "threads": int(status["Threads"].split()[0]),
             "files": len(kept),
             "sockets": len(files) - len(kept),
@@ -205,12 +208,25 @@ class Soak:
         }
 
 
+def card_mb(pid: int) -> float | None:
+    """What a process holds on the first card; None where there is none, or its driver tells nothing of processes."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:  # no package, no driver
+        return None
+    held = [process.usedGpuMemory for process in processes if process.pid == pid]
+    return round(held[0] / 2**20, 1) if held and held[0] else None
+
+
 def judge(looks: list[dict[str, Any]], hashes: list[str]) -> list[str]:
     """What is wrong: `looks[0]` is after the first prompts, the others later."""
     faults = []
     first, last = looks[0], looks[-1]
-    for name in ("rss_mb", "own_mb"):
-        if last[name] > first[name] * (1 + TOLERANCE):
+    for name in ("rss_mb", "own_mb", "card_mb"):
+        if name in first and name in last and last[name] > first[name] * (1 + TOLERANCE):
             faults.append(f"{name} {first[name]} has become {last[name]}")
     for name in ("threads", "files", "sockets", "mapped", "temporary", "unfinished"):
         if last[name] > first[name]:
@@ -223,10 +239,17 @@ def judge(looks: list[dict[str, Any]], hashes: list[str]) -> list[str]:
     return faults
 
 
-def soak(prompts: int, every: int, seed: int, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def soak(
+    prompts: int,
+    every: int,
+    seed: int,
+    report: Callable[[dict[str, Any]], None],
+    arguments: Sequence[str] = ("--cpu",),
+) -> dict[str, Any]:
     """Run it.
 
     Args:
+        arguments: of ComfyUI.
         report: is given after each look what is returned at the end.
 
     Returns:
@@ -240,17 +263,22 @@ def soak(prompts: int, every: int, seed: int, report: Callable[[dict[str, Any]],
         quantize(models / "reference" / "ltx23_tiny_bf16.safetensors", models / "hlwq" / SECOND, bits=4)
         before, tempfile.tempdir = tempfile.tempdir, str(temp)  # the ComfyUI's folder too
         try:
-            return _soak(comfyui, base, temp, (prompts, every, seed), report)
+            return _soak(comfyui, base, temp, (prompts, every, seed), report, arguments)
         finally:
             tempfile.tempdir = before
 
 
 def _soak(
-    comfyui: Path, base: Path, temp: Path, asked: tuple[int, int, int], report: Callable[[dict[str, Any]], None]
+    comfyui: Path,
+    base: Path,
+    temp: Path,
+    asked: tuple[int, int, int],
+    report: Callable[[dict[str, Any]], None],
+    arguments: Sequence[str],
 ) -> dict[str, Any]:
     prompts, every, seed = asked
     begun = time.monotonic()
-    extra = ["--cpu", "--disable-api-nodes", "--output-directory", str(base / "output")]
+    extra = [*arguments, "--disable-api-nodes", "--output-directory", str(base / "output")]
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(temp)}
     log = base.with_name("log")
     with LocalServer(comfyui, base=base, extra=extra, timeout=600, log=log, env=env, cpu=False) as server:
@@ -295,6 +323,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--card", action="store_true", help="on a GPU")
+    parser.add_argument("--server", action="append", default=[], help="one more argument for ComfyUI")
     args = parser.parse_args()
     if args.prompts < AFTER:
         parser.error(f"at least {AFTER} prompts")
@@ -304,7 +334,7 @@ def main() -> int:
         if args.results:
             args.results.write_text(json.dumps(result, indent=1) + "\n")
 
-    result = soak(args.prompts, args.every, args.seed, report)
+    result = soak(args.prompts, args.every, args.seed, report, [*([] if args.card else ["--cpu"]), *args.server])
     return int(bool(result["faults"]))
 
 
