@@ -128,6 +128,11 @@ class HLWQTensor(QuantizedTensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled() and getattr(func, "is_view", False) and not args[0].is_inference():
+            # torch hands a view the version of what it views, which only a tensor from outside of inference mode can have.
+            # ComfyUI unloads outside and loads inside: parameters, `state_dict` and `to` of a module need views (`detach`).
+            with torch.inference_mode(False):
+                return cls.__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.aten.detach.default:
             # The base class clones the norms here, at every state_dict(): they must stay views of the mapped file.
             return args[0]._copy_with(clone_params=False)

@@ -419,7 +419,7 @@ _LISTED = {
 def _jobs(name: str) -> Callable[[Path, bytes], None]:
     def read(folder: Path, data: bytes) -> None:
         (folder / name).write_bytes(data)
-        with mock.patch.object(batch_read, "MOST", 1000):  # a range of seeds is as many jobs
+        with mock.patch.object(batch_read, "MOST", 30):  # a range of seeds is as many jobs
             for job in batch_read.read_jobs(folder / name, Request(), [1]):
                 assert why_not(job.name + ".mp4") is None
                 with contextlib.suppress(errors.HLWQError):

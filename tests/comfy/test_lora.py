@@ -128,6 +128,21 @@ def test_small_lora_keeps_its_effect_under_the_dynamic_patcher(load, pack, no_vb
     assert_same_effect_at_every_step(patched, base, delta)
 
 
+def test_small_layers_unloaded_outside_of_inference_mode_load_again_in_it(load, pack, no_vbar):
+    """/free unloads from the server's own loop, nodes load in inference mode: layers of up to 16 KiB are moved and moved back."""
+    model = load()[0]
+    patcher = dynamic(model, pack)
+    before = exact(model)
+    for _ in range(2):
+        with torch.inference_mode():
+            patcher.load(torch.device("cpu"))
+            assert [key for key in patcher.backup if patcher.is_packed_key(key)]
+            patcher.load(torch.device("cpu"), dirty=True)  # another LoRA came
+        patcher.restore_loaded_backups()
+        assert not patcher.backup
+    assert torch.equal(exact(model), before)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7])
 def test_small_lora_keeps_its_effect_where_a_part_is_offloaded(load, part):
     """What --novram and --lowvram do with the plain patcher: on layers that stay behind, patches work otherwise in core."""
