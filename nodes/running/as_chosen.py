@@ -16,7 +16,7 @@ import torch
 
 from ...hlwq_core import backends
 from ...hlwq_core.errors import UnsupportedError
-from ...hlwq_core.running import fast, packed_tensor, scratch
+from ...hlwq_core.running import fast, packed_tensor
 from .. import compat
 from . import choices, faster_attention, fewer_passes, recorded_blocks
 from .choices import FAST, KEY, Choices
@@ -44,8 +44,7 @@ def give(patcher: Any, chosen: Choices) -> None:
     patcher.attachments[KEY] = chosen
     before = patcher.model.__dict__.get(KEY)
     if before is not None and replace(before, load_at_once=chosen.load_at_once) != chosen:
-        if recorded_blocks.forget(patcher.model):
-            scratch.release(device)
+        recorded_blocks.forget(patcher.model)
     apply(patcher)  # for whoever runs the model without ComfyUI's sampling
 
 

@@ -118,15 +118,6 @@ def after_sampling(patcher: Any, *unused: Any) -> None:
         scratch.release(patcher.load_device)
 
 
-def _release_recordings(patcher: Any) -> int:
-    """Give back what recordings hold, the scratch buffer included; the bytes freed, but for that."""
-    if not recorded_blocks.keeps_any(patcher.model):
-        return 0
-    freed = recorded_blocks.release(patcher.model)
-    scratch.release(patcher.load_device)
-    return freed
-
-
 # What core keeps of a weight that it replaces for a while.
 _Backup = namedtuple("_Backup", ["weight", "inplace_update"])
 
@@ -249,7 +240,7 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> None:
         """As in core, and packed layers forget their patches."""
         if unpatch_weights:
-            _release_recordings(self)  # weights are about to move
+            recorded_blocks.release(self.model)  # weights are about to move
         super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
             for _, module in packed_modules(self):
@@ -260,7 +251,7 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
         self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
     ) -> Any:
         """As in core; the patches of what was offloaded are there already, as functions of the decoded weight."""
-        _release_recordings(self)
+        recorded_blocks.release(self.model)
         freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
         for _, module in packed_modules(self):
             module.weight_function = [f for f in module.weight_function if not isinstance(f, compat.LowVramPatch)]
@@ -296,7 +287,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
         as well. They come back at their next use."""
         freed = kept_decoded.give_back(self.model, self.load_device, memory_to_free)
         if freed < memory_to_free:
-            freed += _release_recordings(self)
+            freed += recorded_blocks.release(self.model)
         if freed < memory_to_free:
             freed += super().partially_unload(device_to, memory_to_free - freed, force_patch_weights)
         if freed < memory_to_free:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from ...hlwq_core import switches
-from ...hlwq_core.running import cuda_graph
+from ...hlwq_core.running import cuda_graph, scratch
 from .. import compat
 from . import choices, faster_attention, kept_decoded
 
@@ -487,30 +487,27 @@ def _of(model: Any) -> Recordings | None:
     return None if inner is None else compat.uncompiled(inner).__dict__.get("hlwq_recordings")
 
 
-def keeps_any(model: Any) -> bool:
-    """Whether a model has recordings."""
-    recordings = _of(model)
-    return recordings is not None and bool(recordings._ready)
-
-
 def end_run(model: Any) -> bool:
     """After a sampling run; whether the model keeps recordings for the next one."""
     recordings = _of(model)
     return recordings is not None and recordings.end_run()
 
 
-def forget(model: Any) -> bool:
-    """The model is to run otherwise from now on: recordings go, and what failed may be tried again. Whether there were any."""
+def forget(model: Any) -> None:
+    """The model is to run otherwise from now on: recordings go, and what failed may be tried again."""
     recordings = _of(model)
-    if recordings is None:
-        return False
-    recordings._refused = False
-    there = bool(recordings._ready)
-    recordings.release()
-    return there
+    if recordings is not None:
+        recordings._refused = False
+        release(model)
 
 
 def release(model: Any) -> int:
-    """Give the memory of a model's recordings back: somebody needs it, or weights are about to go. The bytes freed."""
+    """Give the memory of a model's recordings back, and the scratch buffer that they held: somebody needs it, or weights are about
+    to go. The bytes freed, but for the buffer's."""
     recordings = _of(model)
-    return 0 if recordings is None else recordings.release()
+    if recordings is None or not recordings._ready:
+        return 0
+    device = next(iter(recordings._ready.values())).recording.device
+    freed = recordings.release()
+    scratch.release(device)
+    return freed

@@ -288,7 +288,7 @@ def test_recordings_go_where_the_model_is_compiled_meanwhile(again, sample, stan
     sample(model, steps=6)
     plain = model.model.diffusion_model
     model.model.diffusion_model = torch.compile(plain, backend="eager")
-    assert recorded_blocks.keeps_any(model.model)
+    assert recorded_blocks._of(model.model)._ready
     again(record_blocks=False)
     model.model.diffusion_model = plain
     assert [recording.closed for recording in StandIn.made] == [True]
