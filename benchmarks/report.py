@@ -153,10 +153,15 @@ def cards() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     found, machine = sampled_runs(), load("runs")["machine"]
     exact, fast = (found[f"{mode}_{TOKENS[-1]}_8"]["ratio"] for mode in ("exact", "fast"))
+    whole = video_seconds()
+    seconds = [f"{whole[f'{kind}_two_stage_next']:.1f}" for kind in ("exact", "fast", "bf16")]
     lines += [
         "",
-        f"With room for all of BF16 (one {machine['gpu']}), a run of 8 steps at {SIZES[TOKENS[-1]]} takes **{exact:.2f}** of BF16's time, in",
-        f"*fast* mode **{fast:.2f}**. The small cards are one {load('steps_speed')['machine']['gpu']} with the rest of its memory taken.",
+        f"With room for all of BF16 (one {machine['gpu']}), 5 s of 1536×1024 with sound in two stages take **{seconds[0]} s** from Run to the",
+        f"file, **{seconds[1]} s** in *fast* mode, and {seconds[2]} s in BF16; sampling alone, 8 steps at that size, takes {exact:.2f} and "
+        f"{fast:.2f}",
+        "of BF16's time. "
+        f"The small cards are one {load('steps_speed')['machine']['gpu']} with the rest of its memory taken.",
     ]
     return "\n".join(lines)
 
@@ -189,6 +194,55 @@ def whole_runs() -> str:
                 cells += [f"{s:.2f}" for s in seconds] + [str(len(base))] + [f"+{s:.2f} s" for s in first]
                 lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Sizes: 6,144 tokens are 768×512×121, 24,576 are 1536×1024×121."]
+    return "\n".join(lines)
+
+
+VIDEOS = {"t2v": "text to video, 768×512", "two_stage": "two stages, 1536×1024"}
+PROMPTS = {"first": "the first after a start", "next": "the next, another text", "seed": "another seed only"}
+PARTS = {
+    "text": ("CLIPTextEncode",),
+    "sampling": ("SamplerCustomAdvanced",),
+    "decoding and saving": (
+        "HLWQDecodeSave", "VAEDecodeTiled", "LTXVAudioVAEDecode", "CreateVideo", "SaveVideo",
+    ),
+}  # fmt: skip
+
+
+def video_seconds() -> dict[str, float]:
+    """Seconds from Queue to the file, by format, workflow and prompt."""
+    runs = load("video").get("runs", {})
+    return {name: statistics.median(run["seconds"] for run in found) for name, found in runs.items()}
+
+
+def videos() -> str:
+    """Whole workflows through a server: two tables of docs/performance.md."""
+    found, machine = video_seconds(), load("video")["machine"]
+    lines = [
+        f"One {machine['gpu']}, torch {machine['torch']}, ComfyUI {machine['comfyui']}, 121 frames with sound; seconds from Queue to the "
+        "file, in brackets the ratio",
+        "to BF16. Each prompt was run once, each row of three in a server of its own, files in the system's cache.",
+        "",
+        "| workflow | prompt | BF16 | exact | fast |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for workflow, title in VIDEOS.items():
+        for case, told in PROMPTS.items():
+            base = found[f"bf16_{workflow}_{case}"]
+            ours = [found[f"{mode}_{workflow}_{case}"] for mode in ("exact", "fast")]
+            cells = [title, told, f"{base:.1f}", *(f"{s:.1f} ({s / base:.2f})" for s in ours)]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Where the seconds of the next prompt go:",
+        "",
+        "| workflow | format | " + " | ".join(PARTS) + " |",
+        "| --- " * (2 + len(PARTS)) + "|",
+    ]
+    for workflow, title in VIDEOS.items():
+        for kind, name in (("bf16", "BF16"), ("exact", "exact"), ("fast", "fast")):
+            nodes = [run["nodes"] for run in load("video")["runs"][f"{kind}_{workflow}_next"]]
+            spent = [statistics.median(sum(n.get(c, 0) for c in classes) for n in nodes) for classes in PARTS.values()]
+            lines.append("| " + " | ".join([title, name, *(f"{s:.1f}" for s in spent)]) + " |")
     return "\n".join(lines)
 
 
@@ -289,6 +343,7 @@ def main() -> None:
     parts = (
         (README, "cards", cards()),
         (SPEED, "speed", markdown()),
+        (PERFORMANCE, "videos", videos()),
         (PERFORMANCE, "runs", whole_runs()),
         (QUALITY, "whisper", quality("whisper", "KL")),
         (QUALITY, "mpnet", quality("mpnet", "1 − cosine")),

@@ -177,6 +177,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=10_000)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--seconds", type=float, default=0, help="at most; the groups come in turn")
     arguments.add_argument("--groups", type=int, default=2 * len(VARIANTS))
     arguments.add_argument("--triton", type=int, default=0, metavar="N", help="on the CPU: every Nth weight by Triton")
     args = arguments.parse_args()
@@ -187,19 +188,25 @@ def main() -> None:
     comparison = Comparison(device, args.seed, interpret)
     chosen = groups(min(args.groups, args.count))
     faults: list[str] = []
-    begun = time.monotonic()
+    begun = told = time.monotonic()
     with torch.inference_mode():
-        for i, group in enumerate(chosen):
-            for _ in range(args.count // len(chosen) + (i < args.count % len(chosen))):
-                try:
-                    comparison.weight(group)
-                except RuntimeError as error:
-                    faults.append(str(error).splitlines()[0])
+        for number in range(args.count):
+            now = time.monotonic()
+            if args.seconds and now - begun > args.seconds:
+                break
+            if now - told > 20:
+                told = now
+                print(f"{now - begun:5.0f} s: {number} weights, {len(faults)} differ", file=sys.stderr, flush=True)
+            try:
+                comparison.weight(chosen[number % len(chosen)])
+            except RuntimeError as error:
+                faults.append(str(error).splitlines()[0])
+                comparison.count += 1
     figures: dict[str, Any] = {
         "device": device.type,
         "triton_interpreted": bool(interpret),
         "seed": args.seed,
-        "weights": args.count,
+        "weights": comparison.count,
         "groups": len(chosen),
         "seconds": round(time.monotonic() - begun),
         "compared": dict(comparison.done),
@@ -207,7 +214,7 @@ def main() -> None:
     print({**figures, "faults": faults[:20]})
     save("shapes", {**figures, "faults": faults[:100]}, {})
     if faults:
-        sys.exit(f"{len(faults)} of {args.count} differ")
+        sys.exit(f"{len(faults)} of {comparison.count} differ")
 
 
 if __name__ == "__main__":

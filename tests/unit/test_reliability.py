@@ -35,9 +35,10 @@ def test_the_results_name_readers_and_works_that_are_there() -> None:
 def test_a_soak_and_batches_went_well() -> None:
     from ..attacks import batches
 
-    soaked = json.loads((reliability.RESULTS / "soak.json").read_text("utf-8"))
+    for name in ("soak", "soak_card"):
+        soaked = json.loads((reliability.RESULTS / f"{name}.json").read_text("utf-8"))
+        assert soaked["faults"] == [] and len(soaked["looks"]) > 1
     rounds = json.loads((reliability.RESULTS / "batches.json").read_text("utf-8"))
-    assert soaked["faults"] == [] and len(soaked["looks"]) > 1
     assert set(rounds) <= set(batches.CALLS)
     for result in rounds.values():
         assert result["faults"] == [] and result["outputs"] == batches.JOBS * result["rounds"]
