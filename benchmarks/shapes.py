@@ -2,6 +2,7 @@
 
     python benchmarks/shapes.py                 10,000 weights on the card (without one: on the CPU)
     python benchmarks/shapes.py --count 200 --seed 7
+    python benchmarks/shapes.py --jobs 12       in processes side by side
     python benchmarks/shapes.py --triton 5      on the CPU: every fifth weight by Triton's kernel as well, in its interpreter
 
 Decoding is compared with a second definition, written in NumPy for this file alone. Each result is made twice, the second time in
@@ -12,7 +13,9 @@ columns and contents are random. `--groups 24`: one for each packing of each num
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
 import random
 import sys
@@ -173,26 +176,18 @@ class Comparison:
             self.done[kind] += 1
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--count", type=int, default=10_000)
-    arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--seconds", type=float, default=0, help="at most; the groups come in turn")
-    arguments.add_argument("--groups", type=int, default=2 * len(VARIANTS))
-    arguments.add_argument("--triton", type=int, default=0, metavar="N", help="on the CPU: every Nth weight by Triton")
-    args = arguments.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    interpret = args.triton if device.type == "cpu" else 0
-    if interpret:
-        os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
-    comparison = Comparison(device, args.seed, interpret)
-    chosen = groups(min(args.groups, args.count))
+def compare(
+    device: torch.device, seed: int, count: int, count_of_groups: int, seconds: float, interpret: int
+) -> dict[str, Any]:
+    """So many random weights, the groups in turn, for at most so many seconds unless they are 0."""
+    comparison = Comparison(device, seed, interpret)
+    chosen = groups(min(count_of_groups, count))
     faults: list[str] = []
     begun = told = time.monotonic()
     with torch.inference_mode():
-        for number in range(args.count):
+        for number in range(count):
             now = time.monotonic()
-            if args.seconds and now - begun > args.seconds:
+            if seconds and now - begun > seconds:
                 break
             if now - told > 20:
                 told = now
@@ -202,19 +197,60 @@ def main() -> None:
             except RuntimeError as error:
                 faults.append(str(error).splitlines()[0])
                 comparison.count += 1
-    figures: dict[str, Any] = {
+    return {
         "device": device.type,
         "triton_interpreted": bool(interpret),
-        "seed": args.seed,
+        "seed": seed,
         "weights": comparison.count,
         "groups": len(chosen),
         "seconds": round(time.monotonic() - begun),
         "compared": dict(comparison.done),
+        "faults": faults[:100],
     }
-    print({**figures, "faults": faults[:20]})
-    save("shapes", {**figures, "faults": faults[:100]}, {})
-    if faults:
-        sys.exit(f"{len(faults)} of {comparison.count} differ")
+
+
+def side_by_side(jobs: int, seed: int, count: int, *options: object) -> dict[str, Any]:
+    """The same in several processes, each of its own seed; what they found, together."""
+    device, *rest = options
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        running = [
+            pool.submit(compare, device, seed + i, count // jobs + (i < count % jobs), *rest) for i in range(jobs)
+        ]
+        found = [future.result() for future in running]
+    compared: Counter[str] = Counter()
+    for part in found:
+        compared.update(part["compared"])
+    return found[0] | {
+        "seed": f"{seed} to {seed + jobs - 1}",
+        "weights": sum(part["weights"] for part in found),
+        "seconds": max(part["seconds"] for part in found),
+        "compared": dict(compared),
+        "faults": [fault for part in found for fault in part["faults"]],
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--count", type=int, default=10_000)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--seconds", type=float, default=0, help="at most")
+    arguments.add_argument("--jobs", type=int, default=1, help="processes side by side; one takes half an hour")
+    arguments.add_argument("--groups", type=int, default=2 * len(VARIANTS))
+    arguments.add_argument("--triton", type=int, default=0, metavar="N", help="on the CPU: every Nth weight by Triton")
+    args = arguments.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    interpret = args.triton if device.type == "cpu" else 0
+    if interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
+    options = (args.groups, args.seconds, interpret)
+    if args.jobs > 1:
+        figures = side_by_side(args.jobs, args.seed, args.count, device, *options)
+    else:
+        figures = compare(device, args.seed, args.count, *options)
+    print(figures)
+    save("shapes", figures, {})
+    if figures["faults"]:
+        sys.exit(f"{len(figures['faults'])} of {figures['weights']} differ")
 
 
 if __name__ == "__main__":

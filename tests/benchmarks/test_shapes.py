@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def test_random_weights(tmp_path: Path, wrong: bool) -> None:
     benchmarks = REPO / "benchmarks"
     code = WRONG.format(repo=str(REPO), benchmarks=str(benchmarks))
     command = (
-        [sys.executable, "-c", code] if wrong else [sys.executable, str(benchmarks / "shapes.py"), "--count", "20"]
+        [sys.executable, "-c", code]
+        if wrong
+        else [sys.executable, str(benchmarks / "shapes.py"), "--count", "20", "--jobs", "2"]
     )
     done = subprocess.run(
         command,
@@ -38,4 +41,6 @@ def test_random_weights(tmp_path: Path, wrong: bool) -> None:
         env=os.environ | {"OUT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert (done.returncode != 0) == wrong, done.stdout + done.stderr
-    assert ("differ" in done.stderr) == wrong and (tmp_path / "shapes.json").exists()
+    found = json.loads((tmp_path / "shapes.json").read_text())
+    assert ("differ" in done.stderr) == wrong == bool(found["faults"])
+    assert found["weights"] == found["compared"]["eager"] == (5 if wrong else 20)
