@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -29,9 +30,21 @@ def machine() -> dict[str, str]:
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
     }
+    if version := _comfyui():
+        found["comfyui"] = version
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _comfyui() -> str | None:
+    """The version of the ComfyUI that COMFYUI_PATH names, if any."""
+    try:
+        text = (Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").read_text("utf-8")
+    except (KeyError, OSError):
+        return None
+    version = re.search(r"\d+\.\d+[\w.]*", text)
+    return version[0] if version else None
 
 
 def _cpu_name() -> str:

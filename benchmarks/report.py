@@ -154,14 +154,17 @@ def cards() -> str:
     found, machine = sampled_runs(), load("runs")["machine"]
     exact, fast = (found[f"{mode}_{TOKENS[-1]}_8"]["ratio"] for mode in ("exact", "fast"))
     whole = video_seconds()
-    seconds = [f"{whole[f'{kind}_two_stage_next']:.1f}" for kind in ("exact", "fast", "bf16")]
+    later, first = (
+        [f"{whole[f'{kind}_two_stage_{case}']:.{places}f}" for kind in ("exact", "fast", "bf16")]
+        for case, places in (("next", 1), ("first", 0))
+    )
     lines += [
         "",
-        f"With room for all of BF16 (one {machine['gpu']}), 5 s of 1536×1024 with sound in two stages take **{seconds[0]} s** from Run to the",
-        f"file, **{seconds[1]} s** in *fast* mode, and {seconds[2]} s in BF16; sampling alone, 8 steps at that size, takes {exact:.2f} and "
-        f"{fast:.2f}",
-        "of BF16's time. "
-        f"The small cards are one {load('steps_speed')['machine']['gpu']} with the rest of its memory taken.",
+        f"With room for all of BF16 (one {machine['gpu']}), 5 s of 1536×1024 with sound in two stages take **{later[0]} s** from Run to the",
+        f"file, **{later[1]} s** in *fast* mode, and {later[2]} s in BF16; the first after a start {first[0]}, {first[1]} and {first[2]} s. "
+        f"Sampling alone, 8 steps at",
+        f"that size, takes {exact:.2f} and {fast:.2f} of BF16's time. The small cards are one {load('steps_speed')['machine']['gpu']} with "
+        "the rest of its memory taken.",
     ]
     return "\n".join(lines)
 
@@ -217,10 +220,11 @@ def video_seconds() -> dict[str, float]:
 def videos() -> str:
     """Whole workflows through a server: two tables of docs/performance.md."""
     found, machine = video_seconds(), load("video")["machine"]
+    rounds = {1: "One run"}.get(count := min(map(len, load("video")["runs"].values())), f"{count} runs")
     lines = [
         f"One {machine['gpu']}, torch {machine['torch']}, ComfyUI {machine['comfyui']}, 121 frames with sound; seconds from Queue to the "
         "file, in brackets the ratio",
-        "to BF16. Each prompt was run once, each row of three in a server of its own, files in the system's cache.",
+        f"to BF16. {rounds} of each; a server ran the three prompts of a workflow in one format, files in the system's cache.",
         "",
         "| workflow | prompt | BF16 | exact | fast |",
         "| --- | --- | --- | --- | --- |",
@@ -233,7 +237,7 @@ def videos() -> str:
             lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Where the seconds of the next prompt go:",
+        "Where the seconds of the next prompt go (what is left, up to 0.8 s, lies between nodes):",
         "",
         "| workflow | format | " + " | ".join(PARTS) + " |",
         "| --- " * (2 + len(PARTS)) + "|",

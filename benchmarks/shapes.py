@@ -93,13 +93,13 @@ def definition(layer: PackedLayer) -> np.ndarray:
 class Comparison:
     """What is compared on a device, and how often it was."""
 
-    def __init__(self, device: torch.device, seed: int, interpret: int):
-        self.device, self.interpret, self.count = device, interpret, 0
+    def __init__(self, device: torch.device, seed: int):
+        self.device, self.count = device, 0
         self.numbers, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
         self.done: Counter[str] = Counter()
 
-    def weight(self, group: Group) -> None:
-        """Decode a random weight by every backend of the device, and multiply by it in 8 bits.
+    def weight(self, group: Group, interpreted: bool = False) -> None:
+        """Decode a random weight by every backend of the device, Triton's interpreter too if asked for, and multiply by it in 8 bits.
 
         Raises:
             RuntimeError: a result differs from its definition, or from itself.
@@ -109,16 +109,15 @@ class Comparison:
         layer = dataclasses.replace(layer, shape=(rows, width))
         what = f"[{rows}, {width}], {group}"
         whole = torch.from_numpy(definition(dataclasses.replace(layer, shape=(rows, 128 * blocks))))
-        self._decode(group, layer, whole[:, :width], what)
+        self._decode(group, layer, whole[:, :width], what, interpreted)
         self._eight_bit(group, layer, whole, what)
         self.count += 1
 
-    def _decode(self, group: Group, layer: PackedLayer, exact: torch.Tensor, what: str) -> None:
+    def _decode(self, group: Group, layer: PackedLayer, exact: torch.Tensor, what: str, interpreted: bool) -> None:
         before = torch.randn(layer.shape, generator=self.generator).to(group.dtype)
         expected = exact + (before.double() if group.add else 0)
         allowed = float(expected.abs().max()) * proof.ALLOWED[group.dtype]
         there = layer.to(self.device)
-        interpreted = bool(self.interpret) and self.count % self.interpret == 0
 
         def decode(name: str, out: torch.Tensor) -> None:
             if name == "triton" and interpreted:
@@ -177,23 +176,29 @@ class Comparison:
 
 
 def compare(
-    device: torch.device, seed: int, count: int, count_of_groups: int, seconds: float, interpret: int
+    device: torch.device, numbers: range, seed: int, count_of_groups: int, seconds: float, interpret: int
 ) -> dict[str, Any]:
-    """So many random weights, the groups in turn, for at most so many seconds unless they are 0."""
-    comparison = Comparison(device, seed, interpret)
-    chosen = groups(min(count_of_groups, count))
+    """The random weights of these numbers, the groups in turn, for at most so many seconds unless they are 0."""
+    comparison = Comparison(device, seed)
+    chosen, reached = groups(count_of_groups), set()
     faults: list[str] = []
     begun = told = time.monotonic()
     with torch.inference_mode():
-        for number in range(count):
+        for number in numbers:
             now = time.monotonic()
             if seconds and now - begun > seconds:
                 break
             if now - told > 20:
                 told = now
-                print(f"{now - begun:5.0f} s: {number} weights, {len(faults)} differ", file=sys.stderr, flush=True)
+                print(
+                    f"{now - begun:5.0f} s: {comparison.count} weights, {len(faults)} differ",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            turn, place = divmod(number, len(chosen))
+            reached.add(place)
             try:
-                comparison.weight(chosen[number % len(chosen)])
+                comparison.weight(chosen[place], bool(interpret) and (turn + place) % interpret == 0)
             except RuntimeError as error:
                 faults.append(str(error).splitlines()[0])
                 comparison.count += 1
@@ -202,20 +207,18 @@ def compare(
         "triton_interpreted": bool(interpret),
         "seed": seed,
         "weights": comparison.count,
-        "groups": len(chosen),
+        "groups": sorted(reached),
         "seconds": round(time.monotonic() - begun),
         "compared": dict(comparison.done),
-        "faults": faults[:100],
+        "faults": faults,
     }
 
 
 def side_by_side(jobs: int, seed: int, count: int, *options: object) -> dict[str, Any]:
-    """The same in several processes, each of its own seed; what they found, together."""
+    """So many in several processes, each of its own seed and, as far as their numbers go, its own groups; what they found, together."""
     device, *rest = options
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        running = [
-            pool.submit(compare, device, seed + i, count // jobs + (i < count % jobs), *rest) for i in range(jobs)
-        ]
+        running = [pool.submit(compare, device, range(i, count, jobs), seed + i, *rest) for i in range(jobs)]
         found = [future.result() for future in running]
     compared: Counter[str] = Counter()
     for part in found:
@@ -223,6 +226,7 @@ def side_by_side(jobs: int, seed: int, count: int, *options: object) -> dict[str
     return found[0] | {
         "seed": f"{seed} to {seed + jobs - 1}",
         "weights": sum(part["weights"] for part in found),
+        "groups": sorted({place for part in found for place in part["groups"]}),
         "seconds": max(part["seconds"] for part in found),
         "compared": dict(compared),
         "faults": [fault for part in found for fault in part["faults"]],
@@ -242,15 +246,17 @@ def main() -> None:
     interpret = args.triton if device.type == "cpu" else 0
     if interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
-    options = (args.groups, args.seconds, interpret)
+    options = (min(args.groups, args.count), args.seconds, interpret)
     if args.jobs > 1:
         figures = side_by_side(args.jobs, args.seed, args.count, device, *options)
     else:
-        figures = compare(device, args.seed, args.count, *options)
+        figures = compare(device, range(args.count), args.seed, *options)
+    faults = figures["faults"]
+    figures |= {"groups": len(figures["groups"]), "faults": faults[:100]}
     print(figures)
     save("shapes", figures, {})
-    if figures["faults"]:
-        sys.exit(f"{len(figures['faults'])} of {figures['weights']} differ")
+    if faults:
+        sys.exit(f"{len(faults)} of {figures['weights']} differ")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""A ComfyUI base folder of full-size LTX-2.3 for video.py: weights random, structure and shapes real, as nobody need download it.
+"""A ComfyUI base folder of full-size LTX-2.3 for video.py: weights random, structure and shapes real, so nothing is downloaded.
 
-    python benchmarks/video_base.py FOLDER              83 GB, in two minutes on a GPU machine
-    python benchmarks/video_base.py FOLDER --bf16 BIG   core's file of 46 GB on another disk, linked
+    python benchmarks/video_base.py FOLDER              80 GB, in two minutes on a GPU machine
+    python benchmarks/video_base.py FOLDER --bf16 BIG   core's file of 46 GB in the folder BIG, on another disk, and linked
     python benchmarks/video_base.py FOLDER --tiny       to try it: the tests' tiny model's sizes
 
 Made are the checkpoint packed (the published layout) and as core's one file, Gemma 3 12B packed, the distilled LoRA (rank 111 on
 every layer) and the spatial upscaler. One block's tensors stand for all 48, so do those of Gemma's layers; the VAEs' weights make
-smooth pictures and tones, as the tests' do. The pack is linked below custom_nodes. Needs COMFYUI_PATH and sentencepiece.
+smooth pictures and tones, as the tests' do. The pack is linked below custom_nodes, and video.json says what video.py shall ask for.
+Needs COMFYUI_PATH and sentencepiece.
 """
 
 from __future__ import annotations
@@ -97,10 +98,10 @@ def write_checkpoint(models: Path, bf16: Path, config: dict[str, Any], encode: E
     save(folder / "polarquant" / "bf16" / "ltx23_bf16.safetensors", plain)
     (folder / "config.json").write_text(json.dumps(config))
     save(bf16 / BF16, weights, {"config": json.dumps(config)})
-    if bf16 != models / "checkpoints":
+    if bf16.resolve() != (models / "checkpoints").resolve():
         link = models / "checkpoints" / BF16
         link.unlink(missing_ok=True)
-        link.symlink_to(bf16.absolute() / BF16)
+        link.symlink_to(bf16.resolve() / BF16)
     return weights
 
 
@@ -166,6 +167,11 @@ def main() -> None:
     state = structure.upscaler("spatial", shape)
     save(models / "latent_upscale_models" / UPSCALER, state, {"config": json.dumps(shape)})
     build.write_inputs(args.folder / "input")
+    # What video.py asks for.
+    files = {"checkpoint": NAME, "text_encoder": TEXT_ENCODER, "lora_name": LORA, "upscaler": UPSCALER}
+    (args.folder / "video.json").write_text(
+        json.dumps({"bf16": BF16, "files": files, "core_files": {"upscaler": UPSCALER}})
+    )
 
 
 if __name__ == "__main__":

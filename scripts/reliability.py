@@ -20,7 +20,8 @@ Made by `python scripts/reliability.py` of the results in tests/attacks/results 
 ## Files and answers of others
 
 Each reader is given inputs that are wrong in ever other ways, by a fuzzer that sees which lines they reach
-(`python tests/attacks/fuzz.py READER --runs N --seed S`; it needs the package atheris). What may come out is the pack's own error, which
+(`python tests/attacks/fuzz.py READER --runs N --seed S`; it needs the package atheris). Where there are several seeds, so many such calls are
+added up, some ended by `--seconds`. What may come out is the pack's own error, which
 names the file and what to do; a bare error, 5 seconds, 2 GB (torch and all) or a touched file outside of the folder is a fault. The suite
 does a little of it each time (tests/unit/test_readers.py).
 
@@ -55,8 +56,8 @@ end. Memory may grow by 5 % from ten prompts on; no open file, mapped model, thr
 
 """
 SOAK_CARD = """
-The same on a card (`--card`), where fast mode and recordings run and weights come and go; what the process holds of the card is looked
-at as well.
+The same on a card (`--card`), where weights come and go; what the process holds of the card is looked at as well. The pictures are small: of
+fast mode the products with the text's 1,024 tokens run in 8 bits.
 
 """
 REST = """
@@ -197,15 +198,15 @@ def _shapes(result: dict[str, Any]) -> str:
 def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: dict[str, Any]) -> list[str]:
     batches, lines = results["batches"], []
     if few := [f"{name} {result['runs']:,}" for name, result in sorted(fuzz.items()) if result["runs"] < 10**6]:
-        lines.append(f"A million inputs for every reader: {', '.join(few)}.")
+        lines.append(f"A million inputs for every reader. Fewer: {', '.join(few)}.")
     if missing := [name for name in ("download", "download over another revision", "save") if name not in kills]:
         lines.append(f"Kills of {', '.join(missing)}: 6 to 60 only, without a fault.")
     if kinds := [words for name, words in BATCHES.items() if name not in batches]:
         lines.append(f"Batches that are killed: {', '.join(kinds)}.")
     lines += [
-        f"A soak of more than {results['soak']['prompts']} prompts, and on a card at full size.",
-        "Random weights on a card since `benchmarks/shapes.py` groups them: started twice, and ended before the end by the time that was "
-        "left; there the kernels' own tests ran (benchmarks/results/gpu_tests.txt).",
+        f"A soak of more than {results['soak']['prompts']} prompts; on a card with pictures that are large enough for fast mode.",
+        "`benchmarks/shapes.py` to its end on a card: it took longer than the time there. The kernels' own tests ran "
+        "(benchmarks/results/gpu_tests.txt).",
         "Kills of Ray's actors around real ComfyUIs: around stand-ins only (tests/unit/batch/test_rounds.py).",
         "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
         "The same latents on two machines: processors and cards of other kinds sum in another order.",

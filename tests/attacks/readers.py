@@ -420,10 +420,9 @@ def _jobs(name: str) -> Callable[[Path, bytes], None]:
     def read(folder: Path, data: bytes) -> None:
         (folder / name).write_bytes(data)
         with mock.patch.object(batch_read, "MOST", 30):  # a range of seeds is as many jobs
-            for job in batch_read.read_jobs(folder / name, Request(), [1]):
-                assert why_not(job.name + ".mp4") is None
-                with contextlib.suppress(errors.HLWQError):
-                    batch_read.check_jobs([job])
+            jobs = list(batch_read.read_jobs(folder / name, Request(), [1]))
+            assert not [job.name for job in jobs if why_not(job.name + ".mp4") is not None]
+            batch_read.check_jobs(jobs)
 
     return read
 

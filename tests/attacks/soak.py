@@ -234,6 +234,8 @@ def judge(looks: list[dict[str, Any]], hashes: list[str]) -> list[str]:
     for name in ("names", "temporary_names"):
         if last[name] != first[name] and any(fault.startswith(("files", "mapped", "temporary")) for fault in faults):
             faults.append(f"{name}: {[item for item in last[name] if item not in first[name]]}")
+    if ("card_mb" in first) != ("card_mb" in last):
+        faults.append("card_mb was told at one look and not at the other")
     if len(set(hashes)) != 1:
         faults.append(f"the same prompt made {len(set(hashes))} kinds of latents")
     return faults
@@ -296,6 +298,8 @@ def _soak(
                 looks.append(look)
             there = {path.name for path in (base / "output").rglob("*.mp4")}
             faults = judge(looks or [look], hashes)
+            if "--cpu" not in arguments and "card_mb" not in look:
+                faults.append("the card's memory is not told: is pynvml there?")
             if lost := run.videos - there:
                 faults.append(f"{len(lost)} videos are not there")
             if len(there - run.videos) > run.ended["interrupted"]:

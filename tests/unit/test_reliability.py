@@ -45,7 +45,7 @@ def test_a_soak_and_batches_went_well() -> None:
 
 
 LOOK = {
-    **dict.fromkeys(("rss_mb", "own_mb"), 1000.0),
+    **dict.fromkeys(("rss_mb", "own_mb", "card_mb"), 1000.0),
     **dict.fromkeys(("threads", "files", "sockets", "mapped", "temporary", "unfinished"), 5),
     **dict.fromkeys(("names", "temporary_names"), []),
 }
