@@ -39,13 +39,13 @@ def write_record(folder: Path, files: Iterable[Path], told: Callable[[str, int],
         name = path.relative_to(folder).as_posix()
         digest = file_sha256(path, functools.partial(told, name))
         noted[name] = {"size": path.stat().st_size, "sha256": digest}
-    save_record(folder, noted)
+    save_record(folder / RECORD, noted)
 
 
-def save_record(folder: Path, files: Mapping[str, Mapping[str, Any]], **notes: str) -> None:
-    """Write the record: `files` has `size` and `sha256` by name; `notes` say where they come from."""
+def save_record(path: Path, files: Mapping[str, Mapping[str, Any]], **notes: str) -> None:
+    """Write a record: `files` has `size` and `sha256` by name; `notes` say where they come from."""
     record = {"format": "hlwq-sha256", **notes, "files": dict(files)}
-    with write_beside(folder / RECORD) as file:
+    with write_beside(path) as file:
         file.write(json.dumps(record, indent=1).encode())
 
 

@@ -21,7 +21,7 @@ from .. import comfyui
 from ..errors import DownloadError, HLWQError, InputError
 from ..format.places import write_error
 from ..format.portable import why_not
-from ..format.record import file_sha256, read_record, save_record
+from ..format.record import RECORD, file_sha256, read_record, save_record
 from ..models import families
 from .alone import alone
 from .job import Progress, Tally
@@ -32,6 +32,8 @@ ATTEMPTS = 20
 _WANTED_JSON = ("polar_config.json", "config.json")
 _SPARE_BYTES = 64 << 20
 JOURNAL = ".hlwq.replacing.json"
+# The record of a revision whose files wait to take the places of another's.
+NEXT_RECORD = f".{RECORD}.next"
 
 
 @dataclass(frozen=True)
@@ -359,12 +361,11 @@ class _Job:
         for file in self.files:
             (present if self._intact(self.folder / file.name, file) else absent).append(file)
         self._check_space(absent)
-        # What replaces another file waits until all of it is there: two revisions mixed would be loaded as one model.
-        waiting = [file for file in absent if (self.folder / file.name).exists()]
+        # Where files are replaced, all wait until the last is there: two revisions mixed would be loaded as one model.
+        replaces = any((self.folder / file.name).exists() for file in absent)
         for file in absent:
-            self._fetch(file, stay=file in waiting)
-        self._put_in_place(waiting)
-        self._write_record()
+            self._fetch(file, stay=replaces)
+        self._put_in_place(absent if replaces else [])
         there = {file.name for file in self.files}
         return Downloaded(
             repository=self.repository,
@@ -390,14 +391,17 @@ class _Job:
             for path in folder.glob(".*.partial") if folder.is_dir() else ():
                 if path not in current and re.fullmatch(r"\..+\.[0-9a-f]{12}\.partial", path.name):
                     path.unlink(missing_ok=True)
+        if (record := self.folder / NEXT_RECORD).is_file():
+            record.unlink()
 
-    def _put_in_place(self, files: list[RemoteFile]) -> None:
-        if files:
-            replace_all(
-                self.folder / JOURNAL,
-                self.folder,
-                into=[(self._partial(file), self.folder / file.name) for file in files],
-            )
+    def _put_in_place(self, waiting: list[RemoteFile]) -> None:
+        """Files that wait, and the record of all, together."""
+        noted = {f.name: {"size": f.size, "sha256": f.sha256} for f in self.files if f.sha256 is not None}
+        record = self.folder / (NEXT_RECORD if waiting else RECORD)
+        save_record(record, noted, repository=self.repository, revision=self.commit)
+        if waiting:
+            into = [(self._partial(file), self.folder / file.name) for file in waiting]
+            replace_all(self.folder / JOURNAL, self.folder, into=[*into, (record, self.folder / RECORD)])
 
     def _intact(self, path: Path, file: RemoteFile) -> bool:
         # A `git clone` without LFS leaves pointers of 130 bytes under these names: size and checksum tell.
@@ -504,7 +508,3 @@ class _Job:
                 found=f"{size} bytes, checksum {digest or 'not computed'}",
                 fix="start the download again; if it happens again, a proxy or the disk damages files",
             )
-
-    def _write_record(self) -> None:
-        files = {f.name: {"size": f.size, "sha256": f.sha256} for f in self.files if f.sha256 is not None}
-        save_record(self.folder, files, repository=self.repository, revision=self.commit)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from hlwq_core.errors import DownloadError, InputError
+from hlwq_core.format.record import read_record
 from hlwq_core.models import ltx23
 from hlwq_core.tools.download import check_name, default_folder, download
 from hlwq_core.tools.verify import verify
@@ -548,19 +549,23 @@ def test_files_that_the_new_revision_has_not(hub: Hub, tmp_path: Path) -> None:
 def test_killed_at_any_rename_no_revisions_are_mixed(hub: Hub, tmp_path: Path) -> None:
     """The files of a newer revision take their places together, in the killed run or in the next."""
 
-    def revision(letter: bytes) -> dict[str, bytes]:
-        return {f"{name}.safetensors": letter * 2000 + name.encode() for name in ("a", "b", "c")}
+    def revision(letter: bytes, names: str) -> dict[str, bytes]:
+        return {f"{name}.safetensors": letter * 2000 + name.encode() for name in names}
 
     for number in range(1, 30):
         folder = tmp_path / f"try{number}"
-        hub.models["we/model"] = old = revision(b"o")
+        hub.models["we/model"] = old = revision(b"o", "abc")
         download("we/model", folder)
-        hub.models["we/model"] = new = revision(b"n")
+        hub.models["we/model"] = new = revision(b"n", "abcd")
         killed = killed_at(number, "hlwq_core.tools.download:download", "we/model", folder, endpoint=hub.url)
         found = {name: data for name, data in on_disk(folder).items() if name.endswith(".safetensors")}
-        assert found in (old, new) or (folder / ".hlwq.replacing.json").is_file(), f"change {number}"
+        if not (folder / ".hlwq.replacing.json").is_file():
+            assert found in (old, new), f"change {number}"
+            noted = {name: item["sha256"] for name, item in read_record(folder).items()}
+            assert noted == {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}, f"change {number}"
         download("we/model", folder)
         assert on_disk(folder) == new, f"change {number}"
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")], f"change {number}"
         if not killed:
             break
     assert 5 < number < 29
