@@ -139,21 +139,22 @@ class _Sums:
             return
         with torch.inference_mode(False):
             rows = rows.clone()
-        if self.held is None:
-            self.held = rows
-        elif self.held.shape[0] + rows.shape[0] <= HELD_ROWS:
-            self.held = torch.cat([self.held, rows])
-        else:
-            first = (self.held_seen * _HELD_A_CALL) % HELD_ROWS
-            places = torch.arange(first, first + rows.shape[0]) % self.held.shape[0]
-            self.held[places] = rows
+            if self.held is None:
+                self.held = rows
+            elif self.held.shape[0] + rows.shape[0] <= HELD_ROWS:
+                self.held = torch.cat([self.held, rows])
+            else:
+                first = (self.held_seen * _HELD_A_CALL) % HELD_ROWS
+                places = torch.arange(first, first + rows.shape[0]) % self.held.shape[0]
+                self.held[places] = rows
         self.held_seen += 1
 
     def copy(self) -> _Sums:
         found = _Sums(self.kind, self.width, self.count, self.calls, self.spoiled)
-        found.total = self.total.clone()
-        found.moments = None if self.moments is None else self.moments.clone()
-        found.held = None if self.held is None else self.held.clone()
+        with torch.inference_mode(False):
+            found.total = self.total.clone()
+            found.moments = None if self.moments is None else self.moments.clone()
+            found.held = None if self.held is None else self.held.clone()
         found.held_seen = self.held_seen
         return found
 
@@ -327,9 +328,10 @@ class Calibration:
             assert found is not None
             kind = "none" if found.moments is None else "blocks" if found.moments.dim() == 3 else "full"
             sums = _Sums(kind, self.widths[name], found.count, int(seen["calls"]))
-            sums.total = found.mean.double() * found.count
-            sums.moments = None if found.moments is None else found.moments * found.count
-            sums.held = found.held
+            with torch.inference_mode(False):  # they are added to by threads outside of it as well
+                sums.total = found.mean.double() * found.count
+                sums.moments = None if found.moments is None else found.moments * found.count
+                sums.held = None if found.held is None else found.held.clone()
             self._sums[name] = sums
         self.samples = file.samples
 

@@ -259,7 +259,10 @@ class Recording:
 
     def __del__(self) -> None:
         # A model went with its recordings: what the driver keeps of their memory is of no use to anybody.
-        if getattr(self, "_outputs", None) and not _one_at_a_time.locked() and not sys.is_finalizing():
+        if not getattr(self, "_outputs", None) or sys.is_finalizing():
+            return
+        # Whose garbage it is found in may be recording: to wait for the card would spoil that.
+        if not _one_at_a_time.locked() and not scratch.is_captured():
             with contextlib.suppress(Exception):
                 self.close()
 

@@ -60,6 +60,7 @@ class Session:
         self._exchange: Exchange | None = None
         self._patches: Any = None
         self._beginning: tuple[int, Path] | None = None
+        self._ending: tuple[int, float] | None = None
         self._workers: list[Worker] = []
         self._meeting = self._folder / "meeting"
         try:
@@ -110,8 +111,8 @@ class Session:
         """Whether it failed or was closed: another has to be started."""
         return self._closed or self._error is not None
 
-    def _wait_for(self, what: str, number: int, limit: float) -> list[Message]:
-        """Each process's answer to what it was asked as the so-manieth."""
+    def _wait_for(self, what: str, number: int, limit: float, stoppable: bool = True) -> list[Message]:
+        """Each process's answer to what it was asked as the so-manieth; `stoppable`: Cancel ends the wait."""
         until = time.monotonic() + limit
         with self._changed:
             while True:
@@ -121,7 +122,7 @@ class Session:
                     return [self._answers.pop((worker.rank, number)) for worker in self._workers]
                 if not self._changed.wait(min(1.0, until - time.monotonic())) and time.monotonic() >= until:
                     break
-                if what != "end":
+                if stoppable:
                     compat.model_management.throw_exception_if_processing_interrupted()
         self._fail(rank_error(self._who(missing[0]), f"it did not {what} within {limit:.0f} s"))
         self.check()
@@ -168,6 +169,9 @@ class Session:
         """
         inner = patcher.model.diffusion_model
         self._connect()
+        if self._ending is not None:  # of a run that an error or Cancel ended while they were still loading for it
+            self._wait_for("end", *self._ending)
+            self._ending = None
         done = threading.Event()
         threading.Thread(target=self._watch, args=(done,), name="hlwq-watch", daemon=True).start()
         try:
@@ -178,13 +182,16 @@ class Session:
                 torch.cuda.synchronize(self.cards[0].device)
         except BaseException:
             self.check()  # what a card's failure made of this process's own part says less than the failure
+            # The next run waits for it: this one has an error to tell, and they may still be loading.
+            self._ending = self._tell({"do": "end"}), ENDING if self._beginning is None else BEGINNING
             raise
+        else:
+            done.set()
+            self._wait_for("end", self._tell({"do": "end"}), ENDING, stoppable=False)
         finally:
             done.set()
             if self.is_over:
                 recorded_blocks.release(patcher.model)  # they exchange by groups that are gone
-            else:
-                self._wait_for("end", self._tell({"do": "end"}), ENDING)
         self.check()
 
     def _begin(self, patcher: Any, shape: Sequence[int]) -> None:

@@ -8,7 +8,9 @@ The loader's input `keep_decoded` turns it off; so does HLWQ_KEEP_DECODED=0, in 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,7 +35,10 @@ def wanted(model: Any) -> bool:
 
 
 class Place:
-    """Where one layer's decoded weight is kept, as long as the memory is lent."""
+    """Where one layer's decoded weight is kept, as long as the memory is lent.
+
+    Its view is a plain tensor even where nodes run, in inference mode: the threads of MultiGPU CFG Split, which are outside, write to it too.
+    """
 
     __slots__ = ("_allocation", "_holds", "_kind", "_view")
 
@@ -55,10 +60,12 @@ class Place:
             return None
         if self._view is None:
             rows, columns = decode.shape
-            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
-            self._view = memory[: rows * columns * BYTES_A_VALUE].view(decode.dtype).view(rows, columns)
+            with torch.inference_mode(False):
+                memory = compat.aimdo_to_tensor(self._allocation, decode.device)
+                self._view = memory[: rows * columns * BYTES_A_VALUE].view(decode.dtype).view(rows, columns)
         if self._holds != holds:
-            decode(None if low_rank is None else low_rank.factors(decode.device, decode.dtype), self._view)
+            with self._let_go_if_it_fails():
+                decode(None if low_rank is None else low_rank.factors(decode.device, decode.dtype), self._view)
             self._holds = holds
         return self._view
 
@@ -69,12 +76,14 @@ class Place:
             return None
         if self._view is None:
             rows, padded = decode.rows, decode.padded
-            memory = compat.aimdo_to_tensor(self._allocation, decode.device)
-            values = memory[: rows * padded].view(eight_bit.DTYPES[decode.kind]).view(rows, padded)
-            scales = memory[rows * padded : rows * (padded + 4)].view(torch.float32).view(rows, 1)
+            with torch.inference_mode(False):
+                memory = compat.aimdo_to_tensor(self._allocation, decode.device)
+                values = memory[: rows * padded].view(eight_bit.DTYPES[decode.kind]).view(rows, padded)
+                scales = memory[rows * padded : rows * (padded + 4)].view(torch.float32).view(rows, 1)
             self._view = eight_bit.EightBit(values, scales)
         if self._holds != holds:
-            decode(self._view)
+            with self._let_go_if_it_fails():
+                decode(self._view)
             self._holds = holds
         return self._view
 
@@ -87,6 +96,15 @@ class Place:
         if self._kind != kind:
             self._kind, self._view, self._holds = kind, None, ()
         return bytes(signature), low_rank
+
+    @contextlib.contextmanager
+    def _let_go_if_it_fails(self) -> Iterator[None]:
+        self._holds = ()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let ComfyUI take the memory again, if it needs it."""

@@ -105,8 +105,8 @@ class PackedOperations(compat.manual_cast):
         def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
             # Module._apply swaps `.data`, which wrapper tensors do not survive.
             for name, value in self._parameters.items():
-                if value is not None:
-                    self._parameters[name] = packed_tensor.as_parameter(fn(value))
+                if value is not None and (applied := fn(value)) is not value:
+                    self._parameters[name] = packed_tensor.as_parameter(applied)
             return self
 
         def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **kwargs: Any) -> torch.Tensor:

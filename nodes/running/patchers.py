@@ -35,13 +35,13 @@ class PatchAfterDecoding:
         """Move the factors to a device; returns the bytes they take there. ComfyUI calls it as it loads and offloads."""
         if device is None or torch.device(device) == self._device:
             return 0
-        counted = [0]
-        self._device = torch.device(device)
+        counted, device = [0], torch.device(device)
         patches = self.patches[self.key]
         # Products of plain LoRA factors are exact enough in bfloat16 (they are summed in float32), and much faster there.
-        fast = self._device.type != "cpu" and all(is_plain_lora(value) for _, value, *_ in patches)
+        fast = device.type != "cpu" and all(is_plain_lora(value) for _, value, *_ in patches)
         self._dtype = torch.bfloat16 if fast else torch.float32
-        self._on_device = [(strength, _move(value, self._device, counted), *rest) for strength, value, *rest in patches]
+        self._on_device = [(strength, _move(value, device, counted), *rest) for strength, value, *rest in patches]
+        self._device = device  # last: without memory for them they are not there
         return counted[0]
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
@@ -243,6 +243,7 @@ class PackedPatcher(_Packed, compat.ModelPatcher):
             recorded_blocks.release(self.model)  # weights are about to move
         super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
+            scratch.release(self.load_device)  # of a text encoder, which is not sampled: nobody else would
             for _, module in packed_modules(self):
                 module.weight_function = []
                 module.low_rank = None
@@ -272,7 +273,11 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
         still_loaded.forget(self)
         with compat.places_kept([module for _, module in packed_modules(self)]):
             super().load(*args, **kwargs)
-        first_load.load(self, self.load_device)
+        try:
+            first_load.load(self, self.load_device)
+        except compat.InterruptProcessingException:
+            self.detach()  # as core does after an error, of which Cancel is none: core would not know of a model that is loaded
+            raise
         still_loaded.note(self)
 
     def restore_loaded_backups(self) -> Any:
@@ -293,6 +298,7 @@ class PackedPatcherDynamic(_Packed, compat.ModelPatcherDynamic):
         if freed < memory_to_free:
             low_ranks = [module.low_rank for _, module in packed_modules(self) if module.low_rank is not None]
             freed += sum(low_rank.move_to(self.offload_device) for low_rank in low_ranks)
+            scratch.release(self.load_device)
         return freed
 
 

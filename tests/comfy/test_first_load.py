@@ -269,6 +269,30 @@ def test_stopping_leaves_the_layers_as_they_were(card, monkeypatch):
     assert not any(map(arrived, card.modules))
 
 
+def test_a_load_that_cancel_ended_leaves_nothing_that_core_does_not_know(load, monkeypatch):
+    """Core notes a model as loaded after its load, and takes it off again after errors, of which Cancel is none."""
+    import comfy.model_management as management
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.running import first_load, patchers
+
+    made = load()[0].clone()
+    made.__class__ = patchers.PackedPatcherDynamic
+    did = []
+    monkeypatch.setattr(compat.ModelPatcherDynamic, "load", lambda self, *args, **kwargs: did.append("loaded"))
+    monkeypatch.setattr(compat.ModelPatcherDynamic, "__del__", lambda self: None)
+    monkeypatch.setattr(patchers.PackedPatcherDynamic, "detach", lambda self, *args: did.append("detached"))
+    monkeypatch.setattr(patchers.still_loaded, "note", lambda patcher: did.append("noted"))
+
+    def cancelled(*args):
+        raise management.InterruptProcessingException
+
+    monkeypatch.setattr(first_load, "load", cancelled)
+    with pytest.raises(management.InterruptProcessingException):
+        made.load(torch.device("cpu"))
+    assert did == ["loaded", "detached"]
+    made.__class__ = patchers.PackedPatcher
+
+
 def test_norms_are_copied_in_memory_without_torchs_threads(pack, monkeypatch):
     from comfyui_hlwq.hlwq_core.running import packed_tensor
 

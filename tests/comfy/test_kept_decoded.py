@@ -98,6 +98,53 @@ def test_the_second_use_needs_no_decoding(load, lent, decodes):
         assert torch.allclose(attention(x.float()).bfloat16().float(), expected.float(), atol=5e-2)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_place_is_filled_in_inference_mode_and_outside(load, lent, fast):
+    """A node samples in it; ComfyUI's MultiGPU CFG Split does so in threads outside of it, with the same places."""
+    from comfyui_hlwq.nodes.running import as_chosen, kept_decoded, patchers
+
+    model = load()[0]
+    device = torch.device("cpu")
+    modules = [module for _, module in patchers.packed_modules(model)]
+    if fast:
+        as_chosen.make_fast(model.model, "int8")
+    try:
+        kept_decoded.lend_places(model.model, modules, device)
+        arena = model.model.hlwq_reservations[device]
+        attention = block(model).attn1
+        x = torch.randn(1, 64, attention.to_q.in_features).bfloat16()
+        with torch.inference_mode():
+            expected = attention(x)
+        for inside in (False, True, False):
+            arena.serial += 1  # it was taken and lent again
+            with torch.inference_mode(inside), torch.no_grad():
+                assert torch.equal(attention(x), expected)
+    finally:
+        as_chosen.make_exact(model.model)
+
+
+def test_a_place_is_given_free_where_decoding_fails(load, lent, monkeypatch):
+    from comfyui_hlwq.hlwq_core.running import decoders
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
+
+    model = load()[0]
+    kept_decoded.lend_places(model.model, [module for _, module in patchers.packed_modules(model)], torch.device("cpu"))
+    layer = block(model).attn1.to_q
+    x = torch.randn(1, 5, layer.in_features).bfloat16()
+    with torch.inference_mode():
+        expected = layer(x)
+
+        def fails(self, low_rank=None, out=None):
+            raise torch.OutOfMemoryError("no room for the LoRA")
+
+        model.model.hlwq_reservations[torch.device("cpu")].serial += 1
+        with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+            patch.setattr(decoders.ScratchDecoder, "__call__", fails)
+            layer(x)
+        assert not lent
+        assert torch.equal(layer(x), expected)
+
+
 def test_memory_that_was_taken_is_decoded_without(load, lent, decodes):
     from comfyui_hlwq.nodes.running import kept_decoded, patchers
 

@@ -97,6 +97,49 @@ def test_partial_loading_and_unloading(load, sample, distance):
     assert distance(sample(part, steps=1), whole) < 1e-6
 
 
+def test_unloading_where_the_model_is_copies_nothing(load):
+    """On a CPU the weights are the mapped files': /free, outside of inference mode, must not make memory of them."""
+    from comfyui_hlwq.hlwq_core.running.packed_tensor import is_packed
+
+    def places(model):
+        return {name: value.data_ptr() for name, value in model.named_parameters() if not is_packed(value)}
+
+    model = load()[0].model
+    before = places(model)
+    model.to("cpu")
+    assert places(model) == before
+
+
+def test_a_patch_whose_factors_found_no_memory_is_not_left_out_later(pack, monkeypatch):
+    from comfyui_hlwq.nodes.running import patchers
+
+    patch = patchers.PatchAfterDecoding("k", {"k": [(1.0, ("diff", (torch.ones(2, 2),)), 1.0, None, None)]})
+
+    def full(*args):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as first, pytest.raises(torch.OutOfMemoryError):
+        first.setattr(patchers, "_move", full)
+        patch(torch.zeros(2, 2))
+    assert torch.equal(patch(torch.zeros(2, 2)), torch.ones(2, 2))
+
+
+def test_unloading_gives_the_scratch_back(load):
+    """Text encoders are not sampled: nobody else would."""
+    import comfy.model_management
+    from comfyui_hlwq.hlwq_core.running import scratch
+
+    model = load()[0]
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
+        layer(torch.randn(1, 3, layer.in_features).bfloat16())
+    assert scratch.nbytes(device)
+    comfy.model_management.unload_all_models()
+    assert not scratch.nbytes(device)
+
+
 def test_non_dynamic_clone_loads_the_model_again(load):
     """torch.compile asks a dynamic patcher for this; without cached_patcher_init it raises."""
     model = load()[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +102,41 @@ def test_cancel_stops_all_and_the_next_prompt_works(model, several, distance):
         sampled(several, plain(), callback=stop)
     assert time.monotonic() - begun < 15 and not gone(pid)
     assert distance(sampled(several, plain()), expected) < 1e-5 and current()._workers[0].pid == pid
+
+
+def test_cancel_while_other_cards_load_is_told_at_once_and_the_next_run_waits_for_them(pack, tmp_path, monkeypatch):
+    """They answer one thing after the other: until a card has its weights, it does not say that the run has ended."""
+    from comfyui_hlwq.nodes import compat
+    from comfyui_hlwq.nodes.parallel import session
+
+    monkeypatch.setattr(session, "ENDING", 0.3)
+    monkeypatch.setattr(session.recorded_blocks, "release", lambda model: 0)
+    told = []
+    made = session.Session.__new__(session.Session)
+    worker = SimpleNamespace(rank=1, send=told.append, kill=lambda: None, end=lambda: None, last_heard=1e18)
+    vars(made).update(
+        cards=[SimpleNamespace(device=torch.device("cpu"), memory=0)] * 2, _workers=[worker], _changed=threading.Condition(),
+        _asked=0, _answers={}, _error=None, _closed=False, _groups=SimpleNamespace(abort=lambda: None), _folder=tmp_path,
+        _patches=None, _beginning=None, _ending=None, _split_of=lambda inner: SimpleNamespace(installed=contextlib.nullcontext),
+        _forwards=lambda inner: contextlib.nullcontext(),
+    )  # fmt: skip
+    patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=None), patches={}, patches_uuid=1, attachments={})
+    with pytest.raises(compat.InterruptProcessingException), made.sampling(patcher, [1]):
+        raise compat.InterruptProcessingException
+    assert not made.is_over and [message["do"] for message in told] == ["begin", "end"]
+
+    def answer():
+        time.sleep(0.6)  # more than the end of a run that had begun may take
+        for message in told[:2]:
+            made._heard(worker, {"number": message["number"], "loaded": 1, "size": 1})
+        while len(told) < 4:
+            time.sleep(0.01)
+        made._heard(worker, {"number": told[3]["number"]})
+
+    threading.Thread(target=answer, daemon=True).start()
+    with made.sampling(patcher, [1]):
+        assert [message["do"] for message in told] == ["begin", "end", "begin"]
+    assert not made.is_over and made._ending is None
 
 
 def test_an_error_of_the_samplers_own_leaves_the_processes(model, several, distance):

@@ -149,6 +149,22 @@ def test_it_goes_on_from_its_file(model: Model, tmp_path: Path) -> None:
         Calibration(layers(other), identity=identity(other)).go_on(path)
 
 
+def test_it_gathers_in_inference_mode_and_outside(model: Model, tmp_path: Path) -> None:
+    """Nodes run in it, the threads of ComfyUI's MultiGPU CFG Split outside; a file is gone on with in it."""
+    path = tmp_path / "half.safetensors"
+    gather(model, calls=8).save(path)
+    mixed = Calibration(layers(model), identity=identity(model))
+    with torch.inference_mode():
+        mixed.go_on(path)
+    with mixed.watching():
+        for seed in range(8, 100):  # more than are held out, so that held ones are replaced
+            with torch.inference_mode(seed % 3 == 0), torch.no_grad():
+                model(inputs(512, seed % 16))
+                mixed.samples += 1
+    found = mixed.inputs(next(iter(layers(model))))
+    assert found is not None and mixed.samples == 100 and torch.isfinite(found.mean).all()
+
+
 def test_a_save_that_is_stopped_leaves_the_one_before(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
