@@ -39,9 +39,9 @@ class PatchAfterDecoding:
         patches = self.patches[self.key]
         # Products of plain LoRA factors are exact enough in bfloat16 (they are summed in float32), and much faster there.
         fast = device.type != "cpu" and all(is_plain_lora(value) for _, value, *_ in patches)
-        self._dtype = torch.bfloat16 if fast else torch.float32
         self._on_device = [(strength, _move(value, device, counted), *rest) for strength, value, *rest in patches]
-        self._device = device  # last: without memory for them they are not there
+        # Only now: without memory for them they are not there.
+        self._device, self._dtype = device, torch.bfloat16 if fast else torch.float32
         return counted[0]
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
