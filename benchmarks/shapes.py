@@ -214,11 +214,10 @@ def compare(
     }
 
 
-def side_by_side(jobs: int, seed: int, count: int, *options: object) -> dict[str, Any]:
+def side_by_side(jobs: int, device: torch.device, count: int, seed: int, *options: Any) -> dict[str, Any]:
     """So many in several processes, each of its own seed and, as far as their numbers go, its own groups; what they found, together."""
-    device, *rest = options
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(compare, device, range(i, count, jobs), seed + i, *rest) for i in range(jobs)]
+        running = [pool.submit(compare, device, range(i, count, jobs), seed + i, *options) for i in range(jobs)]
         found = [future.result() for future in running]
     compared: Counter[str] = Counter()
     for part in found:
@@ -248,7 +247,7 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
     options = (min(args.groups, args.count), args.seconds, interpret)
     if args.jobs > 1:
-        figures = side_by_side(args.jobs, args.seed, args.count, device, *options)
+        figures = side_by_side(args.jobs, device, args.count, args.seed, *options)
     else:
         figures = compare(device, range(args.count), args.seed, *options)
     faults = figures["faults"]

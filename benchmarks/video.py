@@ -5,7 +5,9 @@
         --files '{"checkpoint": "LTX-2.3-HLWQ-Q5"}' --core-files '{"text_encoder": "…", "upscaler": "…"}'
 
 FOLDER is a ComfyUI base folder with models/ (an HLWQ checkpoint, core's one-file checkpoints, text encoder, LoRA, upscaler) and
-custom_nodes/ with this pack in it; video_base.py makes one of random weights. For each format, in turn and as often as `--rounds` says, a server is started and gets three
+custom_nodes/ with this pack in it; video_base.py makes one of random weights.
+
+For each format, in turn and as often as `--rounds` says, a server is started and gets three
 prompts: the first after the start, one with another text, one with another seed only. *text to video* is 768×512×121 with 8
 steps, *two stages* 1536×1024×121 with 8 + 3. HLWQ runs the shipped workflows; BF16 and FP8 run the same graph with core's own nodes
 in the places of the pack's. `--free GIB` leaves so much of the card, as a card of that size would.

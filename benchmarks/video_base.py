@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,6 @@ LORA_RANK, TINY_RANK = 111, 4
 UPSCALER_CHANNELS = 1024
 
 State = dict[str, torch.Tensor]
-Encode = Callable[[torch.Tensor], codec.Encoded]
-
-
-def encoder() -> Encode:
-    """Encoding, once for tensors that stand for several."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    return full_size.once(lambda weight: codec.encode(weight.to(device)))  # type: ignore[no-any-return]
 
 
 def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
@@ -70,19 +61,22 @@ def save(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> 
     print(f"{path.stat().st_size / 1e9:6.2f} GB in {time.perf_counter() - begun:5.1f} s  {path.name}", flush=True)
 
 
-def packed(weights: State, names: list[str], encode: Encode, *, dotted: bool) -> State:
-    """The tensors of quantized weights, as a writer of V1 (not dotted) or V2 names them."""
-    parts: State = {}
-    made = full_size.once(
-        lambda weight: {part: t.cpu() for part, t in build.entries("", encode(weight), dotted=dotted).items()}
-    )
+def packed(weights: State, names: list[str], *, dotted: bool) -> State:
+    """The tensors of quantized weights, as a writer of V1 (not dotted) or V2 names them; encoded once where a tensor stands for several."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def encode(weight: torch.Tensor) -> State:
+        entries = build.entries("", codec.encode(weight.to(device)), dotted=dotted)
+        return {part: tensor.cpu() for part, tensor in entries.items()}
+
+    made, parts = full_size.once(encode), {}
     for name in names:
         stem = name if dotted else name.replace(".", "__")
         parts |= {stem + part: tensor for part, tensor in made(weights[name]).items()}
     return parts
 
 
-def write_checkpoint(models: Path, bf16: Path, config: dict[str, Any], encode: Encode) -> State:
+def write_checkpoint(models: Path, bf16: Path, config: dict[str, Any]) -> State:
     """The checkpoint, packed and as core's one file; its weights."""
     shapes = structure.transformer_shapes(config)
     weights = full_size.dense_weights({name: ("BF16", shape) for name, shape in shapes.items()})
@@ -91,7 +85,7 @@ def write_checkpoint(models: Path, bf16: Path, config: dict[str, Any], encode: E
     weights |= {name: value.bfloat16() for name, value in codecs.items()}
     names = build.quantized_names(weights)
     folder = models / "hlwq" / NAME
-    codes = packed(weights, names, encode, dotted=False)
+    codes = packed(weights, names, dotted=False)
     save(folder / "polarquant" / "codes" / "chunk_00_codes.safetensors", codes)
     quantized = set(names)
     plain = {name: value for name, value in weights.items() if name not in quantized}
@@ -105,7 +99,7 @@ def write_checkpoint(models: Path, bf16: Path, config: dict[str, Any], encode: E
     return weights
 
 
-def write_text_encoder(folder: Path, vocabulary: int, sizes: dict[str, Any], encode: Encode) -> None:
+def write_text_encoder(folder: Path, vocabulary: int, sizes: dict[str, Any]) -> None:
     """Gemma 3, packed, with the tests' tokenizer: one layer stands for all."""
     pool = full_size.dense_weights({"embed.weight": ("BF16", (vocabulary, sizes["hidden_size"]))})
     once: State = {}
@@ -119,7 +113,7 @@ def write_text_encoder(folder: Path, vocabulary: int, sizes: dict[str, Any], enc
         weights[name] = once[shared]
     names = gemma.quantized_names(weights)
     quantized = set(names)
-    tensors = packed(weights, names, encode, dotted=True)
+    tensors = packed(weights, names, dotted=True)
     tensors |= {name: value for name, value in weights.items() if name not in quantized}
     tensors["spiece_model"] = torch.frombuffer(bytearray(gemma.tokenizer()), dtype=torch.uint8)
     save(folder / "model.safetensors", tensors)
@@ -155,11 +149,10 @@ def main() -> None:
     pack = args.folder / "custom_nodes" / "ComfyUI-HLWQ"
     if not pack.exists():
         pack.symlink_to(REPO, target_is_directory=True)
-    encode = encoder()
     config = tiny_config.config() if args.tiny else ltx23.config()
-    weights = write_checkpoint(models, args.bf16 or models / "checkpoints", config, encode)
+    weights = write_checkpoint(models, args.bf16 or models / "checkpoints", config)
     sizes, vocabulary = (tiny_config.GEMMA, 600) if args.tiny else (GEMMA, VOCABULARY)
-    write_text_encoder(models / "text_encoders" / TEXT_ENCODER, vocabulary, sizes, encode)
+    write_text_encoder(models / "text_encoders" / TEXT_ENCODER, vocabulary, sizes)
     save(models / "loras" / LORA, lora(weights, TINY_RANK if args.tiny else LORA_RANK))
     shape = tiny_config.upscaler_config("spatial")
     if not args.tiny:

@@ -168,7 +168,7 @@ def as_parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
         if not torch.is_inference_mode_enabled() and tensor.is_inference():
             tensor = tensor.clone()
         return torch.nn.Parameter(tensor, requires_grad=False)
-    # torch.nn.Parameter detaches wrappers, which fails between inference mode and the world outside of it.
+    # Directly: torch.nn.Parameter would make a view first, to the same end.
     packed: Any = tensor
     parameter = HLWQTensor(packed._qdata, packed._layout_cls, packed._params)
     parameter._is_param = True

@@ -141,8 +141,8 @@ def fuzz(name: str, runs: int, seed: int, found: Path, seconds: int = 0) -> dict
         done = subprocess.run(
             [
                 sys.executable, __file__, "--one", name, "--", f"-runs={runs}", f"-seed={seed}", f"-timeout={HANG}",
-                f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/{name}-", "-max_len=8192", "-print_final_stats=1",
-                "-len_control=0", corpus,
+                f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/{name}-", "-max_len=8192", "-print_final_stats=1",
+                f"-max_total_time={seconds}", "-len_control=0", corpus,
             ],
             capture_output=True, text=True, errors="replace", env=os.environ | {"OMP_NUM_THREADS": "1", readers.HOME: home},
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
     COMFYUI_PATH=… python tests/attacks/soak.py                          200 prompts
     COMFYUI_PATH=… python tests/attacks/soak.py --prompts 40 --every 5 --results tests/attacks/results/soak.json
-    COMFYUI_PATH=… python tests/attacks/soak.py --card                   on a GPU: fast mode and recordings too, its memory looked at
+    COMFYUI_PATH=… python tests/attacks/soak.py --card                   on a GPU, whose memory is looked at too
 
 Each prompt takes one of two checkpoints, exact or fast, with a LoRA or without, another seed, size and text encoder, or what the one
 before took; some are interrupted at a random moment, some are taken out of the queue, and `/free` comes between some. Every few

@@ -81,6 +81,15 @@ def block(model):
     return model.model.diffusion_model.transformer_blocks[0]
 
 
+def lend(model):
+    """Lend every packed layer a place; the arena."""
+    from comfyui_hlwq.nodes.running import kept_decoded, patchers
+
+    device = torch.device("cpu")
+    kept_decoded.lend_places(model.model, [module for _, module in patchers.packed_modules(model)], device)
+    return model.model.hlwq_reservations[device]
+
+
 def test_the_second_use_needs_no_decoding(load, lent, decodes):
     from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
@@ -101,16 +110,13 @@ def test_the_second_use_needs_no_decoding(load, lent, decodes):
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_place_is_filled_in_inference_mode_and_outside(load, lent, fast):
     """A node samples in it; ComfyUI's MultiGPU CFG Split does so in threads outside of it, with the same places."""
-    from comfyui_hlwq.nodes.running import as_chosen, kept_decoded, patchers
+    from comfyui_hlwq.nodes.running import as_chosen
 
     model = load()[0]
-    device = torch.device("cpu")
-    modules = [module for _, module in patchers.packed_modules(model)]
     if fast:
         as_chosen.make_fast(model.model, "int8")
     try:
-        kept_decoded.lend_places(model.model, modules, device)
-        arena = model.model.hlwq_reservations[device]
+        arena = lend(model)
         attention = block(model).attn1
         x = torch.randn(1, 64, attention.to_q.in_features).bfloat16()
         with torch.inference_mode():
@@ -125,10 +131,9 @@ def test_a_place_is_filled_in_inference_mode_and_outside(load, lent, fast):
 
 def test_a_place_is_given_free_where_decoding_fails(load, lent, monkeypatch):
     from comfyui_hlwq.hlwq_core.running import decoders
-    from comfyui_hlwq.nodes.running import kept_decoded, patchers
 
     model = load()[0]
-    kept_decoded.lend_places(model.model, [module for _, module in patchers.packed_modules(model)], torch.device("cpu"))
+    arena = lend(model)
     layer = block(model).attn1.to_q
     x = torch.randn(1, 5, layer.in_features).bfloat16()
     with torch.inference_mode():
@@ -137,7 +142,7 @@ def test_a_place_is_given_free_where_decoding_fails(load, lent, monkeypatch):
         def fails(self, low_rank=None, out=None):
             raise torch.OutOfMemoryError("no room for the LoRA")
 
-        model.model.hlwq_reservations[torch.device("cpu")].serial += 1
+        arena.serial += 1
         with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
             patch.setattr(decoders.ScratchDecoder, "__call__", fails)
             layer(x)
