@@ -137,7 +137,7 @@ def page() -> str:
         + REST
         + kernels
         + "\n\n"
-        + _shapes(_read(REPO / "benchmarks" / "results" / "shapes.json"))
+        + _shapes()
         + "\n"
         + END
         + "\n".join(f"- {line}" for line in _untried(others, fuzz, kills))
@@ -182,17 +182,20 @@ def _soak(result: dict[str, Any]) -> list[str]:
     return [told, "", *_table(names, [[look[name] for name in names] for look in result["looks"]])]
 
 
-def _shapes(result: dict[str, Any]) -> str:
-    if not result:
-        return "`python benchmarks/shapes.py` compares every backend with the definition on random weights, each twice."
-    compared = ", ".join(f"{name} {count:,}" for name, count in result["compared"].items())
-    where = "a CPU" if result["device"] == "cpu" else "a card"
-    interpreted = "; Triton's kernel in Triton's interpreter" if result.get("triton_interpreted") else ""
-    return (
-        f"`python benchmarks/shapes.py`: {result['weights']:,} random weights in {result['groups']} groups of bits, packing, dtype and "
-        f"kind of size,\non {where}{interpreted}, compared with a definition of its own in float64, each twice, seed {result['seed']}: "
-        f"{compared}.\nFaults: {'; '.join(result['faults']) or 'none'}."
-    )
+def _shapes() -> str:
+    lines = [
+        "`python benchmarks/shapes.py`: random weights in groups of bits, packing, dtype and kind of size; compared with a definition of its\n"
+        "own in float64, each twice.\n"
+    ]
+    rows = []
+    for where, device in (("a card", "cuda"), ("a CPU", "cpu")):
+        result = _read(REPO / "benchmarks" / "results" / f"shapes_{device}.json")
+        compared = ", ".join(f"{name} {count:,}" for name, count in result["compared"].items())
+        if result["triton_interpreted"]:
+            compared += " (Triton's kernel in Triton's interpreter)"
+        faults = "; ".join(result["faults"]) or "none"
+        rows.append([where, f"{result['weights']:,}", result["groups"], result["seed"], compared, faults])
+    return "\n".join(lines + _table(("on", "weights", "groups", "seed", "compared", "faults"), rows))
 
 
 def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: dict[str, Any]) -> list[str]:
@@ -205,8 +208,6 @@ def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: di
         lines.append(f"Batches that are killed: {', '.join(kinds)}.")
     lines += [
         f"A soak of more than {results['soak']['prompts']} prompts; on a card with pictures that are large enough for fast mode.",
-        "`benchmarks/shapes.py` to its end on a card: it took longer than the time there. The kernels' own tests ran "
-        "(benchmarks/results/gpu_tests.txt).",
         "Kills of Ray's actors around real ComfyUIs: around stand-ins only (tests/unit/batch/test_rounds.py).",
         "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
         "The same latents on two machines: processors and cards of other kinds sum in another order.",

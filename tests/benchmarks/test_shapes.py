@@ -41,6 +41,6 @@ def test_random_weights(tmp_path: Path, wrong: bool) -> None:
         env=os.environ | {"OUT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert (done.returncode != 0) == wrong, done.stdout + done.stderr
-    found = json.loads((tmp_path / "shapes.json").read_text())
+    found = json.loads((tmp_path / "shapes_cpu.json").read_text())
     assert ("differ" in done.stderr) == wrong == bool(found["faults"])
     assert found["weights"] == found["compared"]["eager"] == (5 if wrong else 20)
