@@ -13,6 +13,10 @@ import torch
 
 from .. import compat
 
+# Rows of factors are whole multiples of 32 bytes: the vendor's products take four times as long where they are not, and files
+# whose rank differs by layer have any number of rows.
+RANK_MULTIPLE = 16
+
 
 def is_plain(patch: tuple, shape: tuple[int, ...]) -> bool:
     """Whether one of ComfyUI's patches is an up and a down matrix of a weight's shape, added to all of it, and nothing else."""
@@ -51,6 +55,9 @@ class LowRank:
             scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
             ups.append((up.to(device).flatten(start_dim=1).float() * scale).to(dtype))
             downs.append(down.to(dtype))
+        if missing := -sum(map(len, downs)) % RANK_MULTIPLE:
+            ups.append(ups[0].new_zeros(len(ups[0]), missing))
+            downs.append(downs[0].new_zeros(missing, downs[0].shape[1]))
         self.up = torch.cat(ups, dim=1)
         self.down = torch.cat(downs, dim=0)
 
@@ -71,7 +78,7 @@ class LowRank:
         return self.nbytes
 
     def factors(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """`up [out, rank]`, strengths included, and `down [rank, in]`."""
+        """`up [out, rank]`, strengths included, and `down [rank, in]`; rank is that of all LoRAs, and zeros up to `RANK_MULTIPLE`."""
         if self.up.device != device:
             self.move_to(device)
         if self.up.dtype is not dtype:

@@ -50,6 +50,7 @@ class Call:
         words: the command's arguments.
         variables: its environment.
         start: seconds until the first ComfyUI answers, about; after a kill before that nothing was made.
+        patience: seconds that the rest has to follow a batch that was killed.
         whole: raises AssertionError if a file is none of its outputs.
     """
 
@@ -58,6 +59,7 @@ class Call:
     variables: dict[str, str]
     start: float
     whole: Callable[[Path], None]
+    patience: float = 40
 
     @property
     def output(self) -> Path:
@@ -95,12 +97,19 @@ class Call:
             found[kind].append(int(entry.name))
         return found
 
-    def left(self, patience: float = 40) -> tuple[float, dict[str, list[int]]]:
-        """Seconds until nobody is alive, and who is then."""
+    def left(self) -> tuple[float, list[str]]:
+        """Seconds until nobody is alive, and whose commands are then."""
         begun = time.monotonic()
-        while any(alive := self.processes().values()) and time.monotonic() - begun < patience:
+        while any(alive := self.processes().values()) and time.monotonic() - begun < self.patience:
             time.sleep(0.1)
-        return time.monotonic() - begun, {kind: pids for kind, pids in self.processes().items() if any(alive) and pids}
+        return time.monotonic() - begun, [_command(pid) for pids in alive for pid in pids]
+
+
+def _command(pid: int) -> str:
+    try:
+        return f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:300]}"
+    except OSError:
+        return f"{pid}, gone by now"
 
 
 def stand_ins(folder: Path, number: int) -> Call:
@@ -138,7 +147,7 @@ def comfyui(folder: Path, number: int, ray: bool = False) -> Call:
         assert info.video is not None and info.audio is not None, info
         assert (info.video.width, info.video.height, info.video.frames) == (64, 64, 9), info
 
-    return Call(folder, words, _variables(folder, **more), 40.0 if ray else 25.0, whole)
+    return Call(folder, words, _variables(folder, **more), *((40.0, whole, 150) if ray else (25.0, whole)))
 
 
 def make_base(base: Path) -> Path:

@@ -98,7 +98,7 @@ def test_a_round_notices_what_is_missing_or_left(tmp_path: Path) -> None:
 def test_a_round_finds_the_processes_that_are_left(tmp_path: Path) -> None:
     from ..attacks import batches
 
-    call = batches.Call(tmp_path, [], {}, 1.0, lambda path: None)
+    call = batches.Call(tmp_path, [], {}, 1.0, lambda path: None, patience=0)
     code = "import sys, time; print(flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", code, "/x/main.py"],
@@ -107,7 +107,8 @@ def test_a_round_finds_the_processes_that_are_left(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout and process.stdout.readline()
         try:
-            assert call.left(patience=0)[1] == {"comfyui": [process.pid]}
+            (left,) = call.left()[1]
+            assert left.startswith(f"{process.pid} {sys.executable}") and left.endswith("/x/main.py ")
         finally:
             process.kill()
-    assert call.left()[1] == {}
+    assert call.left()[1] == []
