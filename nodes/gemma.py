@@ -16,6 +16,7 @@ import torch
 
 from ..hlwq_core.errors import IncompleteError, InputError
 from . import compat
+from .unpadded import Unpadded
 
 LAYERS = 48  # LTX-2.3 projects the embeddings and 48 layers; core's loader knows the language model by layer 47
 
@@ -216,7 +217,7 @@ class SizedGemma(compat.Gemma3_12B):
         return super().preprocess_embed(embed, device)
 
 
-class SizedGemmaModel(compat.Gemma3_12BModel):
+class SizedGemmaModel(Unpadded, compat.Gemma3_12BModel):
     """ComfyUI's wrapper of the language model: token embeddings, masks, all hidden states."""
 
     def __init__(self, sizes: Sizes, device: Any, dtype: Any, model_options: dict[str, Any]):

@@ -23,6 +23,7 @@ from .compat import gemma4
 from .gemma import check_weights, width
 from .running.packed_ops import PackedOperations
 from .running.patchers import adopt
+from .unpadded import Unpadded
 
 PROJECTION = "text_embedding_projection.{}_aggregate_embed.weight"
 CONNECTOR = "model.diffusion_model.{}_embeddings_connector.learnable_registers"
@@ -219,7 +220,7 @@ def clip(state: State, sizes: Sizes, device: str, disable_dynamic: bool) -> Any:
     detected = compat.llama_detect(state)
     if packed:
         detected.pop("llama_quantization_metadata", None)
-    target = gemma4.encoder(gemma4.sized(sizes.config()), detected, state)
+    target = gemma4.encoder(gemma4.sized(sizes.config()), Unpadded, detected, state)
     tokenizer_json = state.pop("tokenizer_json")
     made = compat.CLIP(
         SimpleNamespace(params={}, clip=target, tokenizer=gemma4.tokenizer()),

@@ -25,18 +25,20 @@ def known() -> bool:
     return contract.works(Feature.GEMMA_4) and hasattr(_sd.TEModel, "GEMMA_4_12B")
 
 
-def encoder(language: type, detected: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+def encoder(language: type, before: type, detected: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
     """The class of LTX's text encoder over a language model.
 
     Args:
         language: a Gemma 4.
+        before: mixed into its wrapper.
         detected: what ComfyUI's `llama_detect` says of the tensors.
         state: the tensors, of which the projection's shapes are read.
     """
+    wrapper: type = _gemma4.gemma4_text_encoder_model(language)
     return _lt.ltxav_te(
         **detected,
         **_lt.sd_detect([state]),
-        text_encoder_model=_gemma4.gemma4_text_encoder_model(language),
+        text_encoder_model=type(wrapper.__name__, (before, wrapper), {}),
         text_encoder_key="gemma4",
     )
 

@@ -465,6 +465,12 @@ TEXT_ENCODER = (
         mentions="transformer operations custom_operations",
     ),
     Name(
+        "comfy.sd1_clip.ClipTokenWeightEncoder.encode_token_weights",
+        TEXT,
+        parameters="token_weight_pairs",
+        mentions="encode attention_mask special_tokens",
+    ),
+    Name(
         "comfy.text_encoders.llama.Gemma3_12B.__init__",
         TEXT,
         parameters="config_dict dtype device operations",

@@ -72,7 +72,8 @@ def test_packed_it_encodes_as_core_does(
     plain = load_text_encoder(dense, checkpoint)
     expected = encode(core, "a cat at the piano")
     assert expected.shape[-1] == 256 + 96 and float(expected.norm()) > 0
-    assert torch.equal(encode(plain, "a cat at the piano"), expected)
+    # Core computes the padding before it as well (nodes/unpadded.py), which moves roundings.
+    assert float((encode(plain, "a cat at the piano") - expected).norm() / expected.norm()) < 1e-4
     found = encode(clip, "a cat at the piano")
     assert float((found - expected).norm() / expected.norm()) < 0.1
     assert not torch.equal(found, encode(clip, "the sea by night"))
