@@ -216,16 +216,22 @@ def test_layers_with_pins_patches_or_casts_are_left_to_core(card):
     assert [arrived(module) for module in card.modules[:4]] == [False, False, False, True]
 
 
-def test_a_card_that_gets_other_bytes_is_not_trusted(card, monkeypatch, caplog):
+@pytest.mark.parametrize("where", [-1, 0, 1 << 13, (1 << 13) - 1])
+def test_a_card_that_gets_other_bytes_is_not_trusted(card, monkeypatch, caplog, where):
+    """A byte at either end of all that was read, or of what is read in one piece."""
     from comfyui_hlwq.nodes import compat
     from comfyui_hlwq.nodes.running import first_load
 
+    monkeypatch.setattr(first_load, "SPAN", 1 << 13)  # half of what the fixture's reader reads at a time
+    monkeypatch.setattr(first_load, "END", 16)
     read = compat.Reader.read
 
     def wrong(self, part, memory):
         read(self, part, memory)
         self.stream.synchronize()
-        memory.view(torch.uint8).flatten()[-1] ^= 1
+        there = memory.view(torch.uint8).flatten()
+        if where < len(there):
+            there[where] ^= 1
 
     monkeypatch.setattr(compat.Reader, "read", wrong)
     first_load.load(card.model, CARD)
@@ -233,6 +239,17 @@ def test_a_card_that_gets_other_bytes_is_not_trusted(card, monkeypatch, caplog):
     monkeypatch.setattr(compat.Reader, "read", read)
     first_load.load(card.model, CARD)
     assert not any(map(arrived, card.modules))
+
+
+@pytest.mark.parametrize("nbytes", [1, 100, 64 << 10, (64 << 10) + 1, 16 << 20, (16 << 20) + 1, 2 << 30])
+def test_little_comes_back_of_what_is_large(pack, nbytes):
+    """A text encoder's embeddings are 2 GB: comparing all of them took 4 of the first prompt's seconds."""
+    from comfyui_hlwq.nodes.running import first_load
+
+    ends = list(first_load.ends_of(nbytes))
+    assert ends[0].start == 0 and ends[-1].stop == nbytes
+    assert all(0 < part.stop - part.start <= 64 << 10 for part in ends)
+    assert sum(part.stop - part.start for part in ends) <= max(2 * nbytes if nbytes < 1 << 18 else 0, 1 << 17, nbytes // 100)
 
 
 def test_it_can_be_turned_off_and_is_for_cuda_alone(card, monkeypatch):
