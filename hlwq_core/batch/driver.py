@@ -270,10 +270,20 @@ class Driver:
                 self.journal.queued(job.id, worker.name, prompt_id)
                 job.queued = (worker.name, prompt_id)
 
+        parts: list[Path] = []
+
+        def part() -> Path:
+            parts.append(self.results.part(job))
+            return parts[-1]
+
         queued = job.queued[1] if job.queued and job.queued[0] == worker.name else None
         begun = time.monotonic()
         try:
-            arrived = await worker.make(slot, job, lambda: self.results.part(job), queued, queuing)
+            try:
+                arrived = await worker.make(slot, job, part, queued, queuing)
+            except BaseException:
+                self.results.discard(parts)  # a worker may die between two files
+                raise
         except Unwritable as error:
             raise error.error from error
         except HLWQError as error:

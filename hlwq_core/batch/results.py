@@ -6,6 +6,7 @@ gets its name by a hard link, which fails where the name is taken. Killed in bet
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -148,6 +149,12 @@ class Results:
     def part(self, job: Job) -> Path:
         """A path where a file of a job may arrive."""
         return self.parts / f"{job.id}-{uuid.uuid4().hex[:12]}"
+
+    def discard(self, parts: Sequence[Path]) -> None:
+        """Remove what arrived of an attempt that came to nothing; what cannot be removed goes at the next call's begin."""
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     def commit(self, job: Job, arrived: Arrived, worker: str) -> Made:
         """The parts become the job's output.

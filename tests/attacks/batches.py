@@ -107,7 +107,9 @@ class Call:
 
 def _command(pid: int) -> str:
     try:
-        return f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:300]}"
+        return (
+            f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:300]}"
+        )
     except OSError:
         return f"{pid}, gone by now"
 

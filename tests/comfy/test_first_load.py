@@ -249,7 +249,9 @@ def test_little_comes_back_of_what_is_large(pack, nbytes):
     ends = list(first_load.ends_of(nbytes))
     assert ends[0].start == 0 and ends[-1].stop == nbytes
     assert all(0 < part.stop - part.start <= 64 << 10 for part in ends)
-    assert sum(part.stop - part.start for part in ends) <= max(2 * nbytes if nbytes < 1 << 18 else 0, 1 << 17, nbytes // 100)
+    assert sum(part.stop - part.start for part in ends) <= max(
+        2 * nbytes if nbytes < 1 << 18 else 0, 1 << 17, nbytes // 100
+    )
 
 
 def test_it_can_be_turned_off_and_is_for_cuda_alone(card, monkeypatch):

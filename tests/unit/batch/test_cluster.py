@@ -140,6 +140,26 @@ def test_inputs_go_and_outputs_come_as_bytes(place: Place, ray: Ray, monkeypatch
     assert PIECE > 1 << 20 and place.none_alive()
 
 
+def test_an_actor_that_dies_when_its_files_have_arrived_has_made_the_job(place: Place, ray: Ray) -> None:
+    async def go() -> None:
+        ray0 = worker(place, ray)
+        await ray0.start()
+        actor = ray.actors[0]
+        piece = actor.inner.piece
+
+        async def last(*args: Any) -> bytes:
+            actor.dead = True  # the next call finds it so
+            return await piece(*args)
+
+        actor.inner.piece = last
+        arrived = await make(ray0, job(place, "rain"), place.folder / "part")
+        assert b"film of rain" in arrived.parts[0][0].read_bytes()
+        actor.dead = False  # ends its ComfyUI
+        await ray0.stop()
+
+    asyncio.run(go())
+
+
 def test_a_dead_comfyui_and_a_dead_actor_are_the_workers(place: Place, ray: Ray) -> None:
     """Not the job's; and the next start makes another actor."""
 
