@@ -211,9 +211,9 @@ PARTS = {
 }  # fmt: skip
 
 
-def video_seconds() -> dict[str, float]:
+def video_seconds(result: str = "video") -> dict[str, float]:
     """Seconds from Queue to the file, by format, workflow and prompt."""
-    runs = load("video").get("runs", {})
+    runs = load(result).get("runs", {})
     return {name: statistics.median(run["seconds"] for run in found) for name, found in runs.items()}
 
 
@@ -235,19 +235,49 @@ def videos() -> str:
             ours = [found[f"{mode}_{workflow}_{case}"] for mode in ("exact", "fast")]
             cells = [title, told, f"{base:.1f}", *(f"{s:.1f} ({s / base:.2f})" for s in ours)]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Where the seconds of the next prompt go (what is left, up to 0.8 s, lies between nodes):",
+    lines += ["", *_spent(), "", *_on_smaller_cards()]
+    return "\n".join(lines)
+
+
+def _spent() -> list[str]:
+    """Where the seconds of a next prompt go."""
+    runs, rows, left = load("video")["runs"], [], 0.0
+    for workflow, title in VIDEOS.items():
+        for kind, name in (("bf16", "BF16"), ("exact", "exact"), ("fast", "fast")):
+            found = runs[f"{kind}_{workflow}_next"]
+            parts = [[sum(run["nodes"].get(c, 0) for c in classes) for run in found] for classes in PARTS.values()]
+            spent = list(map(statistics.median, parts))
+            left = max(left, statistics.median(run["seconds"] for run in found) - sum(spent))
+            rows.append("| " + " | ".join([title, name, *(f"{s:.1f}" for s in spent)]) + " |")
+    return [
+        f"Where the seconds of the next prompt go (what is left, up to {left:.1f} s, lies in other nodes and between nodes):",
         "",
         "| workflow | format | " + " | ".join(PARTS) + " |",
         "| --- " * (2 + len(PARTS)) + "|",
+        *rows,
     ]
-    for workflow, title in VIDEOS.items():
-        for kind, name in (("bf16", "BF16"), ("exact", "exact"), ("fast", "fast")):
-            nodes = [run["nodes"] for run in load("video")["runs"][f"{kind}_{workflow}_next"]]
-            spent = [statistics.median(sum(n.get(c, 0) for c in classes) for n in nodes) for classes in PARTS.values()]
-            lines.append("| " + " | ".join([title, name, *(f"{s:.1f}" for s in spent)]) + " |")
-    return "\n".join(lines)
+
+
+CAPS = (24, 16, 12)
+
+
+def _on_smaller_cards() -> list[str]:
+    """The two stages where another program holds the rest of the card."""
+    lines = [
+        "Two stages where another program holds all of the card but so much; one run of each:",
+        "",
+        "| free | prompt | BF16 | exact | fast |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for free in CAPS:
+        found = video_seconds(f"video_{free}gb")
+        for case in ("first", "next"):
+            base, cells = found[f"bf16_two_stage_{case}"], []
+            for mode in ("exact", "fast"):
+                seconds = found.get(f"{mode}_two_stage_{case}")
+                cells.append("not measured" if seconds is None else f"{seconds:.1f} ({seconds / base:.2f})")
+            lines.append("| " + " | ".join([f"{free} GiB", PROMPTS[case], f"{base:.1f}", *cells]) + " |")
+    return lines
 
 
 QUALITY_ROWS = (

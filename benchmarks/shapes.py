@@ -237,7 +237,9 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=10_000)
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--seconds", type=float, default=0, help="at most")
-    arguments.add_argument("--jobs", type=int, default=1, help="processes side by side; one takes half an hour, 12 two minutes")
+    arguments.add_argument(
+        "--jobs", type=int, default=1, help="processes side by side; one takes half an hour, 12 two minutes"
+    )
     arguments.add_argument("--groups", type=int, default=2 * len(VARIANTS))
     arguments.add_argument("--triton", type=int, default=0, metavar="N", help="on the CPU: every Nth weight by Triton")
     args = arguments.parse_args()
