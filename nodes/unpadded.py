@@ -22,16 +22,15 @@ class Unpadded:
 
 
 def without_padding(sections: list[list[tuple]], pad: int | None) -> list[list[tuple]]:
-    """A prompt's sections without what all of them begin with and is nothing but padding; a token of each is left at least.
+    """A prompt's tokens without the padding that they begin with. As they are where core does something else with padding: with several
+    sections, with weights (which it counts by layers), and where no token of a number follows, which ends the padding.
 
     Args:
-        sections: of tokens, each a tuple of a number (or a picture or an embedding) and its weight.
+        sections: of tokens, each a tuple of a number (or a picture or an embedding), its weight, and what else there is.
         pad: the padding's number.
     """
-
-    def is_padding(token: tuple) -> bool:
-        return isinstance(token[0], numbers.Integral) and token[0] == pad
-
-    before = (sum(1 for _ in itertools.takewhile(is_padding, section[:-1])) for section in sections)
-    least = min(before, default=0)
-    return [section[least:] for section in sections]
+    if len(sections) != 1 or any(token[1] != 1.0 for token in sections[0]):
+        return sections
+    (tokens,) = sections
+    left = list(itertools.dropwhile(lambda token: isinstance(token[0], numbers.Integral) and token[0] == pad, tokens))
+    return [left] if left and isinstance(left[0][0], numbers.Integral) else sections

@@ -208,7 +208,11 @@ def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: di
         lines.append(f"Batches that are killed: {', '.join(kinds)}.")
     lines += [
         f"A soak of more than {results['soak']['prompts']} prompts; on a card with pictures that are large enough for fast mode.",
-        "Kills of Ray's actors around real ComfyUIs: around stand-ins only (tests/unit/batch/test_rounds.py).",
+        *(
+            ()
+            if "actor" in batches["ray"]["kills"]
+            else ("Kills of Ray's actors around real ComfyUIs: around stand-ins only.",)
+        ),
         "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
         "The same latents on two machines: processors and cards of other kinds sum in another order.",
         "macOS and Windows.",

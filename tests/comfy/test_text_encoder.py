@@ -174,22 +174,48 @@ class TestEncoding:
         ([[0, 0, 2, 7]], [[2, 7]]),
         ([[0, 0, 2, 0, 7]], [[2, 0, 7]]),
         ([[2, 7, 0, 0]], [[2, 7, 0, 0]]),
-        ([[0, 0, 0]], [[0]]),
-        ([[0, 0, 2], [0, 2, 7]], [[0, 2], [2, 7]]),
+        ([[0, 0, 2]], [[2]]),
+        ([[0, 0, 2, "picture", 7]], [[2, "picture", 7]]),
+        # Core does something of its own with these.
+        ([[0, 0, 0]], [[0, 0, 0]]),
+        ([[0, "picture", 0, 2]], [[0, "picture", 0, 2]]),
+        ([[0, 0, 2], [0, 2, 7]], [[0, 0, 2], [0, 2, 7]]),
         ([["picture", 0, 2]], [["picture", 0, 2]]),
         ([], []),
     ],
 )
-def test_padding_is_what_all_sections_begin_with(pack, sections, left):
+@pytest.mark.parametrize("more", [(), (None,)])
+def test_padding_is_what_comes_before_a_prompt(pack, sections, left, more):
     from comfyui_hlwq.nodes.unpadded import without_padding
 
     embedding = torch.zeros(4)  # compared with a number, it would be many answers
 
-    def tokens(sections: list) -> list:
-        return [[(embedding if token == "picture" else token, 1.0) for token in section] for section in sections]
+    def tokens(sections: list, weight: float = 1.0) -> list:
+        return [
+            [(embedding if token == "picture" else token, weight, *more) for token in section] for section in sections
+        ]
 
     assert without_padding(tokens(sections), 0) == tokens(left)
     assert without_padding(tokens(sections), None) == tokens(sections)
+    assert without_padding(tokens(sections, 1.3), 0) == tokens(sections, 1.3)
+
+
+@pytest.mark.parametrize("change", ["weight", "section", "embedding"])
+def test_tokens_that_nodes_changed_are_encoded_as_core_encodes_them(node, plain, change):
+    """Weights within the tokens, sections of their own (BREAK), an embedding in the padding: core's own answer, whatever it is."""
+    tokens = plain.tokenize(PROMPTS[0])["gemma3_12b"]
+    (section,) = tokens
+    if change == "weight":
+        section[-1] = (section[-1][0], 1.3)
+    elif change == "section":
+        tokens.append(plain.tokenize(PROMPTS[1])["gemma3_12b"][0])
+    else:
+        section[5] = (torch.zeros(64), 1.0)
+    language = plain.cond_stage_model.gemma3_12b
+    with torch.inference_mode():
+        found, _, extra = language.encode_token_weights(tokens)
+        expected, _, core = node.compat.SDClipModel.encode_token_weights(language, tokens)
+    assert torch.equal(found, expected) and torch.equal(extra["attention_mask"], core["attention_mask"])
 
 
 class TestPackedGemma:
