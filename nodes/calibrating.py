@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..hlwq_core.codec.calibration import Calibration, bare, identity_of, values_of
+from ..hlwq_core.errors import HLWQError
 from ..hlwq_core.running import packed_tensor
 from .running import as_chosen
 
@@ -51,11 +52,18 @@ class Gathering:
                 return result
             finally:
                 if any(calibration.counts.values()):
-                    calibration.save(self.path)
-                    _log.info(
-                        "HLWQ: calibration of %d layers after %d runs: %s",
-                        len(calibration.counts), calibration.samples, self.path,
-                    )  # fmt: skip
+                    self._save(calibration)
+
+    def _save(self, calibration: Calibration) -> None:
+        try:
+            calibration.save(self.path)
+        except HLWQError as error:  # it hides neither what the run made nor what ended it
+            _log.error("HLWQ: the calibration is not written, the next run tries again: %s", error)
+            return
+        _log.info(
+            "HLWQ: calibration of %d layers after %d runs: %s",
+            len(calibration.counts), calibration.samples, self.path,
+        )  # fmt: skip
 
     def _of(self, patcher: Any) -> Calibration:
         """The calibration of this model, with this file's contents."""

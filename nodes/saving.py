@@ -290,10 +290,15 @@ class Saver:
         shown, subfolder = path.name, where.subfolder
         if path.is_dir():
             shown, subfolder = "00001.png", str(Path(subfolder) / path.name)
+        notes = [told] if told else []
         if self._choices.workflow == WORKFLOW[1] and path.is_file():
-            write_png(path.with_suffix(".png"), first, self.metadata())
+            try:
+                write_png(path.with_suffix(".png"), first, self.metadata())
+            except HLWQError as error:  # the video has its name: failing now would make it again
+                notes.append(f"without the picture beside it: {error.what}")
+                log.warning("HLWQ: the picture beside %s was not written: %s", path.name, error)
         self._results.append(ui.SavedResult(shown, subfolder, kind))
-        text = "; ".join([f"{path.name}: {written}", *([told] if told else []), *rounded(self._prompt or {})])
+        text = "; ".join([f"{path.name}: {written}", *notes, *rounded(self._prompt or {})])
         self._texts.append(text)
         self._videos.append(InputImpl.VideoFromFile(str(path)) if video is None else video())
         log.info("HLWQ saved %s in %s", text, path.parent)

@@ -17,6 +17,7 @@ from ..errors import HLWQError, WorkError
 from ..format.portable import portable
 from .job import Job, request_of
 from .making import Unwritable, WorkerLost
+from .results import Arrived, discard
 from .workers import OwnServer
 
 
@@ -65,6 +66,13 @@ class Host:
         """Make a job: JSON of the run and of the files that wait to be fetched, of the job's error, or of a lost ComfyUI."""
         values = json.loads(request)
         inputs: Path | None = None
+        parts: list[Path] = []
+
+        def part() -> Path:
+            parts.append(self.folder / uuid.uuid4().hex)
+            return parts[-1]
+
+        arrived: Arrived | None = None
         try:
             inputs = self.folder / uuid.uuid4().hex
             inputs.mkdir()
@@ -73,7 +81,7 @@ class Host:
                 path.write_bytes(content)
                 values[key] = path
             job = Job(request_of(values), "job")
-            arrived = await self.worker.make(slot, job, lambda: self.folder / uuid.uuid4().hex, None, lambda _: None)
+            arrived = await self.worker.make(slot, job, part, None, lambda _: None)
         except (WorkerLost, Unwritable) as lost:
             return json.dumps({"lost": str(lost)})
         except OSError as error:
@@ -84,12 +92,14 @@ class Host:
         finally:
             if inputs is not None:
                 shutil.rmtree(inputs, ignore_errors=True)
+            if arrived is None:
+                discard(parts)
         run = {key: getattr(arrived, key) for key in ("seconds", "prompt_id", "workflow", "report", "node_seconds")}
-        parts = [
+        files_made = [
             {"part": path.name, "name": name, "sha256": digest, "size": path.stat().st_size}
             for path, name, digest in arrived.parts
         ]
-        return json.dumps({"run": run, "files": parts})
+        return json.dumps({"run": run, "files": files_made})
 
     def piece(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file that waits."""

@@ -155,6 +155,7 @@ class RayWorker:
         self._gpu = gpu
         self._say = say
         self._actor: Any = None
+        self._telling: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """See `Worker`. Waits as long as the cluster has no place; whoever is placed says so when its ComfyUI answers."""
@@ -195,9 +196,14 @@ class RayWorker:
             arrived = Arrived([], **told["run"])
             for file in told["files"]:
                 arrived.parts.append((await self._fetch(file, part()), str(file["name"]), str(file["sha256"])))
-            with contextlib.suppress(self._ray.exceptions.RayError):  # all has arrived, and a dead actor keeps nothing
-                await self._actor.forget.remote([file["part"] for file in told["files"]])
+        # Not waited for: all has arrived, and neither a dead actor nor one that hangs is to take that away.
+        telling = asyncio.ensure_future(_told(self._actor.forget.remote([file["part"] for file in told["files"]])))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
         return arrived
+
+    async def take_back(self, prompt_ids: Sequence[str]) -> None:
+        """See `Worker`. The actor's ComfyUI ends with the actor."""
 
     async def _fetch(self, file: dict[str, Any], path: Path) -> Path:
         digest, offset, size = hashlib.sha256(), 0, int(file["size"])
@@ -243,3 +249,8 @@ class RayWorker:
 
 async def _answer(reference: Any) -> Any:
     return await reference
+
+
+async def _told(reference: Any) -> None:
+    with contextlib.suppress(Exception):
+        await reference

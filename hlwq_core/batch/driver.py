@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import HLWQError, ServerError, WorkError
 from .job import Job
 from .journal import State
 from .making import Unwritable, WorkerLost
-from .results import Arrived, Results
+from .results import Arrived, Results, discard
 
 STARTS = 5  # starts in a row of one worker without an output in between, before it is given up
 DEATHS = 5  # workers that may die at one job before it is taken for the cause
@@ -51,6 +51,9 @@ class Worker(Protocol):
         self, slot: int, job: Job, part: Callable[[], Path], queued: str | None, queuing: Callable[[str], None]
     ) -> Arrived:
         """Make a job, see `making.make`. `slot`: which of the jobs that it is given at a time, from 0."""
+
+    async def take_back(self, prompt_ids: Sequence[str]) -> None:
+        """These are not wanted any more; for workers that keep what was queued."""
 
     async def stop(self) -> None:
         """End it; safe to call twice."""
@@ -149,12 +152,7 @@ class Driver:
         except _Refused as refused:
             self.stopped_by = refused.error
         finally:
-            for lane in lanes:
-                lane.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
-            for worker in self.workers:
-                with contextlib.suppress(Exception):
-                    await worker.stop()
+            await _to_its_end(self._clean_up(lanes))
         if self._refused:
             self._forgive()
         if self._open:
@@ -162,6 +160,31 @@ class Driver:
             if isinstance(last, HLWQError):
                 raise last
             raise ServerError("no worker is left", fix="look at what they said, then call again")
+
+    async def _clean_up(self, lanes: Collection[asyncio.Future[None]]) -> None:
+        for lane in lanes:
+            lane.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
+        for worker in self.workers:
+            if worker.keeps:
+                await self._take_back(worker)
+            with contextlib.suppress(Exception):
+                await worker.stop()
+
+    async def _take_back(self, worker: Worker) -> None:
+        """What lies in a worker's queue does not run on when we stop. `left` has what could not be taken back."""
+        jobs = [job for job in self.left if job.queued and job.queued[0] == worker.name]
+        if not jobs:
+            return
+        with contextlib.suppress(HLWQError, asyncio.TimeoutError):
+            await asyncio.wait_for(worker.take_back([job.queued[1] for job in jobs if job.queued]), 10)
+            for job in jobs:
+                job.queued = None
+
+    @property
+    def left(self) -> list[Job]:
+        """The jobs that may lie in a server's queue, or run there, and are neither made nor failed."""
+        return [job for job in self._jobs if job.queued and is_open(self.results.state(job), self.tries)]
 
     def _sort_out(self) -> None:
         """Which jobs are left, and which of them may still lie in a worker's queue."""
@@ -218,7 +241,9 @@ class Driver:
     async def _lanes(self, worker: Worker, made: list[str]) -> None:
         lanes = [asyncio.ensure_future(self._lane(worker, slot, made)) for slot in range(self.depth)]
         try:
-            await asyncio.gather(*lanes)
+            done, _ = await asyncio.wait(lanes, return_when=asyncio.FIRST_EXCEPTION)
+            for lane in done:
+                lane.result()
         finally:
             for lane in lanes:
                 lane.cancel()
@@ -282,14 +307,19 @@ class Driver:
             try:
                 arrived = await worker.make(slot, job, part, queued, queuing)
             except BaseException:
-                self.results.discard(parts)  # a worker may die between two files
+                discard(parts)  # a worker may die between two files
                 raise
         except Unwritable as error:
             raise error.error from error
         except HLWQError as error:
             job.queued = None
             return self._failed(worker, job, error)
-        self.results.commit(job, arrived, worker.name)
+        try:
+            self.results.commit(job, arrived, worker.name)
+        except HLWQError:
+            if self.results.state(job).made is None:  # else they only lack their names, which the next call gives
+                discard(parts)
+            raise
         self._refused = None
         self.events.made(job, worker.name, arrived.seconds or time.monotonic() - begun)
         return True
@@ -333,3 +363,16 @@ class Driver:
         )
         error.final = True
         return self._failed(worker, job, error)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for work that another signal to stop shall not end half done."""
+    task, cancelled = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -117,14 +117,20 @@ class Journal:
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove the journal: the batch is whole, and a later call begins a new one."""
+        """Remove the journal: the batch is whole, and a later call begins a new one. It stays where a part has not got its name
+        yet, which only the journal knows."""
+        try:
+            (self.folder / "parts").rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
         self.close()
         for path in (self.path, self.folder / "lock"):
             with contextlib.suppress(OSError):
                 path.unlink()
-        for folder in (self.folder / "parts", self.folder):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     # ---- reading ----
 

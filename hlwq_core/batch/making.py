@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ async def make(
     watcher: Watcher = quiet,
     say: Say = lambda line: None,
 ) -> Arrived:
-    """Make what a request asks for.
+    """Make what a request asks for. Stopped, it leaves the prompt where it is: whoever stops it knows its id.
 
     Args:
         part: gives a path for each file.
@@ -75,14 +74,12 @@ async def make(
         if queued is None or not await client.has(queued):
             queued = str(uuid.uuid4())
             queuing(queued)
-            async with _taken_back(client, queued):
-                given = await client.queue(nodes, prompt_id=queued)
+            given = await client.queue(nodes, prompt_id=queued)
             if given != queued:  # a server that gives names of its own
                 queued = given
                 queuing(queued)
-        async with _taken_back(client, queued):
-            with watcher(nodes) as watch:
-                entry = await client.follow(queued, nodes, watch)
+        with watcher(nodes) as watch:
+            entry = await client.follow(queued, nodes, watch)
         seconds = run_seconds(entry) or time.monotonic() - begun
         files = result_files(entry)
         if not files:
@@ -104,17 +101,6 @@ def _told_apart() -> Any:
         raise
     except ServerError as error:
         raise WorkerLost(error) from error
-
-
-@contextlib.asynccontextmanager
-async def _taken_back(client: Client, prompt_id: str) -> AsyncIterator[None]:
-    """What we queued does not run on when we are stopped."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        with contextlib.suppress(HLWQError, asyncio.TimeoutError):
-            await asyncio.wait_for(client.cancel(prompt_id), 10)
-        raise
 
 
 async def _fetch(client: Client, file: dict[str, Any], path: Path) -> tuple[Path, str, str]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,13 @@ STATE = ".hlwq-batch"
 MANIFEST = "manifest.jsonl"
 _VIDEOS = (".mp4", ".webm", ".mkv", ".mov")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
+
+
+def discard(parts: Iterable[Path]) -> None:
+    """Remove what arrived of an attempt that came to nothing; what cannot be removed goes at the next call's begin."""
+    for part in parts:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @dataclass
@@ -149,12 +156,6 @@ class Results:
     def part(self, job: Job) -> Path:
         """A path where a file of a job may arrive."""
         return self.parts / f"{job.id}-{uuid.uuid4().hex[:12]}"
-
-    def discard(self, parts: Sequence[Path]) -> None:
-        """Remove what arrived of an attempt that came to nothing; what cannot be removed goes at the next call's begin."""
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink()
 
     def commit(self, job: Job, arrived: Arrived, worker: str) -> Made:
         """The parts become the job's output.

@@ -6,6 +6,7 @@ gone on with by the same call, which is then without a trace.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import json
@@ -154,7 +155,8 @@ async def make_all(
     """Make what each request asks for, on whichever worker is free.
 
     Requests without a seed and without a `step` get one seed, by chance; a call that goes on where another one was killed
-    takes that one's. Whatever ends this, the journal stays as long as something was made and something is left.
+    takes that one's. Whatever ends this, the journal stays as long as something was made and something is left, or a prompt may
+    still lie on a server.
 
     Args:
         labels: what each is called on screen; its prompt, if not given.
@@ -177,18 +179,34 @@ async def make_all(
             replace=target.is_file,
         )
         error: HLWQError | None = None
+        # The first that is refused is the last: the others ask for the same in other words.
+        driver = Driver(jobs, workers, results, tries=1, events=_Said(say, numbers), alike=1, deaths=2)
         try:
             results.begin(jobs, say)
-            # The first that is refused is the last: the others ask for the same in other words.
-            driver = Driver(jobs, workers, results, tries=1, events=_Said(say, numbers), alike=1, deaths=2)
             await driver.run()
         except HLWQError as caught:
             error = caught
+        except asyncio.CancelledError:
+            say(where_it_runs(driver.left) or "nothing is left running")
+            raise
         finally:
             settled = [job for job in jobs if results.state(job).made or results.state(job).failures]
-            if len(settled) == len(jobs) or not any(results.state(job).made for job in jobs):
+            nothing = not driver.left and not any(results.state(job).made for job in jobs)
+            if len(settled) == len(jobs) or nothing:
                 journal.discard()
-        return Outcome([_result(job, results) for job in settled], error)
+        found = [_result(job, results) for job in settled]
+        # After an error, what was made may not have its name.
+        return Outcome([r for r in found if error is None or all(path.is_file() for path in r.files)], error)
+
+
+def where_it_runs(left: Sequence[Job]) -> str:
+    """What may still run after a call was stopped; "" if nothing does."""
+    servers = sorted({job.queued[0] for job in left if job.queued})
+    return (
+        f"{', '.join(servers)} did not take the prompt back and may still run it: the same call follows it"
+        if servers
+        else ""
+    )
 
 
 def _seed(jobs: list[Job], journal: Journal) -> None:
@@ -221,7 +239,12 @@ def _result(job: Job, results: Results) -> Result:
 def _probe(path: Path) -> MediaInfo | None:
     from ..media import probe
 
-    return probe(path) if path.suffix.lower() in (".mp4", ".webm", ".mkv", ".mov") else None
+    if path.suffix.lower() not in (".mp4", ".webm", ".mkv", ".mov"):
+        return None
+    try:
+        return probe(path)
+    except HLWQError:  # moved by now, or a format of its own: that is no reason to lose the other results
+        return None
 
 
 # ---- for programs ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..client.client import Client
@@ -51,6 +51,9 @@ class _OfClients:
             watcher=self._watcher,
             say=self._say_once,
         )
+
+    async def take_back(self, prompt_ids: Sequence[str]) -> None:
+        """See `Worker`."""
 
     async def _close(self) -> None:
         clients, self._clients = self._clients, {}
@@ -101,6 +104,11 @@ class RunningServer(_OfClients):
                 if not self._before or time.monotonic() - begun > self._patience:
                     raise
             await asyncio.sleep(_AGAIN)
+
+    async def take_back(self, prompt_ids: Sequence[str]) -> None:
+        """See `Worker`."""
+        async with self._client() as client:
+            await client.cancel(*prompt_ids)
 
     async def stop(self) -> None:
         """See `Worker`."""

@@ -265,7 +265,8 @@ class Client:
             raise self._stranger()
         if status != 200 or answer.get("node_errors"):
             if status == 200:
-                await self.cancel(answer["prompt_id"])
+                with contextlib.suppress(HLWQError):  # the refusal is the error to tell
+                    await self.cancel(answer["prompt_id"])
             if status >= 500:
                 raise ServerError(
                     f"{self.url}/prompt answered {status}", fix="look into the log of ComfyUI, which says more"

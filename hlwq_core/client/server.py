@@ -193,11 +193,13 @@ class LocalServer:
         if self._folder is None:
             return
         found = []
-        for path in (self._folder / "output").rglob("*"):
-            with contextlib.suppress(OSError):
-                kind = path.lstat()
-                if stat.S_ISREG(kind.st_mode):
-                    found.append((kind.st_mtime, kind.st_size, path))
+        # os.walk passes over folders that are renamed meanwhile, as rglob does not.
+        for folder, _, names in os.walk(self._folder / "output"):
+            for path in (Path(folder) / name for name in names):
+                with contextlib.suppress(OSError):
+                    kind = path.lstat()
+                    if stat.S_ISREG(kind.st_mode):
+                        found.append((kind.st_mtime, kind.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found)[:-8]:
             if total <= limit:

@@ -125,13 +125,15 @@ def _shown_by(progress: BatchProgress) -> Events:
 def _run(args: argparse.Namespace, where: Where, jobs: list[Job], results: Results, progress: BatchProgress) -> int:
     from ..batch.driver import Driver, is_open
     from ..batch.pool import pool
+    from ..batch.several import where_it_runs
 
     error: HLWQError | None = None
     stopped = False
+    driver: Driver | None = None
     try:
         with stoppable():
-            left = any(is_open(results.state(job), args.tries) for job in jobs)
-            workers = pool(where, say=progress.say) if left else []
+            some = any(is_open(results.state(job), args.tries) for job in jobs)
+            workers = pool(where, say=progress.say) if some else []
             events = _shown_by(progress)
             driver = Driver(jobs, workers, results, tries=args.tries, depth=args.depth, events=events)
             asyncio.run(driver.run())
@@ -146,7 +148,8 @@ def _run(args: argparse.Namespace, where: Where, jobs: list[Job], results: Resul
         error = error or caught
     failed = _tell(args, jobs, results, error)
     if stopped:
-        print("stopped; nothing is left running; the same call goes on", file=sys.stderr)
+        left = where_it_runs(driver.left) if driver is not None else ""
+        print(f"stopped; {left or 'nothing is left running; the same call goes on'}", file=sys.stderr)
         return STOPPED
     if error is not None:
         raise error

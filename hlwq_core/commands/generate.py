@@ -158,7 +158,7 @@ def execute(args: argparse.Namespace, requests: Sequence[Request], labels: Seque
         with stoppable():
             outcome = asyncio.run(make_all(requests, workers, target, labels=labels, say=say))
     except KeyboardInterrupt:
-        print("stopped; nothing is left running", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return STOPPED
     _print(args, outcome)
     return 1 if any(result.error for result in unless_failed(outcome)) else 0
@@ -203,7 +203,13 @@ def where_of(args: argparse.Namespace) -> Where:
 def stoppable() -> Iterator[None]:
     """SIGTERM and a closed terminal end the call as Ctrl-C does, so that it cleans up."""
 
+    stopped = False
+
     def stop(*_: object) -> None:
+        nonlocal stopped
+        if stopped:  # a service manager sends several: the clean-up that one began is not to be ended by the next
+            return
+        stopped = True
         if callable(signal.getsignal(signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)  # asyncio's handler, while that runs
         else:  # a shell's background job ignores SIGINT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 # Called with bytes done, bytes in all, and what is being done; may raise to stop the work.
@@ -40,3 +41,10 @@ class Tally:
     def tell(self, text: str) -> None:
         """The same as before, with another text."""
         self.add(0, text)
+
+    def end(self) -> None:
+        """All is done. Who wants to stop it now is too late."""
+        self.done = self.total
+        with contextlib.suppress(BaseException):
+            self.tell("done")
+        self.stopped = None

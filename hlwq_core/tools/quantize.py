@@ -248,7 +248,7 @@ class _Job:
         except (OSError, DiskFullError) as error:
             raise self._stopped(error) from error
         self._discard_work()
-        self.tally.tell("done")
+        self.tally.end()
         return self._report()
 
     def _discard_work(self) -> None:
@@ -508,8 +508,7 @@ class _Job:
     def made(self) -> Report:
         """The report of an earlier run, and nothing of it left beside the target."""
         self._discard_work()
-        self.tally.done = self.tally.total
-        self.tally.tell("done")
+        self.tally.end()
         return self._report()
 
     def _report(self) -> Report:

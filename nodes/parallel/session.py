@@ -196,6 +196,8 @@ class Session:
 
     def _begin(self, patcher: Any, shape: Sequence[int]) -> None:
         told: Message = {"do": "begin", "shape": list(shape)}
+        if self._beginning is not None:  # of a run that ended before they were ready; by now they have
+            self._beginning[1].unlink(missing_ok=True)
         told["choices"] = dataclasses.asdict(patcher.attachments.get(choices.KEY, choices.DEFAULT))
         file = self._folder / f"patches{self._asked}.safetensors"
         if self._patches != patcher.patches_uuid:

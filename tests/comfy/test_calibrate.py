@@ -92,6 +92,34 @@ def test_it_goes_on_after_an_interruption(load, sample, folder: Path) -> None:
     assert again.samples == 2 and again.layers[name]["count"] > cut.layers[name]["count"]
 
 
+def test_a_full_disk_hides_neither_the_samples_nor_what_ended_the_run(
+    load, sample, folder: Path, monkeypatch, caplog
+) -> None:
+    import comfy.model_management as management
+    from comfyui_hlwq.hlwq_core.errors import DiskFullError
+    from comfyui_hlwq.nodes import calibrating
+
+    def full(self: Any, path: Path) -> None:
+        raise DiskFullError("there is no room", file=path, expected="room", found="none", fix="make room")
+
+    save = calibrating.Calibration.save
+    monkeypatch.setattr(calibrating.Calibration, "save", full)
+    model = load()[0]
+    calibrated = watched(model)
+    assert sample(calibrated) and "make room" in caplog.text
+
+    def interrupted(*unused: Any) -> None:
+        raise management.InterruptProcessingException
+
+    handle = model.model.diffusion_model.transformer_blocks[1].attn1.to_q.register_forward_pre_hook(interrupted)
+    with pytest.raises(management.InterruptProcessingException):
+        sample(calibrated)
+    handle.remove()
+    monkeypatch.setattr(calibrating.Calibration, "save", save)
+    sample(calibrated)
+    assert opened(folder).samples == 2, "what could not be written is written with the next run"
+
+
 def test_loras_are_noted_and_not_mixed(load, sample, folder: Path) -> None:
     from comfyui_hlwq.hlwq_core.errors import InputError
 

@@ -136,6 +136,19 @@ def test_workflow_in_the_file(node, media, tmp_path, monkeypatch):
     assert json.loads(tags["workflow"]) == {"nodes": []}
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_video_saved(pack, node, tmp_path, monkeypatch, caplog):
+    from comfyui_hlwq.hlwq_core.errors import MediaError
+    from comfyui_hlwq.nodes import saving
+
+    def full(path, frame, metadata):
+        raise MediaError("the file cannot be written", file=path, expected="room", found="none", fix="make room")
+
+    monkeypatch.setattr(saving, "write_png", full)
+    result = save(node, workflow=saving.WORKFLOW[1])
+    assert [p.name for p in saved_files(tmp_path)] == ["test_00001_.mp4"]
+    assert "without the picture beside it" in result.ui["text"][0] and "make room" in caplog.text
+
+
 def test_disable_metadata(pack, node, media, tmp_path, monkeypatch):
     import comfy.cli_args
 

@@ -124,6 +124,7 @@ def test_cancel_while_other_cards_load_is_told_at_once_and_the_next_run_waits_fo
     with pytest.raises(compat.InterruptProcessingException), made.sampling(patcher, [1]):
         raise compat.InterruptProcessingException
     assert not made.is_over and [message["do"] for message in told] == ["begin", "end"]
+    made._beginning[1].touch()  # the patches that were written for it
 
     def answer():
         time.sleep(0.6)  # more than the end of a run that had begun may take
@@ -136,6 +137,7 @@ def test_cancel_while_other_cards_load_is_told_at_once_and_the_next_run_waits_fo
     threading.Thread(target=answer, daemon=True).start()
     with made.sampling(patcher, [1]):
         assert [message["do"] for message in told] == ["begin", "end", "begin"]
+        assert not list(tmp_path.iterdir())
     assert not made.is_over and made._ending is None
 
 

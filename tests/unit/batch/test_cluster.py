@@ -126,7 +126,8 @@ def test_inputs_go_and_outputs_come_as_bytes(place: Place, ray: Ray, monkeypatch
         content = path.read_bytes()
         assert f"film of rain, seed 7, picture {hashlib.sha256(b'picture').hexdigest()}".encode() in content
         assert digest == hashlib.sha256(content).hexdigest() and name.endswith(".mp4") and arrived.seconds > 0
-        assert not list(ray.actors[0].inner.host.folder.iterdir()), "it was told to forget them"
+        while list(ray.actors[0].inner.host.folder.iterdir()):  # it is told to forget them, and nobody waits for it
+            await asyncio.sleep(0.01)
         with pytest.raises(WorkError, match="no FAIL") as failed:
             await make(ray0, job(place, "FAIL"), place.folder / "part")
         assert not failed.value.final
@@ -155,6 +156,27 @@ def test_an_actor_that_dies_when_its_files_have_arrived_has_made_the_job(place: 
         arrived = await make(ray0, job(place, "rain"), place.folder / "part")
         assert b"film of rain" in arrived.parts[0][0].read_bytes()
         actor.dead = False  # ends its ComfyUI
+        await ray0.stop()
+
+    asyncio.run(go())
+
+
+def test_an_actor_keeps_nothing_of_a_job_that_failed(place: Place, ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two files cannot be fetched: the first is not to lie there until its ComfyUI ends."""
+    from hlwq_core.batch import actor
+
+    async def half(self: Any, slot: int, job: Job, part: Any, *others: Any) -> Any:
+        part().write_bytes(b"the first")
+        part()
+        raise WorkError("ComfyUI does not give the file", fix="look")
+
+    async def go() -> None:
+        ray0 = worker(place, ray)
+        await ray0.start()
+        monkeypatch.setattr(actor.OwnServer, "make", half)
+        with pytest.raises(WorkError, match="does not give"):
+            await make(ray0, job(place, "rain"), place.folder / "part")
+        assert not list(ray.actors[0].inner.host.folder.iterdir())
         await ray0.stop()
 
     asyncio.run(go())

@@ -15,7 +15,7 @@ from hlwq_core.batch.journal import Journal
 from hlwq_core.batch.making import WorkerLost
 from hlwq_core.batch.results import STATE, Arrived, Results
 from hlwq_core.client.generate import Request
-from hlwq_core.errors import ServerError, WorkError
+from hlwq_core.errors import DiskFullError, ServerError, WorkError
 
 JOB = Job(Request(prompt="p", seed=1), "film", "p", "a" * 16)
 
@@ -33,6 +33,9 @@ class Half:
 
     stop = start
 
+    async def take_back(self, prompt_ids: Any) -> None:
+        pass
+
     async def make(self, slot: int, job: Job, part: Callable[[], Path], *others: Any) -> Arrived:
         first = part()
         first.write_bytes(b"a film")
@@ -41,6 +44,19 @@ class Half:
             part()  # of which not a byte has come
             raise error
         return Arrived([(first, "x.mp4", "0" * 64)], 1.0, "id", "0" * 64)
+
+
+def test_what_arrived_goes_where_it_cannot_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal(tmp_path / STATE) as journal:
+        results = Results(tmp_path, journal)
+        results.begin([JOB], lambda line: None)
+        monkeypatch.setattr("hlwq_core.batch.results._sync_folder", full)
+        with pytest.raises(DiskFullError):
+            asyncio.run(Driver([JOB], [Half(None)], results, depth=1).run())
+        assert results.state(JOB).made is None and not list(results.parts.iterdir())
 
 
 @pytest.mark.parametrize(

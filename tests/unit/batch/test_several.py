@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from hlwq_core import cli
+from hlwq_core.batch import results as results_module
 from hlwq_core.batch import several
 from hlwq_core.batch.several import Target, as_json, describe, make_all, queue, queue_requests
 from hlwq_core.batch.workers import RunningServer
 from hlwq_core.client.generate import Request
-from hlwq_core.errors import InputError, ServerError
+from hlwq_core.errors import HLWQError, InputError, ServerError
 
 from ..client.fake_comfy import WORKFLOW, FakeComfy, finish
 from .conftest import Place
@@ -111,7 +113,19 @@ def test_one_failure_in_a_batch_does_not_stop_the_rest(workflow: Path, tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a_1.mp4", "w.json"]
 
 
-def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path) -> None:
+@web.middleware
+async def slow(request: web.Request, handler: Any) -> Any:
+    """What takes prompts back takes its time."""
+    if request.method == "POST" and request.path in ("/queue", "/interrupt"):
+        await asyncio.sleep(0.2)
+    return await handler(request)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path, count: int, twice: bool) -> None:
+    """Also where a lane has nothing to do, and where a second signal comes while it is taken back."""
+
     async def go() -> None:
         running = asyncio.Event()
 
@@ -120,16 +134,123 @@ def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path) -> Non
             running.set()
             await asyncio.wait_for(fake.interruption.wait(), 5)
 
-        async with FakeComfy(run) as fake:
-            work = asyncio.ensure_future(runs(fake, workflow, tmp_path))
+        async with FakeComfy(run, [slow]) as fake:
+            work = asyncio.ensure_future(runs(fake, workflow, tmp_path, count))
             await running.wait()
+            while len(fake.prompts) < min(count, 2):
+                await asyncio.sleep(0.01)
             work.cancel()
+            if twice:
+                await asyncio.sleep(0.1)
+                work.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await work
-            assert len(fake.interrupted) == 1 and len(fake.deleted) == len(fake.prompts) == 2 and not fake.pending
+            assert len(fake.interrupted) == 1 and not fake.pending
+            assert len(fake.deleted) == len(fake.prompts) == min(count, 2)
 
     play(go())
     assert [p.name for p in tmp_path.iterdir()] == ["w.json"]
+
+
+def test_a_prompt_that_could_not_be_taken_back_is_followed_by_the_same_call(workflow: Path, tmp_path: Path) -> None:
+    """The server was out of reach: it runs on, is told so, and is not made twice."""
+    said: list[str] = []
+    gone = False
+
+    @web.middleware
+    async def away(request: web.Request, handler: Any) -> Any:
+        return web.Response(status=502) if gone else await handler(request)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await fake.wait_for_socket()
+        running.set()
+        await ended.wait()
+        await finish(fake, prompt_id)
+
+    async def go() -> None:
+        nonlocal gone, running, ended
+        running, ended = asyncio.Event(), asyncio.Event()
+        async with FakeComfy(run, [away]) as fake:
+
+            def call() -> Any:
+                requests, labels = queue_requests(workflow, 1, [])
+                target = Target.of(tmp_path, 1, None)
+                return make_all(requests, [RunningServer(fake.url)], target, labels=labels, say=said.append)
+
+            work = asyncio.ensure_future(call())
+            await running.wait()
+            gone = True
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            assert said[-1].startswith(fake.url) and "may still run it: the same call follows it" in said[-1]
+            gone = False
+            ended.set()
+            outcome = await call()
+            assert [result.error for result in outcome.results] == [None] and len(fake.prompts) == 1
+
+    running: asyncio.Event
+    ended: asyncio.Event
+    play(go())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "w.json"]
+
+
+def test_a_request_that_fails_leaves_the_other_prompt_running(workflow: Path, tmp_path: Path) -> None:
+    """A gateway's hiccup while a file is fetched: the worker is asked again, and what runs there goes on."""
+    hiccups = [502]
+
+    @web.middleware
+    async def gateway(request: web.Request, handler: Any) -> Any:
+        if request.path == "/view" and hiccups:
+            return web.Response(status=hiccups.pop())
+        return await handler(request)
+
+    async def go() -> None:
+        async def run(fake: FakeComfy, prompt_id: str) -> None:
+            if fake.history:  # the second runs while the first one's file is fetched, and some more
+                while hiccups:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.3)
+            await finish(fake, prompt_id)
+
+        async with FakeComfy(run, [gateway]) as fake:
+            outcome = await runs(fake, workflow, tmp_path, 2)
+            assert [result.error for result in outcome.results] == [None, None]
+            assert not hiccups and not fake.interrupted and len(fake.prompts) == 2
+
+    play(go())
+
+
+def test_a_video_that_cannot_have_its_name_is_not_made_again(workflow: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """On Windows a player may have the old one open."""
+    replace = results_module.os.replace
+    refused = [PermissionError(13, "in use")]
+
+    def once(source: Any, target: Any) -> None:
+        if str(target).endswith("a.mp4") and refused:
+            raise refused.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(results_module.os, "replace", once)
+    target = tmp_path / "a.mp4"
+    target.write_bytes(b"the old one")
+
+    async def go() -> None:
+        async with FakeComfy() as fake:
+            with pytest.raises(HLWQError, match="in use|cannot be written"):
+                await queue(fake.url, workflow, 1, [], target, say=silent, quiet=True)
+            assert target.read_bytes() == b"the old one"
+            await queue(fake.url, workflow, 1, [], target, say=silent, quiet=True)
+            assert target.read_bytes() == fake.files["a.mp4"] and len(fake.prompts) == 1
+
+    play(go())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "w.json"]
+
+
+def test_a_film_that_cannot_be_read_is_a_result_without_its_streams(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.undo()
+    (tmp_path / "no film.mp4").write_bytes(b"film")
+    assert several._probe(tmp_path / "no film.mp4") is None and several._probe(tmp_path / "moved.mp4") is None
 
 
 @pytest.mark.parametrize(("command", "servers"), [("generate", 1), ("queue", 1), ("batch", 1), ("batch", 2)])

@@ -112,6 +112,22 @@ def test_a_workflow_of_which_only_a_part_is_valid_is_taken_back() -> None:
     assert len(play(go())) == 1
 
 
+def test_a_refusal_is_told_where_its_prompt_cannot_be_taken_back() -> None:
+    missing = {"type": "required_input_missing", "extra_info": {"input_name": "model"}}
+
+    @web.middleware
+    async def gateway(request: web.Request, handler: Any) -> Any:
+        return web.Response(status=502) if request.path == "/queue" else await handler(request)
+
+    async def go() -> None:
+        async with FakeComfy(middlewares=[gateway]) as fake, Client(fake.url) as client:
+            fake.warn = {"2": {"class_type": "Sampler", "errors": [missing]}}
+            with pytest.raises(ServerError, match="'model' is missing"):
+                await client.queue(WORKFLOW)
+
+    play(go())
+
+
 def test_a_missing_pack_is_said_to_be_missing() -> None:
     extra = {"class_type": "HLWQLoadCheckpoint", "node_id": "1"}
     text = error_of(refuse={"error": {"type": "missing_node_type", "extra_info": extra}, "node_errors": {}})

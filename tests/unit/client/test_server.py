@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,3 +237,26 @@ def test_a_child_begins_only_when_it_is_watched_over(tmp_path: Path, begins: boo
         time.sleep(0.3)
         child.stdin.close()  # what our death does
         assert child.wait(20) == 1 and not mark.exists()
+
+
+def test_tidying_passes_over_folders_that_are_renamed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that writes pictures gives their folder its name at the end; what was made must not be lost by that."""
+    server = LocalServer.__new__(LocalServer)
+    server._folder = tmp_path
+    output = tmp_path / "output"
+    (output / "unfinished").mkdir(parents=True)
+    for number in range(12):
+        (output / f"{number}.mp4").write_bytes(b"x" * 10)
+        os.utime(output / f"{number}.mp4", (number, number))
+    scan = os.scandir
+
+    def renamed(path: Any = ".") -> Any:
+        if str(path).endswith("unfinished"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", renamed)
+    server.tidy(limit=100)
+    assert sorted(path.name for path in output.glob("*.mp4")) == sorted(f"{n}.mp4" for n in range(2, 12))

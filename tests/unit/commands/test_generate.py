@@ -64,3 +64,15 @@ def test_nohup_is_respected() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+def test_a_second_signal_does_not_end_the_clean_up_of_the_first() -> None:
+    """Service managers send SIGTERM and SIGHUP; a terminal that closes, two SIGHUPs."""
+    from hlwq_core.commands.generate import stoppable
+
+    with stoppable():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)

@@ -301,6 +301,27 @@ def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
     assert most < 25_000, f"{most} kB"
 
 
+@pytest.mark.parametrize("layout", ["single", "published"])
+def test_who_cancels_when_all_is_written_is_too_late(tmp_path: Path, layout: str) -> None:
+    """The target has its name by then: an error would tell of nothing that can be mended."""
+
+    class Cancelled(BaseException):
+        pass
+
+    def progress(done: int, total: int, text: str) -> None:
+        if text == "done":
+            raise Cancelled
+
+    save_file({"blocks.0.weight": torch.randn(64, 256).bfloat16()}, tmp_path / "in.safetensors")
+    for _ in range(2):
+        target = tmp_path / ("out.safetensors" if layout == "single" else "out")
+        report = quantize(
+            tmp_path / "in.safetensors", target, rules="plain", layout=layout, progress=progress, force=target.exists()
+        )
+        assert report.layers == 1 and target.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors", target.name]
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
