@@ -49,19 +49,17 @@ def bound(command: Sequence[str]) -> list[str]:
 
 
 class Lifeline:
-    """Watches over a child, and lets it begin.
+    """Watches over a folder and a child, and lets the child begin.
 
     Args:
-        process: the child, the first of a process group of its own.
-        folder: what is removed with it.
-        waits: whether it is of a `bound` command, and waits for us. One that is not has to end when its standard input does.
+        folder: what is removed when we are gone; it need not be there yet.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, waits: bool = True):
-        self._close_job = _windows_job(process) if os.name == "nt" else None
+    def __init__(self, folder: Path):
+        self._close_job: Callable[[], object] | None = None
         watcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
         self._watcher = subprocess.Popen(
-            [*watcher, str(process.pid), str(folder), "apart"],
+            [*watcher, str(folder), "apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -72,6 +70,19 @@ class Lifeline:
         if os.name != "nt":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._watcher.wait(20)  # it goes on as nobody's child
+
+    def watch(self, process: subprocess.Popen[bytes], waits: bool = True) -> None:
+        """End a child with us.
+
+        Args:
+            process: the child, the first of a process group of its own.
+            waits: whether it is of a `bound` command, and waits for us. One that is not has to end when its standard input does.
+        """
+        self._close_job = _windows_job(process) if os.name == "nt" else None
+        assert self._watcher.stdin is not None
+        with contextlib.suppress(OSError):  # the watcher was ended: the kernel's ways are left
+            self._watcher.stdin.write(b"pid %d\n" % process.pid)
+            self._watcher.stdin.flush()
         if waits and process.stdin is not None:
             with contextlib.suppress(OSError):  # it has ended, and says why elsewhere
                 process.stdin.write(b"go")
@@ -81,7 +92,7 @@ class Lifeline:
     def release(self) -> None:
         """The child has been ended and its folder removed: nothing is left to do."""
         try:
-            self._watcher.communicate(b"done", timeout=10)
+            self._watcher.communicate(b"done\n", timeout=10)
         except (OSError, ValueError, subprocess.TimeoutExpired):
             self._watcher.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -150,7 +151,10 @@ class LocalServer:
                 fix="correct --base-directory",
             )
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="hlwq-comfyui-"))
+            folder = Path(tempfile.gettempdir()) / f"hlwq-comfyui-{secrets.token_hex(6)}"
+            self._lifeline = Lifeline(folder)  # before there is anything to remove
+            folder.mkdir(mode=0o700)
+            self._folder = folder
             self._start()
         except OSError as error:
             self.stop()
@@ -257,7 +261,8 @@ class LocalServer:
                 start_new_session=not _WINDOWS,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
-        self._lifeline = Lifeline(self._process, self._folder)
+        assert self._lifeline is not None
+        self._lifeline.watch(self._process)
 
     def wait(self) -> None:
         """Wait until it answers; where it does not it is ended.

@@ -1,9 +1,10 @@
 """A process that outlives us by a moment: it ends our ComfyUI and removes its folder if we are gone without having done so.
 
 Started by `LocalServer` as a script, with nothing but the standard library. Its standard input is a pipe that we alone write to:
-`done` says that there is nothing to do, its end without a word that we were killed.
+`pid N` names the process, `done` says that there is nothing to do, the pipe's end without that word that we were killed. It is there
+before the folder is, so nothing is left whenever that happens.
 
-    python watcher.py PID FOLDER [apart]
+    python watcher.py FOLDER [apart]
 
 `apart`: it becomes no child of ours, because some who end a process (Ray) end its children first.
 """
@@ -42,19 +43,24 @@ def end(pid: int) -> None:
 
 def main() -> None:
     """Wait for the pipe's end."""
-    pid, folder = int(sys.argv[1]), sys.argv[2]
-    own = began(pid)
-    if sys.argv[3:] == ["apart"] and hasattr(os, "fork") and os.fork():
+    folder = sys.argv[1]
+    if sys.argv[2:] == ["apart"] and hasattr(os, "fork") and os.fork():
         os._exit(0)
-    if b"done" in sys.stdin.buffer.read():
-        return
-    if began(pid) == own:
-        end(pid)
-    for _ in range(20):
+    process: tuple[int, str | None] | None = None
+    for line in sys.stdin.buffer:
+        if line.startswith(b"done"):
+            return
+        if line.startswith(b"pid "):
+            pid = int(line[4:])
+            process = pid, began(pid)
+    if process is not None and began(process[0]) == process[1]:
+        end(process[0])
+    # Whatever else writes there ends soon; on a busy machine not at once.
+    for wait in (0.1, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20):
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.lexists(folder):
             return
-        time.sleep(0.1)
+        time.sleep(wait)
 
 
 if __name__ == "__main__":

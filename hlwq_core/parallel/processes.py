@@ -56,7 +56,8 @@ class Worker:
                 stderr=log,
                 start_new_session=os.name != "nt",  # Ctrl-C in the terminal reaches us alone, and we end it
             )
-        self._lifeline = Lifeline(self._process, folder, waits=False)
+        self._lifeline = Lifeline(folder)
+        self._lifeline.watch(self._process, waits=False)
         self.last_heard = time.monotonic()
         threading.Thread(target=self._listen, name=f"hlwq-rank{rank}", daemon=True).start()
 

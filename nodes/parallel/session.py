@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ...hlwq_core.client.lifeline import Lifeline
 from ...hlwq_core.parallel import message
 from ...hlwq_core.parallel.exchange import Council, Exchange
 from ...hlwq_core.parallel.groups import Groups
@@ -49,7 +51,9 @@ class Session:
     def __init__(self, model: torch.nn.Module, cards: Sequence[Card], given: dict[str, Any]):
         self.cards = list(cards)
         self._model = weakref.ref(model)
-        self._folder = Path(tempfile.mkdtemp(prefix="hlwq-cards-"))
+        self._folder = Path(tempfile.gettempdir()) / f"hlwq-cards-{secrets.token_hex(6)}"
+        self._lifeline = Lifeline(self._folder)  # before there is anything to remove
+        self._folder.mkdir(mode=0o700)
         self._changed = threading.Condition()
         self._asked = 0
         self._answers: dict[tuple[int, int], Message] = {}
@@ -288,6 +292,7 @@ class Session:
             worker.end()
         self._split = None
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lifeline.release()
 
 
 _sessions: list[Session] = []

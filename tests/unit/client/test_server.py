@@ -163,6 +163,33 @@ def test_killing_the_command_ends_the_server_too(fake_folder: Path, tmp_path: Pa
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kill -9")
+@pytest.mark.parametrize("moment", ["free_port", "_link_base", "bound", "Popen"])
+def test_killed_while_the_server_is_made_its_folder_goes(fake_folder: Path, tmp_path: Path, moment: str) -> None:
+    """Found by killing Ray's actors: between the folder and the watcher of its process there was nobody who would remove it."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from hlwq_core.client import server\n"
+        "def kill(*a, **k): print(*Path(os.environ['TMPDIR']).iterdir(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "place = server.subprocess if sys.argv[2] == 'Popen' else server\n"
+        "begin = server.Lifeline.__init__\n"
+        "def then(*a): begin(*a); setattr(place, sys.argv[2], kill)\n"
+        "server.Lifeline.__init__ = then\n"
+        "server.LocalServer(Path(sys.argv[1]), cpu=True, alone=True).launch()\n"
+    )
+    folders = tmp_path / "temp"
+    folders.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(fake_folder), moment],
+        cwd=REPO, env={**os.environ, "TMPDIR": str(folders)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "hlwq-comfyui-" in done.stdout, "it was there"
+    end = time.monotonic() + 20
+    while list(folders.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not list(folders.iterdir())
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_server_outlives_the_thread_that_started_it(fake_folder: Path, tmp_path: Path) -> None:
     """The kernel takes the end of a thread for the parent's."""
@@ -192,8 +219,8 @@ def test_the_watcher_spares_a_process_that_has_the_number_now(tmp_path: Path, mo
     began = iter(["100", "200"])
     monkeypatch.setattr(watcher, "began", lambda pid: next(began))
     monkeypatch.setattr(watcher, "end", lambda pid: pytest.fail("another process"))
-    monkeypatch.setattr(sys, "argv", ["watcher.py", "4711", str(folder)])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.setattr(sys, "argv", ["watcher.py", str(folder)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"pid 4711\n")))
     watcher.main()
     assert not folder.exists()
 
@@ -207,10 +234,10 @@ def test_the_watcher_acts_only_where_nobody_said_that_it_is_done(tmp_path: Path)
     folder.mkdir()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
-        command = [sys.executable, "-I", "-S", watcher.__file__, str(other.pid), str(folder)]
-        subprocess.run(command, input=b"done", check=True, timeout=20)
+        command = [sys.executable, "-I", "-S", watcher.__file__, str(folder)]
+        subprocess.run(command, input=b"pid %d\ndone\n" % other.pid, check=True, timeout=20)
         assert other.poll() is None and folder.is_dir()
-        subprocess.run(command, input=b"", check=True, timeout=20)
+        subprocess.run(command, input=b"pid %d\n" % other.pid, check=True, timeout=20)
         assert other.wait(10) != 0 and not folder.exists()
     finally:
         other.kill()
@@ -230,7 +257,8 @@ def test_a_child_begins_only_when_it_is_watched_over(tmp_path: Path, begins: boo
     child = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
     assert child.stdin is not None
     if begins:
-        lifeline = Lifeline(child, folder)
+        lifeline = Lifeline(folder)
+        lifeline.watch(child)
         assert child.wait(20) == 0 and mark.read_text() == "''", "its standard input is empty"
         lifeline.release()
     else:
