@@ -49,17 +49,19 @@ class Gathering:
             try:
                 result = run(*args, **kwargs)
                 calibration.samples += 1
-                return result
-            finally:
-                if any(calibration.counts.values()):
+            except BaseException:
+                try:
                     self._save(calibration)
+                except HLWQError as error:  # what ended the run is the error to tell; the next one writes this too
+                    _log.error("HLWQ: the calibration is not written: %s", error)
+                raise
+            self._save(calibration)
+            return result
 
     def _save(self, calibration: Calibration) -> None:
-        try:
-            calibration.save(self.path)
-        except HLWQError as error:  # it hides neither what the run made nor what ended it
-            _log.error("HLWQ: the calibration is not written, the next run tries again: %s", error)
+        if not any(calibration.counts.values()):
             return
+        calibration.save(self.path)
         _log.info(
             "HLWQ: calibration of %d layers after %d runs: %s",
             len(calibration.counts), calibration.samples, self.path,

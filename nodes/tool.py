@@ -9,6 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..hlwq_core.tools.job import DONE
 from . import compat, locations
 
 NONE = "none"
@@ -35,7 +36,8 @@ def watched(node_id: str | None) -> Callable[[int, int, str], None]:
 
     def progress(done: int, total: int, text: str) -> None:
         nonlocal told
-        compat.model_management.throw_exception_if_processing_interrupted()
+        if text != DONE:  # else it is too late for this node, and the next one is to find that it was cancelled
+            compat.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
         if now - told < 0.25 and done < total:
             return

@@ -197,7 +197,7 @@ class RayWorker:
             for file in told["files"]:
                 arrived.parts.append((await self._fetch(file, part()), str(file["name"]), str(file["sha256"])))
         # Not waited for: all has arrived, and neither a dead actor nor one that hangs is to take that away.
-        telling = asyncio.ensure_future(_told(self._actor.forget.remote([file["part"] for file in told["files"]])))
+        telling = asyncio.ensure_future(_tell(self._actor, [file["part"] for file in told["files"]]))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
         return arrived
@@ -251,6 +251,6 @@ async def _answer(reference: Any) -> Any:
     return await reference
 
 
-async def _told(reference: Any) -> None:
+async def _tell(actor: Any, parts: list[str]) -> None:
     with contextlib.suppress(Exception):
-        await reference
+        await actor.forget.remote(parts)

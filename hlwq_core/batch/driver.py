@@ -124,6 +124,8 @@ class Driver:
         self.stopped_by: BaseException | None = None
         self._waiting: deque[Job] = deque()
         self._kept: dict[str, deque[Job]] = {}  # by the worker that may still have them in its queue
+        # By worker and prompt: what was queued and has neither ended nor been taken back.
+        self._lying: dict[tuple[str, str], Job] = {}
         self._open = 0
         self._total = len(jobs)
         self._deaths: dict[str, int] = {}
@@ -165,26 +167,22 @@ class Driver:
         for lane in lanes:
             lane.cancel()
         await asyncio.gather(*lanes, return_exceptions=True)
-        for worker in self.workers:
-            if worker.keeps:
-                await self._take_back(worker)
-            with contextlib.suppress(Exception):
-                await worker.stop()
+        await asyncio.gather(*map(self._leave, self.workers))
 
-    async def _take_back(self, worker: Worker) -> None:
-        """What lies in a worker's queue does not run on when we stop. `left` has what could not be taken back."""
-        jobs = [job for job in self.left if job.queued and job.queued[0] == worker.name]
-        if not jobs:
-            return
-        with contextlib.suppress(HLWQError, asyncio.TimeoutError):
-            await asyncio.wait_for(worker.take_back([job.queued[1] for job in jobs if job.queued]), 10)
-            for job in jobs:
-                job.queued = None
+    async def _leave(self, worker: Worker) -> None:
+        """What lies in a worker's queue does not run on without us."""
+        with contextlib.suppress(Exception):
+            if mine := [place for place in self._lying if place[0] == worker.name]:
+                await asyncio.wait_for(worker.take_back([prompt_id for _, prompt_id in mine]), 10)
+                for place in mine:
+                    del self._lying[place]
+        with contextlib.suppress(Exception):
+            await worker.stop()
 
     @property
-    def left(self) -> list[Job]:
-        """The jobs that may lie in a server's queue, or run there, and are neither made nor failed."""
-        return [job for job in self._jobs if job.queued and is_open(self.results.state(job), self.tries)]
+    def left(self) -> list[str]:
+        """The servers that may still run something of ours, by name."""
+        return sorted({name for name, _ in self._lying})
 
     def _sort_out(self) -> None:
         """Which jobs are left, and which of them may still lie in a worker's queue."""
@@ -196,6 +194,7 @@ class Driver:
             self._open += 1
             job.queued = state.queued
             if state.queued is not None and state.queued[0] in keeping:
+                self._lying[state.queued] = job
                 self._kept.setdefault(state.queued[0], deque()).append(job)
             else:
                 self._waiting.append(job)
@@ -241,9 +240,7 @@ class Driver:
     async def _lanes(self, worker: Worker, made: list[str]) -> None:
         lanes = [asyncio.ensure_future(self._lane(worker, slot, made)) for slot in range(self.depth)]
         try:
-            done, _ = await asyncio.wait(lanes, return_when=asyncio.FIRST_EXCEPTION)
-            for lane in done:
-                lane.result()
+            await asyncio.gather(*lanes)
         finally:
             for lane in lanes:
                 lane.cancel()
@@ -265,7 +262,7 @@ class Driver:
                 raise
             finally:
                 in_work.remove(job.id)
-                await asyncio.shield(self._put_back(job, settled))
+                await asyncio.shield(self._put_back(worker, job, settled))
 
     async def _next(self, worker: Worker) -> Job | None:
         async with self._changed:
@@ -277,10 +274,13 @@ class Driver:
                 await self._changed.wait()
         return None
 
-    async def _put_back(self, job: Job, settled: bool) -> None:
+    async def _put_back(self, worker: Worker, job: Job, settled: bool) -> None:
         async with self._changed:
             if settled:
                 self._open -= 1
+            elif job.queued and (job.queued[0], job.queued[1]) in self._lying and job.queued[0] == worker.name:
+                # It runs there, or has: nobody else is to make it again as long as the worker may come back.
+                self._kept.setdefault(worker.name, deque()).appendleft(job)
             elif self.results.state(job).failures or self._deaths.get(job.id, 0) > 1:
                 self._waiting.append(job)  # after the others
             else:
@@ -293,7 +293,9 @@ class Driver:
         def queuing(prompt_id: str) -> None:
             if worker.keeps:
                 self.journal.queued(job.id, worker.name, prompt_id)
+                self._has_ended(worker, job)
                 job.queued = (worker.name, prompt_id)
+                self._lying[job.queued] = job
 
         parts: list[Path] = []
 
@@ -312,8 +314,10 @@ class Driver:
         except Unwritable as error:
             raise error.error from error
         except HLWQError as error:
+            self._has_ended(worker, job)
             job.queued = None
             return self._failed(worker, job, error)
+        self._has_ended(worker, job)
         try:
             self.results.commit(job, arrived, worker.name)
         except HLWQError:
@@ -323,6 +327,11 @@ class Driver:
         self._refused = None
         self.events.made(job, worker.name, arrived.seconds or time.monotonic() - begun)
         return True
+
+    def _has_ended(self, worker: Worker, job: Job) -> None:
+        """What the worker had of a job lies there no longer."""
+        if job.queued and job.queued[0] == worker.name:
+            self._lying.pop(job.queued, None)
 
     def _failed(self, worker: Worker, job: Job, error: HLWQError) -> bool:
         final = error.final if isinstance(error, WorkError) else True

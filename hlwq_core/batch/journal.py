@@ -119,18 +119,18 @@ class Journal:
     def discard(self) -> None:
         """Remove the journal: the batch is whole, and a later call begins a new one. It stays where a part has not got its name
         yet, which only the journal knows."""
-        try:
-            (self.folder / "parts").rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError:
+        parts = self.folder / "parts"
+        if any(
+            (parts / file["part"]).exists() for state in self.jobs.values() if state.made for file in state.made.files
+        ):
             return
         self.close()
         for path in (self.path, self.folder / "lock"):
             with contextlib.suppress(OSError):
                 path.unlink()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        for folder in (parts, self.folder):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     # ---- reading ----
 

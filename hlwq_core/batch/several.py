@@ -151,6 +151,7 @@ async def make_all(
     *,
     labels: Sequence[str] = (),
     say: Say = lambda line: None,
+    warn: Say | None = None,
 ) -> Outcome:
     """Make what each request asks for, on whichever worker is free.
 
@@ -160,6 +161,7 @@ async def make_all(
 
     Args:
         labels: what each is called on screen; its prompt, if not given.
+        warn: told, where it is given instead of `say`, what may still run when the call ends.
     """
     names = list(labels) or [request.prompt or "" for request in requests]
     identities = Identities()
@@ -187,26 +189,22 @@ async def make_all(
         except HLWQError as caught:
             error = caught
         except asyncio.CancelledError:
-            say(where_it_runs(driver.left) or "nothing is left running")
+            if not driver.left:
+                say("nothing is left running")
             raise
         finally:
+            if driver.left:
+                (warn or say)(where_it_runs(driver.left))
             settled = [job for job in jobs if results.state(job).made or results.state(job).failures]
             nothing = not driver.left and not any(results.state(job).made for job in jobs)
             if len(settled) == len(jobs) or nothing:
                 journal.discard()
-        found = [_result(job, results) for job in settled]
-        # After an error, what was made may not have its name.
-        return Outcome([r for r in found if error is None or all(path.is_file() for path in r.files)], error)
+        return Outcome([_result(job, results) for job in settled if not results.lacks_name(job)], error)
 
 
-def where_it_runs(left: Sequence[Job]) -> str:
-    """What may still run after a call was stopped; "" if nothing does."""
-    servers = sorted({job.queued[0] for job in left if job.queued})
-    return (
-        f"{', '.join(servers)} did not take the prompt back and may still run it: the same call follows it"
-        if servers
-        else ""
-    )
+def where_it_runs(servers: Sequence[str]) -> str:
+    """In words, which servers may still run something."""
+    return f"{', '.join(servers)} did not take back what lies there and may still run it: the same call follows it"
 
 
 def _seed(jobs: list[Job], journal: Journal) -> None:

@@ -277,10 +277,19 @@ class Client:
         return answer["prompt_id"]
 
     async def cancel(self, *prompt_ids: str) -> None:
-        """Take prompts out of the queue and interrupt the one that runs; says nothing if there is none."""
-        await self._post("/queue", {"delete": list(prompt_ids)})
-        for prompt_id in prompt_ids:
-            await self._post("/interrupt", {"prompt_id": prompt_id})
+        """Take prompts out of the queue and interrupt the one that runs; says nothing if there is none.
+
+        Raises:
+            ServerError: the server did not take them back.
+        """
+        told: list[tuple[str, dict[str, Any]]] = [("/queue", {"delete": list(prompt_ids)})]
+        told += [("/interrupt", {"prompt_id": prompt_id}) for prompt_id in prompt_ids]
+        for path, body in told:
+            status, _ = await self._post(path, body)
+            if status != 200:
+                raise ServerError(
+                    f"{self.url}{path} answered {status}", fix="look into the log of ComfyUI, which says more"
+                )
 
     async def free(self) -> None:
         """Forget what nodes have made: they run again in the next prompt."""

@@ -147,9 +147,14 @@ def _run(args: argparse.Namespace, where: Where, jobs: list[Job], results: Resul
     except HLWQError as caught:
         error = error or caught
     failed = _tell(args, jobs, results, error)
+    left = driver.left if driver is not None else []
+    if left:
+        print(where_it_runs(left), file=sys.stderr)
     if stopped:
-        left = where_it_runs(driver.left) if driver is not None else ""
-        print(f"stopped; {left or 'nothing is left running; the same call goes on'}", file=sys.stderr)
+        print(
+            "stopped; the same call goes on" if left else "stopped; nothing is left running; the same call goes on",
+            file=sys.stderr,
+        )
         return STOPPED
     if error is not None:
         raise error

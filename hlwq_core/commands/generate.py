@@ -149,6 +149,9 @@ def execute(args: argparse.Namespace, requests: Sequence[Request], labels: Seque
         if not args.json:
             print(line, file=sys.stderr, flush=True)
 
+    def warn(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     if len(args.server or ()) > 1:
         raise InputError(
             "this uses one server", expected="one --server", found=len(args.server), fix="`batch` uses several"
@@ -156,7 +159,7 @@ def execute(args: argparse.Namespace, requests: Sequence[Request], labels: Seque
     workers = pool(where_of(args), say=say, watcher=watcher(args.json))
     try:
         with stoppable():
-            outcome = asyncio.run(make_all(requests, workers, target, labels=labels, say=say))
+            outcome = asyncio.run(make_all(requests, workers, target, labels=labels, say=say, warn=warn))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED

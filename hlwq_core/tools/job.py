@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 # Called with bytes done, bytes in all, and what is being done; may raise to stop the work.
 Progress = Callable[[int, int, str], None]
+# The last word, when all is done and has its name.
+DONE = "done"
 
 
 class Tally:
@@ -43,8 +45,8 @@ class Tally:
         self.add(0, text)
 
     def end(self) -> None:
-        """All is done. Who wants to stop it now is too late."""
+        """All is done, and has its name: what the caller's own raises now, but for a signal of the terminal, is told to nobody."""
         self.done = self.total
-        with contextlib.suppress(BaseException):
-            self.tell("done")
+        with contextlib.suppress(Exception):
+            self.tell(DONE)
         self.stopped = None

@@ -92,7 +92,7 @@ def test_it_goes_on_after_an_interruption(load, sample, folder: Path) -> None:
     assert again.samples == 2 and again.layers[name]["count"] > cut.layers[name]["count"]
 
 
-def test_a_full_disk_hides_neither_the_samples_nor_what_ended_the_run(
+def test_a_full_disk_is_told_and_does_not_hide_what_ended_the_run(
     load, sample, folder: Path, monkeypatch, caplog
 ) -> None:
     import comfy.model_management as management
@@ -106,7 +106,8 @@ def test_a_full_disk_hides_neither_the_samples_nor_what_ended_the_run(
     monkeypatch.setattr(calibrating.Calibration, "save", full)
     model = load()[0]
     calibrated = watched(model)
-    assert sample(calibrated) and "make room" in caplog.text
+    with pytest.raises(DiskFullError, match="make room"):
+        sample(calibrated)
 
     def interrupted(*unused: Any) -> None:
         raise management.InterruptProcessingException
@@ -115,6 +116,7 @@ def test_a_full_disk_hides_neither_the_samples_nor_what_ended_the_run(
     with pytest.raises(management.InterruptProcessingException):
         sample(calibrated)
     handle.remove()
+    assert "make room" in caplog.text
     monkeypatch.setattr(calibrating.Calibration, "save", save)
     sample(calibrated)
     assert opened(folder).samples == 2, "what could not be written is written with the next run"

@@ -44,6 +44,23 @@ def made(comfy_base: Path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def test_cancel_in_the_last_moment_is_left_to_the_next_node(pack):
+    """What is done has its name by then; the flag that Cancel set is not to be used up."""
+    import comfy.model_management as management
+    from comfyui_hlwq.hlwq_core.tools.job import Tally
+    from comfyui_hlwq.nodes.tool import watched
+
+    tally = Tally(watched(None), 10)
+    management.interrupt_current_processing()
+    try:
+        tally.end()
+        assert management.processing_interrupted() and tally.done == 10 and tally.stopped is None
+        with pytest.raises(management.InterruptProcessingException):
+            tally.tell("something that is not the last word")
+    finally:
+        management.interrupt_current_processing(False)
+
+
 def test_the_pack_offers_the_five_nodes(pack: ModuleType, tools) -> None:
     extension = asyncio.run(pack.comfy_entrypoint())
     ids = {node.define_schema().node_id for node in asyncio.run(extension.get_node_list())}

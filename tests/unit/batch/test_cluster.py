@@ -126,8 +126,11 @@ def test_inputs_go_and_outputs_come_as_bytes(place: Place, ray: Ray, monkeypatch
         content = path.read_bytes()
         assert f"film of rain, seed 7, picture {hashlib.sha256(b'picture').hexdigest()}".encode() in content
         assert digest == hashlib.sha256(content).hexdigest() and name.endswith(".mp4") and arrived.seconds > 0
-        while list(ray.actors[0].inner.host.folder.iterdir()):  # it is told to forget them, and nobody waits for it
+        for _ in range(500):  # it is told to forget them, and nobody waits for it
+            if not list(ray.actors[0].inner.host.folder.iterdir()):
+                break
             await asyncio.sleep(0.01)
+        assert not list(ray.actors[0].inner.host.folder.iterdir())
         with pytest.raises(WorkError, match="no FAIL") as failed:
             await make(ray0, job(place, "FAIL"), place.folder / "part")
         assert not failed.value.final

@@ -121,6 +121,164 @@ async def slow(request: web.Request, handler: Any) -> Any:
     return await handler(request)
 
 
+@pytest.mark.parametrize("status", [500, 404])
+def test_a_prompt_that_is_not_taken_back_is_not_forgotten(workflow: Path, tmp_path: Path, status: int) -> None:
+    @web.middleware
+    async def refuses(request: web.Request, handler: Any) -> Any:
+        if request.method == "POST" and request.path == "/queue":
+            return web.Response(status=status)
+        return await handler(request)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await fake.wait_for_socket()
+        running.set()
+        await asyncio.sleep(30)
+
+    async def go() -> None:
+        nonlocal running
+        running = asyncio.Event()
+        async with FakeComfy(run, [refuses]) as fake:
+            work = asyncio.ensure_future(runs(fake, workflow, tmp_path, 1))
+            await running.wait()
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+
+    running: asyncio.Event
+    play(go())
+    assert [p.name for p in tmp_path.glob(".hlwq-*/*.jsonl")] == ["journal.jsonl"]
+
+
+def test_a_server_that_hangs_keeps_no_other_from_being_told(workflow: Path, tmp_path: Path) -> None:
+    hangs = False
+
+    @web.middleware
+    async def slowly(request: web.Request, handler: Any) -> Any:
+        if hangs:
+            await asyncio.sleep(60)
+        return await handler(request)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await asyncio.sleep(30)
+
+    async def go() -> None:
+        nonlocal hangs
+        async with FakeComfy(run, [slowly]) as first, FakeComfy(run) as second:
+            requests, labels = queue_requests(workflow, 4, [])
+            workers = [RunningServer(first.url), RunningServer(second.url)]
+            work = asyncio.ensure_future(make_all(requests, workers, Target.of(tmp_path, 4, None), labels=labels))
+            while not (first.running and second.running):
+                await asyncio.sleep(0.01)
+            hangs = True
+            begun = time.monotonic()
+            work.cancel()
+            while not second.interrupted:
+                await asyncio.sleep(0.01)
+            assert time.monotonic() - begun < 5
+            with pytest.raises(asyncio.CancelledError):
+                await work
+            assert time.monotonic() - begun < 15
+
+    play(go())
+
+
+def test_what_runs_on_a_server_is_not_made_again_on_another(workflow: Path, tmp_path: Path) -> None:
+    """One request fails, and the other prompt there is followed as soon as the server is asked again, though another one is idle."""
+    hiccups = [502]
+
+    @web.middleware
+    async def gateway(request: web.Request, handler: Any) -> Any:
+        if request.path == "/view" and hiccups:
+            return web.Response(status=hiccups.pop())
+        return await handler(request)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        if fake.history:
+            while hiccups:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+        await finish(fake, prompt_id)
+
+    async def go() -> None:
+        async with FakeComfy(run, [gateway]) as first, FakeComfy() as second:
+            second.away = 0
+            requests, labels = queue_requests(workflow, 2, [])
+            late = RunningServer(second.url)
+            start = late.start
+
+            async def start_late() -> None:
+                while len(first.prompts) < 2:
+                    await asyncio.sleep(0.01)
+                await start()
+
+            late.start = start_late  # type: ignore[method-assign]
+            target = Target.of(tmp_path, 2, None)
+            outcome = await make_all(requests, [RunningServer(first.url), late], target, labels=labels)
+            assert [result.error for result in outcome.results] == [None, None] and not hiccups
+            assert len(first.prompts) == 2 and not second.prompts and not first.interrupted
+
+    play(go())
+
+
+def test_a_server_that_stays_away_is_told_of_with_what_it_may_still_run(
+    workflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hlwq_core.batch.driver._PAUSE", 0.01)
+    said: list[str] = []
+    gone = False
+
+    @web.middleware
+    async def away(request: web.Request, handler: Any) -> Any:
+        return web.Response(status=502) if gone else await handler(request)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        nonlocal gone
+        await fake.wait_for_socket()
+        gone = True
+        await fake.drop()
+
+    async def go() -> Any:
+        async with FakeComfy(run, [away]) as fake:
+            requests, labels = queue_requests(workflow, 1, [])
+            worker = RunningServer(fake.url, patience=0.5)
+            return await make_all(requests, [worker], Target.of(tmp_path, 1, None), labels=labels, warn=said.append)
+
+    outcome = play(go())
+    assert outcome.error is not None and not outcome.results
+    assert len(said) == 1 and "may still run it: the same call follows it" in said[0]
+    assert list(tmp_path.glob(".hlwq-*/journal.jsonl"))
+
+
+def test_a_part_that_stays_for_a_while_repeats_no_failure(workflow: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A virus scanner holds what arrived of a job that failed: the next call makes it, and does not tell the old error."""
+    unlink = Path.unlink
+
+    def held(path: Path, *args: Any, **named: Any) -> None:
+        if path.parent.name == "parts":
+            raise PermissionError(13, "in use", str(path))
+        unlink(path, *args, **named)
+
+    async def run(fake: FakeComfy, prompt_id: str) -> None:
+        await fake.wait_for_socket()
+        names = ["a.mp4", "b.mp4"]
+        await fake.end(
+            prompt_id, **{"2": {"images": [{"filename": n, "subfolder": "", "type": "output"} for n in names]}}
+        )
+
+    async def go() -> None:
+        async with FakeComfy(run) as fake:
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "unlink", held)
+                outcome = await runs(fake, workflow, tmp_path, 1)
+                assert "b.mp4" in str(outcome.results[0].error)
+            fake.files["b.mp4"] = b"film"
+            outcome = await runs(fake, workflow, tmp_path, 1)
+            assert outcome.results[0].error is None and len(fake.prompts) == 2
+
+    play(go())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "w.json"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 def test_cancelling_takes_everything_back(workflow: Path, tmp_path: Path, count: int, twice: bool) -> None:
@@ -184,6 +342,7 @@ def test_a_prompt_that_could_not_be_taken_back_is_followed_by_the_same_call(work
             with pytest.raises(asyncio.CancelledError):
                 await work
             assert said[-1].startswith(fake.url) and "may still run it: the same call follows it" in said[-1]
+            assert "nothing is left running" not in said
             gone = False
             ended.set()
             outcome = await call()
@@ -237,8 +396,9 @@ def test_a_video_that_cannot_have_its_name_is_not_made_again(workflow: Path, tmp
 
     async def go() -> None:
         async with FakeComfy() as fake:
-            with pytest.raises(HLWQError, match="in use|cannot be written"):
-                await queue(fake.url, workflow, 1, [], target, say=silent, quiet=True)
+            requests, labels = queue_requests(workflow, 1, [])
+            outcome = await make_all(requests, [RunningServer(fake.url)], Target.of(target, 1, None), labels=labels)
+            assert isinstance(outcome.error, HLWQError) and not outcome.results, "the old file is no result"
             assert target.read_bytes() == b"the old one"
             await queue(fake.url, workflow, 1, [], target, say=silent, quiet=True)
             assert target.read_bytes() == fake.files["a.mp4"] and len(fake.prompts) == 1
