@@ -241,10 +241,12 @@ class RayWorker:
         actor, self._actor = self._actor, None
         if actor is None:
             return
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(_answer(actor.stop.remote()), 15)
-        with contextlib.suppress(Exception):
-            self._ray.kill(actor, no_restart=True)
+        try:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(_answer(actor.stop.remote()), 15)
+        finally:  # also where we are cancelled meanwhile: nobody else knows the actor by now
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor, no_restart=True)
 
 
 async def _answer(reference: Any) -> Any:

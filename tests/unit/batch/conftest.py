@@ -90,8 +90,8 @@ class Place:
                 found.append(int(pid))
         return found
 
-    def none_alive(self) -> bool:
-        end = time.monotonic() + 10
+    def none_alive(self, patience: float = 10) -> bool:
+        end = time.monotonic() + patience
         while self.alive() and time.monotonic() < end:
             time.sleep(0.02)
         return not self.alive()

@@ -164,6 +164,28 @@ def test_an_actor_that_dies_when_its_files_have_arrived_has_made_the_job(place: 
     asyncio.run(go())
 
 
+def test_cancelled_while_an_actor_is_stopped_it_is_killed(place: Place, ray: Ray) -> None:
+    async def go() -> None:
+        ray0 = worker(place, ray)
+        await ray0.start()
+        actor = ray.actors[0]
+        stop = actor.inner.stop
+
+        async def hangs() -> None:
+            await asyncio.sleep(60)
+
+        actor.inner.stop = hangs
+        stopping = asyncio.ensure_future(ray0.stop())
+        await asyncio.sleep(0.05)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert actor.dead
+        await stop()
+
+    asyncio.run(go())
+
+
 def test_an_actor_keeps_nothing_of_a_job_that_failed(place: Place, ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two files cannot be fetched: the first is not to lie there until its ComfyUI ends."""
     from hlwq_core.batch import actor

@@ -179,7 +179,7 @@ def test_kills_under_ray(place: Place, cluster: Cluster) -> None:
                     time.sleep(chance.uniform(0, 1))
                     driver.kill()
                     driver.wait()
-                    assert place.none_alive(), "a ComfyUI outlived the driver"
+                    assert place.none_alive(60), "a ComfyUI outlived the driver"
                     continue
                 for whom in chance.sample(["comfyui", "actor"], 2):
                     wait(place, len(place.made()) + 1, driver)
@@ -193,12 +193,11 @@ def test_kills_under_ray(place: Place, cluster: Cluster) -> None:
                 driver.kill()
                 driver.wait()
         check(place)
-        assert place.none_alive(), "an orphan"
-        # Of one that was ended while it was started an empty folder may be left.
-        end = time.monotonic() + 10
-        while (left := [*(place.folder / "temp").glob("hlwq-comfyui-*/output/*")]) and time.monotonic() < end:
+        assert place.none_alive(60), "an orphan"  # Ray takes its time on a busy machine
+        end = time.monotonic() + 60
+        while (left := [*(place.folder / "temp").glob("hlwq-comfyui-*")]) and time.monotonic() < end:
             time.sleep(0.1)
-        assert not left, "copies of videos"
+        assert not left, "a ComfyUI's folder"
 
 
 def wait(place: Place, count: int, driver: subprocess.Popen[bytes], patience: float = 90) -> None:
