@@ -278,7 +278,7 @@ class Driver:
         async with self._changed:
             if settled:
                 self._open -= 1
-            elif job.queued and (job.queued[0], job.queued[1]) in self._lying and job.queued[0] == worker.name:
+            elif job.queued in self._lying and job.queued[0] == worker.name and worker.name not in self._given_up:
                 # It runs there, or has: nobody else is to make it again as long as the worker may come back.
                 self._kept.setdefault(worker.name, deque()).appendleft(job)
             elif self.results.state(job).failures or self._deaths.get(job.id, 0) > 1:
