@@ -182,8 +182,11 @@ def test_a_server_that_hangs_keeps_no_other_from_being_told(workflow: Path, tmp_
     play(go())
 
 
-def test_what_runs_on_a_server_is_not_made_again_on_another(workflow: Path, tmp_path: Path) -> None:
-    """One request fails, and the other prompt there is followed as soon as the server is asked again, though another one is idle."""
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside an idle server"])
+def test_a_request_that_fails_leaves_the_other_prompt_where_it_runs(
+    workflow: Path, tmp_path: Path, others: int
+) -> None:
+    """A gateway's hiccup while a file is fetched: the worker is asked again, what runs there goes on, and nobody makes it again."""
     hiccups = [502]
 
     @web.middleware
@@ -193,7 +196,7 @@ def test_what_runs_on_a_server_is_not_made_again_on_another(workflow: Path, tmp_
         return await handler(request)
 
     async def run(fake: FakeComfy, prompt_id: str) -> None:
-        if fake.history:
+        if fake.history:  # the second runs while the first one's file is fetched, and some more
             while hiccups:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.3)
@@ -201,19 +204,18 @@ def test_what_runs_on_a_server_is_not_made_again_on_another(workflow: Path, tmp_
 
     async def go() -> None:
         async with FakeComfy(run, [gateway]) as first, FakeComfy() as second:
-            second.away = 0
-            requests, labels = queue_requests(workflow, 2, [])
-            late = RunningServer(second.url)
-            start = late.start
+            idle = RunningServer(second.url)
+            start = idle.start
 
             async def start_late() -> None:
                 while len(first.prompts) < 2:
                     await asyncio.sleep(0.01)
                 await start()
 
-            late.start = start_late  # type: ignore[method-assign]
-            target = Target.of(tmp_path, 2, None)
-            outcome = await make_all(requests, [RunningServer(first.url), late], target, labels=labels)
+            idle.start = start_late  # type: ignore[method-assign]
+            requests, labels = queue_requests(workflow, 2, [])
+            workers = [RunningServer(first.url), *[idle][:others]]
+            outcome = await make_all(requests, workers, Target.of(tmp_path, 2, None), labels=labels)
             assert [result.error for result in outcome.results] == [None, None] and not hiccups
             assert len(first.prompts) == 2 and not second.prompts and not first.interrupted
 
@@ -352,32 +354,6 @@ def test_a_prompt_that_could_not_be_taken_back_is_followed_by_the_same_call(work
     ended: asyncio.Event
     play(go())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "w.json"]
-
-
-def test_a_request_that_fails_leaves_the_other_prompt_running(workflow: Path, tmp_path: Path) -> None:
-    """A gateway's hiccup while a file is fetched: the worker is asked again, and what runs there goes on."""
-    hiccups = [502]
-
-    @web.middleware
-    async def gateway(request: web.Request, handler: Any) -> Any:
-        if request.path == "/view" and hiccups:
-            return web.Response(status=hiccups.pop())
-        return await handler(request)
-
-    async def go() -> None:
-        async def run(fake: FakeComfy, prompt_id: str) -> None:
-            if fake.history:  # the second runs while the first one's file is fetched, and some more
-                while hiccups:
-                    await asyncio.sleep(0.01)
-                await asyncio.sleep(0.3)
-            await finish(fake, prompt_id)
-
-        async with FakeComfy(run, [gateway]) as fake:
-            outcome = await runs(fake, workflow, tmp_path, 2)
-            assert [result.error for result in outcome.results] == [None, None]
-            assert not hiccups and not fake.interrupted and len(fake.prompts) == 2
-
-    play(go())
 
 
 def test_a_video_that_cannot_have_its_name_is_not_made_again(workflow: Path, tmp_path: Path, monkeypatch: Any) -> None:
