@@ -80,7 +80,13 @@ def actors(where: Any, *, say: Say = lambda line: None) -> Sequence[Worker]:
     try:
         if not ray.is_initialized():
             ray.init(address=where.ray, **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
+    except Exception as error:  # Ray raises bare ones too, such as where a busy machine takes too long to start it
+        if where.ray == "local":
+            raise ServerError(
+                "Ray cannot be started on this machine",
+                found=error,
+                fix="call again; Ray gives up where the machine is too busy",
+            ) from error
         raise InputError(
             "there is no Ray cluster at this address",
             expected="auto, HOST:PORT of its head, or local for one of this machine alone",

@@ -59,6 +59,7 @@ class Ray:
     """`resources` of the cluster; `actors` that were made, with what they asked for."""
 
     exceptions = SimpleNamespace(RayError=RayError)
+    broken = ("busy:1",)
 
     def __init__(self, **resources: float):
         self.resources, self.actors, self.asked, self.given = resources, [], [], {}
@@ -69,6 +70,8 @@ class Ray:
     def init(self, **given: Any) -> None:
         if given["address"] == "nowhere:1":
             raise ConnectionError("Could not find any running Ray instance")
+        if given["address"] in self.broken:
+            raise Exception("The current node timed out during startup.")
         self.given = given
 
     def cluster_resources(self) -> dict[str, float]:
@@ -249,6 +252,14 @@ def test_what_arrives_damaged_and_a_full_disk(place: Place, ray: Ray) -> None:
     asyncio.run(go())
 
 
+def test_a_busy_machine_on_which_ray_does_not_start(ray: Ray) -> None:
+    """Found while batches were killed beside the whole suite: Ray raises a bare Exception."""
+    ray.broken = ("local",)  # type: ignore[assignment]
+    with pytest.raises(ServerError, match="Ray cannot be started") as caught:
+        pool(Where(ray="local", workers=2))
+    assert "timed out during startup" in str(caught.value) and "call again" in str(caught.value)
+
+
 def test_a_machine_without_a_comfyui(place: Place, ray: Ray) -> None:
     async def go() -> None:
         await worker(place, ray, comfyui="/nowhere").start()
@@ -279,6 +290,7 @@ def test_a_worker_a_card(place: Place, ray: Ray) -> None:
     [
         (Where(ray="auto"), "no GPU"),
         (Where(ray="nowhere:1"), "no Ray cluster at this address"),
+        (Where(ray="busy:1"), "no Ray cluster at this address"),
         (Where(ray="auto", gpus="all"), "--gpus names cards of this machine"),
         (Where(ray="auto", log="x.txt"), "--comfyui-log names a file of this machine"),
     ],
