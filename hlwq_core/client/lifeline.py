@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +101,22 @@ class Lifeline:
                 self._watcher.wait(5)
         if self._close_job is not None:
             self._close_job()
+
+
+def folder_watched_over(prefix: str) -> tuple[Path, Lifeline]:
+    """A temporary folder of our own, and what removes it when we are gone: it is there before the folder is.
+
+    Raises:
+        OSError: there is no room for it, or no such folder for temporary files.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(6)}"
+    lifeline = Lifeline(folder)
+    try:
+        folder.mkdir(mode=0o700)
+    except BaseException:
+        lifeline.release()
+        raise
+    return folder, lifeline
 
 
 def _windows_job(process: subprocess.Popen[bytes]) -> Callable[[], object] | None:

@@ -6,14 +6,12 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, ServerError
-from .lifeline import Lifeline, bound
+from .lifeline import Lifeline, bound, folder_watched_over
 
 _WINDOWS = os.name == "nt"
 
@@ -151,10 +149,7 @@ class LocalServer:
                 fix="correct --base-directory",
             )
         try:
-            folder = Path(tempfile.gettempdir()) / f"hlwq-comfyui-{secrets.token_hex(6)}"
-            self._lifeline = Lifeline(folder)  # before there is anything to remove
-            folder.mkdir(mode=0o700)
-            self._folder = folder
+            self._folder, self._lifeline = folder_watched_over("hlwq-comfyui-")
             self._start()
         except OSError as error:
             self.stop()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..client.lifeline import Lifeline
+from ..client.lifeline import Lifeline, folder_watched_over
 
 _log = logging.getLogger("hlwq")
 Message = dict[str, Any]
@@ -122,6 +122,11 @@ class Worker:
         with self._writing, contextlib.suppress(OSError, ValueError):
             self._process.stdin.close()
         self._lifeline.release()
+
+
+def session_folder() -> tuple[Path, Lifeline]:
+    """Where the processes of a session meet; it goes with this process, whatever ends it, or by hand before `Lifeline.release`."""
+    return folder_watched_over("hlwq-cards-")
 
 
 class Leader:

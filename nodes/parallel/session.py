@@ -7,10 +7,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-import secrets
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -20,11 +18,10 @@ from typing import Any
 
 import torch
 
-from ...hlwq_core.client.lifeline import Lifeline
 from ...hlwq_core.parallel import message
 from ...hlwq_core.parallel.exchange import Council, Exchange
 from ...hlwq_core.parallel.groups import Groups
-from ...hlwq_core.parallel.processes import SILENCE, Message, Worker
+from ...hlwq_core.parallel.processes import SILENCE, Message, Worker, session_folder
 from .. import compat
 from ..running import choices, recorded_blocks
 from . import calls, patches
@@ -51,9 +48,7 @@ class Session:
     def __init__(self, model: torch.nn.Module, cards: Sequence[Card], given: dict[str, Any]):
         self.cards = list(cards)
         self._model = weakref.ref(model)
-        self._folder = Path(tempfile.gettempdir()) / f"hlwq-cards-{secrets.token_hex(6)}"
-        self._lifeline = Lifeline(self._folder)  # before there is anything to remove
-        self._folder.mkdir(mode=0o700)
+        self._folder, self._lifeline = session_folder()
         self._changed = threading.Condition()
         self._asked = 0
         self._answers: dict[tuple[int, int], Message] = {}

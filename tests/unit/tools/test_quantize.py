@@ -305,7 +305,7 @@ def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
 def test_who_cancels_when_all_is_written_is_too_late(tmp_path: Path, layout: str) -> None:
     """The target has its name by then: an error would tell of nothing that can be mended."""
 
-    class Cancelled(BaseException):
+    class Cancelled(Exception):
         pass
 
     def progress(done: int, total: int, text: str) -> None:
