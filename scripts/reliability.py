@@ -157,7 +157,13 @@ def _batches(results: dict[str, Any]) -> list[str]:
         ]
         for name, r in results.items()
     ]
-    return _table(("what", "kills", "rounds", "outputs", "gone", "faults"), rows)
+    earlier = [
+        f"- {BATCHES[name]}, {sum(call['kills'].values())} kills, seed {call['seed']}: {call['fault']}."
+        for name, result in results.items()
+        for call in result.get("earlier", ())
+    ]
+    told = ["", "Calls before, each of which found a fault that is mended since:", "", *earlier] if earlier else []
+    return [*_table(("what", "kills", "rounds", "outputs", "gone", "faults"), rows), *told]
 
 
 def _soak(result: dict[str, Any]) -> list[str]:
