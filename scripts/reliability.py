@@ -43,7 +43,8 @@ changes a file a batch's journal in tests/unit/batch/test_journal.py.
 `python tests/attacks/batches.py --kills N --seed S`: 12 jobs, two workers, kill -9 at random moments of a ComfyUI, of an actor of Ray, of
 the command itself, which is called again until it ends. Then there are 12 outputs, each whole, each once in the journal and in the
 manifest, no try was counted, no temporary file and no process is left. "gone": the longest time until the ComfyUIs (and Ray) had
-followed a command that was killed (agents of Ray that do nothing by then end a minute after the rest). Stand-ins are small servers with ComfyUI's routes (tests/unit/batch/fake_comfyui.py).
+followed a command that was killed (agents of Ray that do nothing by then end a minute after the rest). Stand-ins are small servers with
+ComfyUI's routes (tests/unit/batch/fake_comfyui.py).
 
 """
 SOAK = """
@@ -214,11 +215,6 @@ def _untried(results: dict[str, dict[str, Any]], fuzz: dict[str, Any], kills: di
         lines.append(f"Batches that are killed: {', '.join(kinds)}.")
     lines += [
         f"A soak of more than {results['soak']['prompts']} prompts; on a card with pictures that are large enough for fast mode.",
-        *(
-            ()
-            if "actor" in batches["ray"]["kills"]
-            else ("Kills of Ray's actors around real ComfyUIs: around stand-ins only.",)
-        ),
         "Kills of a machine of a Ray cluster; Ray's clusters of more than one machine.",
         "The same latents on two machines: processors and cards of other kinds sum in another order.",
         "macOS and Windows.",

@@ -95,11 +95,11 @@ class Host:
             if arrived is None:
                 discard(parts)
         run = {key: getattr(arrived, key) for key in ("seconds", "prompt_id", "workflow", "report", "node_seconds")}
-        files_made = [
+        outputs = [
             {"part": path.name, "name": name, "sha256": digest, "size": path.stat().st_size}
             for path, name, digest in arrived.parts
         ]
-        return json.dumps({"run": run, "files": files_made})
+        return json.dumps({"run": run, "files": outputs})
 
     def piece(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file that waits."""

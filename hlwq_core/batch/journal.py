@@ -119,18 +119,21 @@ class Journal:
     def discard(self) -> None:
         """Remove the journal: the batch is whole, and a later call begins a new one. It stays where a part has not got its name
         yet, which only the journal knows."""
-        parts = self.folder / "parts"
-        if any(
-            (parts / file["part"]).exists() for state in self.jobs.values() if state.made for file in state.made.files
-        ):
+        if any(map(self.lacks_name, self.jobs.values())):
             return
         self.close()
         for path in (self.path, self.folder / "lock"):
             with contextlib.suppress(OSError):
                 path.unlink()
-        for folder in (parts, self.folder):
+        for folder in (self.folder / "parts", self.folder):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def lacks_name(self, state: State) -> bool:
+        """Whether a job is made, and a part of it could not be given its name: what has that name is another file."""
+        return state.made is not None and any(
+            (self.folder / "parts" / file["part"]).exists() for file in state.made.files
+        )
 
     # ---- reading ----
 

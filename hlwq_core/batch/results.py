@@ -153,11 +153,6 @@ class Results:
         """What the journal knows of a job."""
         return self.journal.jobs.get(job.id) or State()
 
-    def lacks_name(self, job: Job) -> bool:
-        """Whether a job that is made has a part that could not be given its name: what has that name is another file."""
-        made = self.state(job).made
-        return made is not None and any((self.parts / file["part"]).exists() for file in made.files)
-
     def part(self, job: Job) -> Path:
         """A path where a file of a job may arrive."""
         return self.parts / f"{job.id}-{uuid.uuid4().hex[:12]}"

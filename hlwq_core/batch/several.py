@@ -199,7 +199,7 @@ async def make_all(
             nothing = not driver.left and not any(results.state(job).made for job in jobs)
             if len(settled) == len(jobs) or nothing:
                 journal.discard()
-        return Outcome([_result(job, results) for job in settled if not results.lacks_name(job)], error)
+        return Outcome([_result(job, results) for job in settled if not journal.lacks_name(results.state(job))], error)
 
 
 def where_it_runs(servers: Sequence[str]) -> str:
